@@ -1,0 +1,154 @@
+"""The device's seam: what a method does around local training.
+
+A training loop calls, in this order::
+
+    model = method.prepare(model)            # once, before the weights are loaded
+    method.before_fit(fit)
+    for each batch:
+        loss.backward();  method.after_backward(fit)
+        optimizer.step(); method.after_step(fit)
+    arrays = method.after_fit(fit)           # what is sent
+
+Our own loop is ``flsparse.tasks.training``; a user's own loop can call the same five hooks.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, get_args, get_type_hints
+
+import numpy as np
+import torch
+from torch import nn
+
+from flsparse.clients.state import NodeState
+
+Scalar = int | float | str | bool
+Arrays = dict[str, np.ndarray]
+
+
+@dataclass
+class Fit:
+    """One local training, as the hooks see it.
+
+    Attributes
+    ----------
+    model : nn.Module
+        The model in training, the received weights loaded.
+    optimizer : torch.optim.Optimizer
+        The local optimizer.
+    received : dict[str, np.ndarray]
+        The broadcast as this node decoded it, by state-dict key.
+    server_round, num_rounds : int
+        This round, from 1, and the last one.
+    node : int
+        Partition id.
+    seed : int
+        The run's seed, for :func:`flsparse.rng.derive`.
+    config : Mapping[str, int | float | str | bool]
+        The training configuration of the message (``lr``, ``batch-size``, ...).
+    state : NodeState
+        What this node keeps from round to round.
+    prunable : list[str]
+        Names of the arrays that may be pruned.
+    step : int
+        Local steps done so far.
+    metrics : dict[str, float]
+        What the node reports; hooks may add to it.
+    """
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    received: Arrays
+    server_round: int
+    num_rounds: int
+    node: int
+    seed: int
+    config: Mapping[str, Scalar]
+    state: NodeState
+    prunable: list[str] = field(default_factory=list)
+    step: int = 0
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(kw_only=True)
+class LocalMethod:
+    """What a method does on the device. Subclasses are data classes whose fields are the hyper-parameters."""
+
+    name: ClassVar[str]
+
+    def prepare(self, model: nn.Module) -> nn.Module:
+        """Turn a plain model into the one this method trains; the server does the same with its own copy."""
+        return model
+
+    def before_fit(self, fit: Fit) -> None:
+        """Run before the first step, the received weights loaded."""
+
+    def after_backward(self, fit: Fit) -> None:
+        """Run after the gradients are there, before the optimizer's step."""
+
+    def after_step(self, fit: Fit) -> None:
+        """Run after the optimizer's step."""
+
+    def after_fit(self, fit: Fit) -> Arrays:
+        """Return the arrays to send, by state-dict key, in state-dict order."""
+        return state_arrays(fit.model)
+
+    def hyperparameters(self) -> dict[str, Scalar]:
+        """Return the fields as plain values, as a message carries them."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+
+METHODS: dict[str, type[LocalMethod]] = {}
+
+
+def register(method: type[LocalMethod]) -> type[LocalMethod]:
+    """Add a method to the names that a message may ask for (class decorator)."""
+    METHODS[method.name] = method
+    return method
+
+
+def make_method(name: str, hyperparameters: Mapping[str, Any]) -> LocalMethod:
+    """Build a registered method from what a message says.
+
+    Parameters
+    ----------
+    name : str
+        A key of ``METHODS``; nothing else is ever instantiated.
+    hyperparameters : Mapping[str, Any]
+        Plain values by field name.
+
+    Raises
+    ------
+    ValueError
+        The name is not registered, a key is not a field of the method, or a value has the wrong type.
+    """
+    if name not in METHODS:
+        raise ValueError(f"method {name!r} is not known here; this device knows {', '.join(sorted(METHODS))}")
+    hints = get_type_hints(METHODS[name])
+    for key, value in hyperparameters.items():
+        if key not in hints or key == "name":
+            raise ValueError(f"method {name!r} has no hyper-parameter {key!r}")
+        allowed = get_args(hints[key]) or (hints[key],)
+        if type(value) not in allowed and not (type(value) is int and float in allowed):
+            wanted = " or ".join(t.__name__ for t in allowed)
+            raise ValueError(f"method {name!r}: {key}={value!r} is a {type(value).__name__}, not {wanted}")
+    return METHODS[name](**hyperparameters)
+
+
+def state_arrays(model: nn.Module) -> Arrays:
+    """Return a module's state as NumPy arrays of their own, by state-dict key."""
+    return {name: np.array(tensor.detach().cpu().numpy()) for name, tensor in model.state_dict().items()}
+
+
+def load_arrays(model: nn.Module, arrays: Mapping[str, np.ndarray]) -> None:
+    """Load NumPy arrays into a module; names and shapes must be the module's own.
+
+    Raises
+    ------
+    ValueError
+        A name is missing or unknown, or a shape differs.
+    """
+    try:
+        model.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in arrays.items()})
+    except RuntimeError as error:
+        raise ValueError(f"the arrays do not fit the model: {error}") from error

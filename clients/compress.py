@@ -1,0 +1,167 @@
+"""CompressMod: packed models in, packed updates out, around any Flower train function.
+
+    received = decode(payload, reference held by this node)
+    trained  = the app's own train(received)
+    payload  = Q(trained + residual - received);  residual <- what the coding lost   (error feedback)
+
+The update is coded relative to what was received, positions as well as values. Error feedback is that of Seide et al.
+(2014) and Karimireddy et al. (2019, arXiv 1901.09847); where the codec's own error is small it is not needed.
+"""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from flwr.app import ConfigRecord, Context, Message, MessageType, MetricRecord, RecordDict
+from flwr.clientapp.typing import ClientAppCallable
+
+from flsparse import rng
+from flsparse.clients.protocol import (
+    MISSING_REFERENCE,
+    RECORD,
+    Blueprint,
+    arrayrecord_key,
+    pack,
+    packed_payload,
+    record_of,
+    to_numpy,
+    to_record,
+)
+from flsparse.clients.state import NodeState
+from flsparse.codec import Codec, Reference, decode
+
+Arrays = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the owner of a device allows a server to ask of it; 0 is no limit.
+
+    Attributes
+    ----------
+    max_local_epochs : int
+        Passes over the local data in one round.
+    max_payload_bytes : int
+        Length of one received payload, in bytes.
+    max_memory_bytes : int
+        Size of the model as plain arrays, in bytes.
+    max_state_bytes : int
+        Disk that the nodes of one run may use on this machine, in bytes.
+    """
+
+    max_local_epochs: int = 0
+    max_payload_bytes: int = 0
+    max_memory_bytes: int = 0
+    max_state_bytes: int = 1024**3
+
+    def check(self, name: str, value: float) -> None:
+        """Raise ValueError where a value exceeds the limit of this name."""
+        limit = getattr(self, name)
+        if limit and value > limit:
+            raise ValueError(f"the server asks for {value}, but this device's owner set {name}={limit}")
+
+
+class CompressMod:
+    """Flower mod that unpacks what comes in and packs what goes out.
+
+    Put it first in ``ClientApp(mods=[...])``: what stands behind it, the app's own function and mods such as local
+    differential privacy, sees plain dense arrays. How the update is coded is the server's choice and comes with each
+    message, so a device in the field needs no change when the operator changes it. Messages that are not packed
+    (another strategy's) pass untouched.
+
+    Parameters
+    ----------
+    error_feedback : bool (default: False)
+        Keep what the coding lost and add it to the next update.
+    limits : Limits, optional
+        Bounds set by the device's owner.
+    """
+
+    def __init__(self, *, error_feedback: bool = False, limits: Limits | None = None) -> None:
+        self.error_feedback = error_feedback
+        self.limits = limits or Limits()
+
+    def __call__(self, message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+        """Unpack, call the app, pack."""
+        if not message.has_content() or packed_payload(message.content) is None:
+            return call_next(message, context)
+        state = NodeState(context, self.limits.max_state_bytes)
+        asked = record_of(message.content)
+        try:
+            received, prunable = self._unpack(message.content, asked, state)
+        except _MissingReference:
+            record = ConfigRecord({"status": MISSING_REFERENCE})
+            return Message(RecordDict({RECORD: record}), reply_to=message)
+        reply = call_next(message, context)
+        is_train = message.metadata.message_type.split(".")[0] == MessageType.TRAIN
+        if is_train and not reply.has_error():
+            self._pack(reply.content, asked, received, prunable, state)
+        return reply
+
+    def outgoing(
+        self, trained: Arrays, received: Mapping[str, np.ndarray], prunable: list[str], asked: ConfigRecord
+    ) -> tuple[Arrays, dict[str, float]]:
+        """Return what to send of what was trained, and metrics to report; subclasses prune here."""
+        return trained, {}
+
+    def _unpack(self, content: RecordDict, asked: ConfigRecord, state: NodeState) -> tuple[Reference, list[str]]:
+        """Replace the packed array by the decoded ones."""
+        key = arrayrecord_key(content)
+        payload = packed_payload(content)
+        assert payload is not None
+        self.limits.check("max_payload_bytes", len(payload))
+        reference = None
+        if reference_id := str(asked.get("reference", "")):
+            reference = state.reference(reference_id)
+            if reference is None or "blueprint" not in state.values:
+                raise _MissingReference
+        if "blueprint" in asked:
+            state.values["blueprint"] = asked["blueprint"]
+        blueprint = Blueprint.from_bytes(bytes(state.values["blueprint"]))  # type: ignore[arg-type]
+        self.limits.check("max_memory_bytes", blueprint.nbytes)
+        received = Reference(decode(payload, like=blueprint.specs, reference=reference))
+        if asked.get("hold", False):
+            state.hold(received)
+        content[key] = to_record(received.arrays)
+        return received, blueprint.prunable
+
+    def _pack(
+        self,
+        content: RecordDict,
+        asked: ConfigRecord,
+        received: Reference,
+        prunable: list[str],
+        state: NodeState,
+    ) -> None:
+        """Replace the trained arrays by one packed array."""
+        key = arrayrecord_key(content)
+        trained = to_numpy(content.array_records[key])
+        if list(trained) != list(received.arrays):
+            raise ValueError(
+                f"the app returned arrays {list(trained)[:3]}..., but received {list(received.arrays)[:3]}...: "
+                "return the whole state_dict, in its order"
+            )
+        residual = (state.get("residual") or {}) if self.error_feedback else {}
+        trained = {name: array + residual[name] if name in residual else array for name, array in trained.items()}
+        sent, metrics = self.outgoing(trained, received.arrays, prunable, asked)
+
+        started = time.perf_counter()
+        codec = Codec(values=str(asked["values"]), rounding=str(asked["rounding"]))
+        generator = rng.stream(int(asked["seed"]), int(asked["round"]), int(asked["node"]), "rounding")  # type: ignore[arg-type]
+        reference = None if codec.values == "raw" else received
+        payload = codec.encode(sent, reference=reference, rng=generator)
+        metrics["encode-ms"] = (time.perf_counter() - started) * 1e3
+
+        if self.error_feedback:
+            decoded = decode(payload, like=sent, reference=reference)
+            floating = [name for name, array in sent.items() if array.dtype.kind == "f"]
+            state.put("residual", {name: sent[name] - decoded[name] for name in floating})
+        content[key] = pack(payload)
+        content[RECORD] = ConfigRecord({"reference": reference.id if reference else "", "held": state.held})
+        for record in content.metric_records.values():
+            record.update(metrics)
+
+
+class _MissingReference(Exception):
+    """The node does not have the model that the payload was coded against."""

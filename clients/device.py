@@ -1,0 +1,132 @@
+"""The device application: one ClientApp that carries every method.
+
+The server's message names the method and brings its hyper-parameters; the device knows the data and the model, keeps
+its owner's limits, and answers the hello.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from torch import nn
+from torch.optim import Optimizer
+
+import flsparse
+from flsparse import codec
+from flsparse.clients.base import METHODS, Arrays, Fit, LocalMethod, Scalar, load_arrays, make_method
+from flsparse.clients.compress import CompressMod, Limits
+from flsparse.clients.protocol import RECORD, Blueprint, arrayrecord_key, record_of, to_numpy, to_record
+from flsparse.clients.state import NodeState
+
+CONFIG = "config"
+METRICS = "metrics"
+
+
+class TaskLike(Protocol):
+    """What the device application needs of a task; ``flsparse.tasks.Task`` is one."""
+
+    def model(self) -> nn.Module: ...
+    def train_data(self, node: int) -> Any: ...
+    def optimizer(self, model: nn.Module, config: Mapping[str, Scalar]) -> Optimizer: ...
+    def fit(self, fit: Fit, method: LocalMethod, data: Any) -> Arrays: ...
+    def evaluate(self, model: nn.Module, data: Any) -> dict[str, float]: ...
+
+
+def device_app(load_task: Callable[[Context], TaskLike], limits: Limits | None = None) -> ClientApp:
+    """Return the ClientApp that trains, evaluates and answers the hello.
+
+    Parameters
+    ----------
+    load_task : Callable[[Context], TaskLike]
+        Gives the node's task; called once a message, so it should cache.
+    limits : Limits, optional
+        Bounds set by the device's owner, which no server can exceed.
+    """
+    limits = limits or Limits()
+    app = ClientApp(mods=[CompressMod(limits=limits)])
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        task, node = load_task(context), partition_id(context)
+        config = _plain(message.content.config_records[CONFIG])
+        limits.check("max_local_epochs", float(config.get("local-epochs", 0)))
+        method, model, received = _prepared(message, task)
+        state = NodeState(context, limits.max_state_bytes)
+        asked = record_of(message.content)
+        fit = Fit(
+            model=model,
+            optimizer=task.optimizer(model, config),
+            received=received,
+            server_round=int(config["server-round"]),
+            num_rounds=int(config["num-rounds"]),
+            node=node,
+            seed=int(asked["seed"]),  # type: ignore[arg-type]
+            config=config,
+            state=state,
+            prunable=_prunable(state),
+        )
+        arrays = task.fit(fit, method, task.train_data(node))
+        content = {arrayrecord_key(message.content): to_record(arrays), METRICS: MetricRecord(fit.metrics)}
+        return Message(RecordDict(content), reply_to=message)
+
+    @app.evaluate()
+    def evaluate(message: Message, context: Context) -> Message:
+        task = load_task(context)
+        _, model, _ = _prepared(message, task)
+        metrics = task.evaluate(model, task.train_data(partition_id(context)))
+        return Message(RecordDict({METRICS: MetricRecord(metrics)}), reply_to=message)
+
+    @app.query()
+    def hello(message: Message, context: Context) -> Message:
+        record = ConfigRecord(
+            {
+                "partition-id": partition_id(context),
+                "num-examples": len(load_task(context).train_data(partition_id(context))),
+                "version": flsparse.__version__,
+                "methods": sorted(METHODS),
+                "codec-version": codec.VERSION,
+                "held": NodeState(context, limits.max_state_bytes).held,
+            }
+        )
+        return Message(RecordDict({RECORD: record}), reply_to=message)
+
+    return app
+
+
+def partition_id(context: Context) -> int:
+    """Return the node's partition id from its ``node_config``.
+
+    Raises
+    ------
+    ValueError
+        The node has none.
+    """
+    if "partition-id" not in context.node_config:
+        raise ValueError('this node has no partition id: start it with --node-config "partition-id=0 num-partitions=2"')
+    return int(context.node_config["partition-id"])
+
+
+def _prepared(message: Message, task: TaskLike) -> tuple[LocalMethod, nn.Module, Arrays]:
+    """Return the method the message asks for and the task's model, prepared for it, with the received arrays."""
+    method = asked_method(record_of(message.content))
+    model = method.prepare(task.model())
+    received = to_numpy(message.content.array_records[arrayrecord_key(message.content)])
+    load_arrays(model, received)
+    return method, model, received
+
+
+def asked_method(asked: ConfigRecord) -> LocalMethod:
+    """Build the method that a message's ``flsparse`` record asks for."""
+    prefix = "method."
+    hyperparameters = {key.removeprefix(prefix): v for key, v in asked.items() if key.startswith(prefix)}
+    return make_method(str(asked.get("method", "fedavg")), hyperparameters)
+
+
+def _prunable(state: NodeState) -> list[str]:
+    blueprint = state.values.get("blueprint")
+    return Blueprint.from_bytes(blueprint).prunable if isinstance(blueprint, bytes) else []
+
+
+def _plain(record: ConfigRecord) -> dict[str, Scalar]:
+    return {key: value for key, value in record.items() if isinstance(value, int | float | str)}

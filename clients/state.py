@@ -1,0 +1,148 @@
+"""What a node keeps from round to round.
+
+A ClientApp may run in a fresh process for every message, so only ``context.state`` and files survive. Small state
+lives in ``context.state``; large state and references are files below one folder, keyed by run and node, bounded, and
+written whole or not at all. A file that is gone is a state that is gone: callers start anew and never fail on it.
+"""
+
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save
+
+from flsparse.codec import Reference
+
+STATE_DIR = "FLSPARSE_STATE_DIR"
+SPILL_BYTES = 256 * 1024  # context.state is serialized with every message
+_MEMORY_BYTES = 256 * 1024 * 1024
+_KEY = "flsparse"
+
+_memory: OrderedDict[Path, Reference] = OrderedDict()  # what this process used last
+_lock = threading.Lock()
+
+
+def state_dir() -> Path:
+    """Return the folder for state that outlives a process: ``$FLSPARSE_STATE_DIR``, else ``~/.cache/flsparse``."""
+    return Path(os.environ.get(STATE_DIR) or Path.home() / ".cache" / "flsparse")
+
+
+class NodeState:
+    """Arrays, values and references of one node in one run.
+
+    Parameters
+    ----------
+    context : Context
+        Flower's context of the node.
+    max_bytes : int
+        Bound of what all nodes of this run keep on this machine's disk, in bytes; the oldest references go first.
+    """
+
+    def __init__(self, context: Context, max_bytes: int = 1024**3) -> None:
+        self._context = context
+        self._run_dir = state_dir() / f"run-{context.run_id}"
+        self._max_bytes = max_bytes
+        if _KEY not in context.state:
+            context.state[_KEY] = ConfigRecord()
+
+    @property
+    def values(self) -> ConfigRecord:
+        """Plain values (numbers, strings, bytes) that survive; write to it as to a dict."""
+        return self._context.state.config_records[_KEY]
+
+    def get(self, name: str) -> dict[str, np.ndarray] | None:
+        """Return the arrays stored under a name, or None."""
+        record = self._context.state.array_records.get(f"{_KEY}.{name}")
+        if record is not None:
+            return {key: array.numpy() for key, array in record.items()}
+        return _read(self._file(name))
+
+    def put(self, name: str, arrays: Mapping[str, np.ndarray]) -> None:
+        """Store arrays under a name, replacing what was there."""
+        self.drop(name)
+        if sum(a.nbytes for a in arrays.values()) <= SPILL_BYTES:
+            self._context.state[f"{_KEY}.{name}"] = ArrayRecord({k: Array(np.asarray(v)) for k, v in arrays.items()})
+        else:
+            _write(self._file(name), arrays)
+
+    def drop(self, name: str) -> None:
+        """Forget what is stored under a name."""
+        self._context.state.pop(f"{_KEY}.{name}", None)
+        self._file(name).unlink(missing_ok=True)
+
+    def reference(self, reference_id: str) -> Reference | None:
+        """Return the reference with this id if any node of this run stored it on this machine, or None."""
+        path = self._reference_file(reference_id)
+        with _lock:
+            if path in _memory:
+                _memory.move_to_end(path)
+                return _memory[path]
+        arrays = _read(path)
+        if arrays is None or (reference := Reference(arrays)).id != reference_id:
+            return None
+        self._remember(path, reference)
+        return reference
+
+    def hold(self, reference: Reference) -> None:
+        """Store a reference, once for all nodes of the run on this machine, and note that this node holds it."""
+        path = self._reference_file(reference.id)
+        if not path.exists():
+            _write(path, reference.arrays)
+            self._trim(path.parent)
+        self._remember(path, reference)
+        self.values["held"] = reference.id
+
+    @property
+    def held(self) -> str:
+        """Id of the reference this node holds and still has, or the empty string."""
+        held = str(self.values.get("held", ""))
+        return held if held and self._reference_file(held).exists() else ""
+
+    def _file(self, name: str) -> Path:
+        return self._run_dir / f"node-{self._context.node_id}" / f"{name}.safetensors"
+
+    def _reference_file(self, reference_id: str) -> Path:
+        if not reference_id.isalnum():
+            raise ValueError(f"reference id {reference_id!r} is not hexadecimal")
+        return self._run_dir / "references" / f"{reference_id}.safetensors"
+
+    def _remember(self, path: Path, reference: Reference) -> None:
+        with _lock:
+            _memory[path] = reference
+            _memory.move_to_end(path)
+            while len(_memory) > 1 and sum(r.nbytes for r in _memory.values()) > _MEMORY_BYTES:
+                _memory.popitem(last=False)
+
+    def _trim(self, folder: Path) -> None:
+        files = sorted(folder.glob("*.safetensors"), key=lambda f: f.stat().st_mtime_ns)
+        excess = sum(f.stat().st_size for f in files) - self._max_bytes
+        for file in files[:-1]:
+            if excess <= 0:
+                return
+            excess -= file.stat().st_size
+            file.unlink(missing_ok=True)
+
+
+def _read(path: Path) -> dict[str, np.ndarray] | None:
+    try:
+        stored = load_file(path)
+    except (FileNotFoundError, SafetensorError):
+        return None
+    return {key.partition("/")[2]: stored[key] for key in sorted(stored)}
+
+
+def _write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}.partial")
+    try:
+        # safetensors does not keep the order of names, so each carries its position
+        numbered = {f"{i:06}/{name}": np.ascontiguousarray(a) for i, (name, a) in enumerate(arrays.items())}
+        partial.write_bytes(save(numbered))
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,1 @@
+"""What a federation cost: bytes, FLOPs and, later, time and energy."""

@@ -1,0 +1,88 @@
+"""The byte ledger: every message of a run, counted once, in both directions."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Literal
+
+Direction = Literal["uplink", "downlink"]
+
+
+@dataclass
+class Traffic:
+    """What went one way in one round.
+
+    Attributes
+    ----------
+    messages : int
+        Messages that carried a payload.
+    payload_bytes : int
+        Sum of the payloads' lengths, in bytes.
+    wire_bytes : int
+        Sum over all messages, with Flower's framing (records, keys, metadata), in bytes.
+    dense_bytes : int
+        What the same payloads would have cost as plain arrays, in bytes.
+    """
+
+    messages: int = 0
+    payload_bytes: int = 0
+    wire_bytes: int = 0
+    dense_bytes: int = 0
+
+    @property
+    def ratio(self) -> float:
+        """Dense bytes over payload bytes: above 1 is good; 0 when nothing was sent."""
+        return self.dense_bytes / self.payload_bytes if self.payload_bytes else 0.0
+
+    def __add__(self, other: "Traffic") -> "Traffic":
+        return Traffic(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+
+
+class Ledger:
+    """Counts the traffic of a run, by round and direction.
+
+    Examples
+    --------
+    >>> ledger = Ledger()
+    >>> ledger.count("uplink", 1, payload_bytes=250, wire_bytes=900, dense_bytes=1000)
+    >>> ledger.total("uplink").ratio
+    4.0
+    """
+
+    def __init__(self) -> None:
+        self._traffic: dict[tuple[str, int], Traffic] = {}
+
+    def count(
+        self, direction: Direction, server_round: int, *, payload_bytes: int, wire_bytes: int, dense_bytes: int
+    ) -> None:
+        """Add one message.
+
+        Parameters
+        ----------
+        direction : {"uplink", "downlink"}
+            Uplink is from the node to the server.
+        server_round : int
+            Round the message belongs to; 0 for the hello.
+        payload_bytes, wire_bytes, dense_bytes : int
+            Sizes in bytes (see :class:`Traffic`); a message without payload has 0 payload and dense bytes.
+        """
+        sent = Traffic(int(payload_bytes > 0), payload_bytes, wire_bytes, dense_bytes)
+        self._traffic[direction, server_round] = self.of_round(direction, server_round) + sent
+
+    def of_round(self, direction: Direction, server_round: int) -> Traffic:
+        """Return what went in one direction in one round."""
+        return self._traffic.get((direction, server_round), Traffic())
+
+    def total(self, direction: Direction) -> Traffic:
+        """Return what went in one direction over all rounds."""
+        return sum((t for (d, _), t in self._traffic.items() if d == direction), Traffic())
+
+    def state_dict(self) -> dict[str, list[int]]:
+        """Return the counts as plain lists, keyed ``direction/round``."""
+        return {f"{d}/{r}": [getattr(t, f.name) for f in fields(t)] for (d, r), t in self._traffic.items()}
+
+    def load_state_dict(self, state: Mapping[str, list[int]]) -> None:
+        """Restore what :meth:`state_dict` gave."""
+        self._traffic = {}
+        for key, counts in state.items():
+            direction, _, server_round = key.partition("/")
+            self._traffic[direction, int(server_round)] = Traffic(*counts)
