@@ -1,0 +1,154 @@
+"""The folder of a run: what was asked, what happened each round, where it can go on, and what came out.
+
+=========================== ==================================================================
+``config.yaml``             the composed configuration
+``metrics.jsonl``           one object a round, written as soon as the round has ended
+``summary.json``            the run in numbers; ``status`` is completed, interrupted or failed
+``checkpoint/``             the state after the last round, for ``resume=``
+``model.safetensors``       the trained weights, plain ``w``, by state-dict key
+=========================== ==================================================================
+"""
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from safetensors.numpy import save_file
+
+from flsparse.checkpoint import load_checkpoint, save_checkpoint
+
+SCHEMA_VERSION = 1
+CHECKPOINT = Path("checkpoint") / "state.safetensors"
+
+
+class RunFolderError(RuntimeError):
+    """The folder cannot take the run."""
+
+
+class RunFolder:
+    """Writes the folder of one run, as an observer of its rounds.
+
+    Parameters
+    ----------
+    path : Path or str
+        Made when missing.
+    config : mapping
+        The composed configuration, JSON-able.
+    resume : bool
+        Go on with the run in this folder: rounds after the checkpoint's are cut from ``metrics.jsonl``.
+    overwrite : bool
+        Replace the finished run that the folder holds.
+
+    Raises
+    ------
+    RunFolderError
+        The folder holds a finished run (and neither ``resume`` nor ``overwrite`` is set), or cannot be written to.
+    """
+
+    def __init__(
+        self, path: Path | str, config: Mapping[str, Any], *, resume: bool = False, overwrite: bool = False
+    ) -> None:
+        self.path = Path(path)
+        self._resume = resume
+        if (self.path / "summary.json").exists() and not (resume or overwrite):
+            raise RunFolderError(
+                f"{self.path} holds a finished run: choose another output_dir, or go on with it (resume={self.path})"
+            )
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            if not resume:
+                self._clear()
+            self._write("config.yaml", yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
+        except OSError as error:
+            raise RunFolderError(f"cannot write to the run folder {self.path}: {error}") from error
+
+    def on_start(self, info: Mapping[str, Any]) -> None:
+        """Note that the run has started; on resuming, drop the rows of rounds that will be run again."""
+        first = int(info.get("first_round", 1))
+        metrics = self.path / "metrics.jsonl"
+        rows = [row for row in read_rows(metrics) if int(row.get("server_round", 0)) < first] if self._resume else []
+        self._write("metrics.jsonl", "".join(_line(row) for row in rows))
+
+    def on_round(self, row: Mapping[str, Any]) -> None:
+        """Append one row to ``metrics.jsonl``; it is on disk when this returns."""
+        try:
+            with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
+                file.write(_line({"schema_version": SCHEMA_VERSION, **row}))
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise RunFolderError(f"cannot write round {row.get('server_round')} to {self.path}: {error}") from error
+
+    def on_end(self, summary: Mapping[str, Any]) -> None:
+        """Write ``summary.json``."""
+        text = json.dumps(_clean({"schema_version": SCHEMA_VERSION, **summary}), indent=2) + "\n"
+        self._write("summary.json", text)
+
+    def save_checkpoint(self, state: Mapping[str, Any]) -> None:
+        """Replace the checkpoint (see :func:`flsparse.checkpoint.save_checkpoint`)."""
+        save_checkpoint(self.path / CHECKPOINT, state)
+
+    def save_model(self, weights: Mapping[str, np.ndarray]) -> None:
+        """Replace ``model.safetensors``; ``weights`` by state-dict key."""
+        partial = self.path / "model.safetensors.partial"
+        try:
+            save_file({name: np.array(array, order="C") for name, array in weights.items()}, partial)
+            os.replace(partial, self.path / "model.safetensors")
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            raise RunFolderError(f"cannot write the model to {self.path}: {error}") from error
+
+    def _clear(self) -> None:
+        for name in ("summary.json", "metrics.jsonl", "model.safetensors"):
+            (self.path / name).unlink(missing_ok=True)
+        shutil.rmtree(self.path / "checkpoint", ignore_errors=True)
+
+    def _write(self, name: str, text: str) -> None:
+        """Write a file whole or not at all."""
+        partial = self.path / f"{name}.partial"
+        try:
+            partial.write_text(text, encoding="utf-8")
+            os.replace(partial, self.path / name)
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            raise RunFolderError(f"cannot write {self.path / name}: {error}") from error
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of a ``metrics.jsonl``; a last line that was cut off is left out, a missing file is empty."""
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def read_checkpoint(run_folder: Path | str) -> dict[str, Any]:
+    """Return the state that the run in this folder was last saved with.
+
+    Raises
+    ------
+    flsparse.checkpoint.CheckpointError
+        There is none, or it is damaged.
+    """
+    return load_checkpoint(Path(run_folder) / CHECKPOINT)
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    return json.dumps(_clean(row)) + "\n"
+
+
+def _clean(value: Any) -> Any:
+    """Return a value as strict JSON can hold it: no NumPy scalars, and null for what is not finite."""
+    if isinstance(value, Mapping):
+        return {str(key): _clean(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_clean(each) for each in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
