@@ -1,0 +1,143 @@
+"""What a data set is to the training loop: shared tensors, and index views into them."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Normalize:
+    """Turn stored bytes into a model's input: ``(x / 255 - mean) / std``, per channel.
+
+    Attributes
+    ----------
+    scale, shift : Tensor
+        float32, shape (channels, 1, 1).
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    @classmethod
+    def of(cls, mean: float | Sequence[float], std: float | Sequence[float]) -> "Normalize":
+        """Build from means and standard deviations in [0, 1] units, one for all channels or one each."""
+        means = torch.tensor(np.atleast_1d(mean), dtype=torch.float32).reshape(-1, 1, 1)
+        stds = torch.tensor(np.atleast_1d(std), dtype=torch.float32).reshape(-1, 1, 1)
+        return cls(scale=1 / (255 * stds), shift=-means / stds)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Map uint8 images, shape (batch, channels, height, width), to float32 on the same device."""
+        scale, shift = self.scale.to(images.device), self.shift.to(images.device)
+        return images.to(torch.float32).mul_(scale).add_(shift)
+
+
+def tokens(characters: Tensor) -> Tensor:
+    """Turn stored uint8 character codes into the int64 that an embedding takes."""
+    return characters.long()
+
+
+@dataclass(frozen=True)
+class Data:
+    """One part of a data set (a node's, the test part...): an index view, so a thousand nodes cost no copies.
+
+    Attributes
+    ----------
+    all_inputs, all_targets : Tensor
+        The whole split, shared by all views: images uint8 (samples, channels, height, width) or characters uint8
+        (samples, length); targets int64 (samples,) or uint8 (samples, length).
+    index : Tensor
+        int64 (size,), which samples belong to this part.
+    prepare : callable
+        Maps a batch of stored inputs to the model's input.
+    """
+
+    all_inputs: Tensor
+    all_targets: Tensor
+    index: Tensor
+    prepare: Callable[[Tensor], Tensor]
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    @property
+    def inputs(self) -> Tensor:
+        """This part's inputs as stored (a copy)."""
+        return self.all_inputs[self.index]
+
+    @property
+    def targets(self) -> Tensor:
+        """This part's targets as int64 (a copy)."""
+        return self.all_targets[self.index].long()
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set as its loader delivers it.
+
+    Attributes
+    ----------
+    train_inputs, train_targets, test_inputs, test_targets : Tensor
+        As in :class:`Data`.
+    num_classes : int
+        Number of labels, or of characters.
+    prepare : callable
+        As in :class:`Data`.
+    train_groups, test_groups : np.ndarray, optional
+        int64 (samples,), the natural node of each sample, where the data set knows one.
+    in_time : bool
+        Samples of a group stand in order of time, so a hold-out must be a group's tail, not a random pick.
+    """
+
+    train_inputs: Tensor
+    train_targets: Tensor
+    test_inputs: Tensor
+    test_targets: Tensor
+    num_classes: int
+    prepare: Callable[[Tensor], Tensor]
+    train_groups: np.ndarray | None = None
+    test_groups: np.ndarray | None = None
+    in_time: bool = False
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one sample: (channels, height, width), or (length,) for text."""
+        return tuple(self.train_inputs.shape[1:])
+
+
+def batches(size: int, batch_size: int, generator: torch.Generator, *, epochs: int, steps: int = 0) -> Iterator[Tensor]:
+    """Yield shuffled batches of positions, reshuffled each epoch.
+
+    Every sample is seen once an epoch. A single left-over sample joins the last batch: batch norm cannot train on one.
+
+    Parameters
+    ----------
+    size : int
+        Number of samples, at least 1.
+    batch_size : int
+        At least 1.
+    generator : torch.Generator
+        Drawn from once an epoch.
+    epochs : int
+        Passes over the data; ignored when `steps` is given.
+    steps : int
+        Exactly so many batches, over as many epochs as that takes; 0 for whole epochs.
+
+    Yields
+    ------
+    Tensor
+        int64 positions in [0, size), `batch_size` long (the last of an epoch 2 to ``batch_size + 1``).
+    """
+    sizes = [batch_size] * (size // batch_size)
+    left = size % batch_size
+    if left == 1 and sizes:
+        sizes[-1] += 1
+    elif left:
+        sizes.append(left)
+    remaining = steps if steps > 0 else epochs * len(sizes)
+    while remaining > 0:
+        order = torch.randperm(size, generator=generator)
+        yield from torch.split(order, sizes)[:remaining]
+        remaining -= len(sizes)

@@ -1,0 +1,73 @@
+"""Image data sets: the embedded digits, and what torchvision reads from a folder."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from flsparse import rng
+from flsparse.tasks.data import Normalize, Source
+from flsparse.tasks.torchvision_compat import import_torchvision
+
+Stats = float | Sequence[float]
+_DIGITS_TEST_SHARE = 0.2
+
+
+def digits(*, mean: Stats = 0.5, std: Stats = 0.5) -> Source:
+    """Return scikit-learn's handwritten digits: 1,797 images of 8x8, of which a fixed fifth is the test set."""
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    images = torch.from_numpy(np.rint(bunch.images * (255 / 16)).astype(np.uint8)).unsqueeze(1)
+    targets = torch.from_numpy(bunch.target.astype(np.int64))
+    order = torch.from_numpy(rng.stream(0, 0, -1, "digits-test").permutation(len(images)))
+    test, train = order[: round(_DIGITS_TEST_SHARE * len(order))], order[round(_DIGITS_TEST_SHARE * len(order)) :]
+    return Source(images[train], targets[train], images[test], targets[test], 10, Normalize.of(mean, std))
+
+
+def fashion_mnist(*, root: str, download: bool = False, mean: Stats = 0.5, std: Stats = 0.5) -> Source:
+    """Return Fashion-MNIST: 60,000 + 10,000 images of 28x28, 10 classes."""
+    return _from_torchvision("FashionMNIST", "fashion_mnist", "FashionMNIST/raw", root, download, mean, std)
+
+
+def mnist(*, root: str, download: bool = False, mean: Stats = 0.5, std: Stats = 0.5) -> Source:
+    """Return MNIST: 60,000 + 10,000 images of 28x28, 10 classes."""
+    return _from_torchvision("MNIST", "mnist", "MNIST/raw", root, download, mean, std)
+
+
+def cifar10(*, root: str, download: bool = False, mean: Stats = 0.5, std: Stats = 0.5) -> Source:
+    """Return CIFAR-10: 50,000 + 10,000 images of 3x32x32, 10 classes."""
+    return _from_torchvision("CIFAR10", "cifar10", "cifar-10-batches-py", root, download, mean, std)
+
+
+def _from_torchvision(
+    class_name: str, name: str, folder: str, root: str, download: bool, mean: Stats, std: Stats
+) -> Source:
+    path = Path(root).expanduser()
+    dataset_class = getattr(import_torchvision("datasets"), class_name)
+    try:
+        train = dataset_class(path, train=True, download=download)
+        test = dataset_class(path, train=False, download=download)
+    except (RuntimeError, OSError) as error:
+        if download:
+            raise OSError(f"{name} could not be downloaded to {path.resolve()}: {error}") from error
+        raise FileNotFoundError(
+            f"no {name} files in {(path / folder).resolve()}: set dataset.root to the folder that holds {folder}, "
+            f"or dataset.download=true to fetch them"
+        ) from error
+    return Source(
+        _channels_first(train.data),
+        torch.as_tensor(train.targets, dtype=torch.int64),
+        _channels_first(test.data),
+        torch.as_tensor(test.targets, dtype=torch.int64),
+        len(train.classes),
+        Normalize.of(mean, std),
+    )
+
+
+def _channels_first(images: Any) -> torch.Tensor:
+    """Map uint8 images (n, h, w) or (n, h, w, channels) to (n, channels, h, w)."""
+    stored = torch.as_tensor(images)
+    return (stored.unsqueeze(1) if stored.ndim == 3 else stored.permute(0, 3, 1, 2)).contiguous()

@@ -1,0 +1,42 @@
+"""Models by name."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import nn
+
+from flsparse.tasks.models.cnn import cnn
+
+MODELS: dict[str, Callable[..., nn.Module]] = {"cnn": cnn}
+
+
+def build_model(config: Mapping[str, Any], input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
+    """Build the model that a configuration names, with torch's default generator for its initial weights.
+
+    Parameters
+    ----------
+    config : Mapping
+        ``name``, one of ``MODELS``, and the model's own arguments.
+    input_shape : tuple of int
+        (channels, height, width) of an image, or (length,) of a text.
+    num_classes : int
+        Number of outputs.
+
+    Raises
+    ------
+    ValueError
+        If the name or an argument is unknown, or the model is for another kind of data.
+    """
+    arguments = dict(config)
+    name = arguments.pop("name", None)
+    if name not in MODELS:
+        raise ValueError(f"model.name={name!r} is none of {', '.join(MODELS)}")
+    accepted = list(inspect.signature(MODELS[name]).parameters)[2:]
+    for key in arguments:
+        if key not in accepted:
+            raise ValueError(f"model.{key} is not a setting of {name}, which takes {', '.join(accepted) or 'none'}")
+    reads_text, is_text = name == "char_lstm", len(input_shape) == 1
+    if reads_text != is_text:
+        raise ValueError(f"model.name={name} does not read {'text' if is_text else 'images'}; choose another model")
+    return MODELS[name](input_shape, num_classes, **arguments)

@@ -1,0 +1,215 @@
+"""A task: what is learned, from which data, on which nodes."""
+
+import inspect
+import json
+from collections.abc import Callable, Mapping
+from functools import cached_property, lru_cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from flsparse import rng
+from flsparse.tasks import datasets, training
+from flsparse.tasks.data import Data, Source
+from flsparse.tasks.models import build_model
+from flsparse.tasks.partitions import Partition, make_partition
+
+if TYPE_CHECKING:
+    from flsparse.clients.base import Fit, LocalMethod, Scalar
+
+LOADERS: dict[str, Callable[..., Source]] = {
+    "digits": datasets.digits,
+    "fashion_mnist": datasets.fashion_mnist,
+    "mnist": datasets.mnist,
+    "cifar10": datasets.cifar10,
+}
+_TASK_KEYS = ("dataset", "model", "partition", "num_clients", "seed", "device")
+
+
+def build_task(config: Mapping[str, Any]) -> "Task":
+    """Return the task of a configuration; the same configuration gives the same object while it is in use.
+
+    Parameters
+    ----------
+    config : Mapping
+        Plain values. ``dataset``: ``name``, the loader's own arguments, ``validation_fraction`` (default 0.1) and
+        ``train_samples`` (default all); ``model``: ``name`` and the model's own arguments; ``partition``: ``kind`` and
+        ``alpha``; ``num_clients``; ``seed``; ``device`` (default ``cpu``; ``auto`` takes a GPU where there is one).
+        Other keys are ignored.
+
+    Raises
+    ------
+    ValueError
+        If a value is impossible or a name unknown; the message says what would do.
+    FileNotFoundError
+        If the data set's files are missing; the message says where they were looked for.
+    """
+    return _build_task(json.dumps({key: config[key] for key in _TASK_KEYS if key in config}, sort_keys=True))
+
+
+@lru_cache(maxsize=2)  # devices ask once a message; two, since a data set may be large
+def _build_task(config: str) -> "Task":
+    return Task(json.loads(config))
+
+
+class Task:
+    """One learning problem, divided among nodes. Built by :func:`build_task`; safe to share between nodes and runs.
+
+    Parameters
+    ----------
+    config : Mapping
+        As for :func:`build_task`.
+
+    Attributes
+    ----------
+    source : Source
+        The data set.
+    num_nodes : int
+        Number of nodes that hold data.
+    """
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        dataset = dict(config["dataset"])
+        self.seed = int(config["seed"])
+        self.device = _device(str(config.get("device", "cpu")))
+        self._validation_fraction = float(dataset.pop("validation_fraction", 0.1))
+        self._train_samples = dataset.pop("train_samples", None)
+        self._model_config = dict(config["model"])
+        self._partition_config = dict(config.get("partition", {}))
+        self._nodes = config.get("num_clients")
+        self.source = _load(json.dumps(dataset, sort_keys=True))
+        self.num_nodes = len(self._partition)
+
+    def model(self) -> nn.Module:
+        """Return a fresh model; its initial weights depend on the seed alone, and no global generator moves."""
+        with training.seeded(rng.derive(self.seed, 0, -1, "init"), torch.device("cpu")):
+            model = build_model(self._model_config, self.source.input_shape, self.source.num_classes)
+        return model.to(self.device)
+
+    def train_data(self, node: int) -> Data:
+        """Return one node's training data.
+
+        Raises
+        ------
+        ValueError
+            If there is no such node.
+        """
+        if not 0 <= node < self.num_nodes:
+            raise ValueError(f"partition id {node} is not among the {self.num_nodes} nodes of this task (num_clients)")
+        return self._train_view(self._partition[node])
+
+    def validation_data(self) -> Data:
+        """Return the part of the training set that no node holds, for choosing settings.
+
+        Raises
+        ------
+        ValueError
+            If the configuration sets none aside.
+        """
+        if len(self._split[1]) == 0:
+            raise ValueError("there is no validation data: set dataset.validation_fraction above 0")
+        return self._train_view(self._split[1])
+
+    def test_data(self) -> Data:
+        """Return the test set; where nodes are natural, the part of it that belongs to this task's nodes."""
+        source, index = self.source, np.arange(len(self.source.test_inputs))
+        if self._partition_config.get("kind") == "natural" and source.test_groups is not None:
+            assert source.train_groups is not None
+            present = {int(source.train_groups[part[0]]) for part in self._partition}
+            index = np.flatnonzero(np.isin(source.test_groups, list(present)))
+        return Data(source.test_inputs, source.test_targets, torch.from_numpy(index), source.prepare)
+
+    def optimizer(self, model: nn.Module, config: Mapping[str, "Scalar"]) -> torch.optim.Optimizer:
+        """Return the local optimizer of one round (see :func:`flsparse.tasks.training.make_optimizer`)."""
+        return training.make_optimizer(model, config)
+
+    def fit(self, fit: "Fit", method: "LocalMethod", data: Data) -> dict[str, np.ndarray]:
+        """Train on one node's data (see :func:`flsparse.tasks.training.train`)."""
+        return training.train(fit, method, data)
+
+    def evaluate(self, model: nn.Module, data: Data) -> dict[str, float]:
+        """Return ``loss``, ``accuracy`` and ``num-examples`` (see :func:`flsparse.tasks.training.evaluate`)."""
+        return training.evaluate(model, data)
+
+    def _train_view(self, index: np.ndarray) -> Data:
+        source = self.source
+        return Data(source.train_inputs, source.train_targets, torch.from_numpy(index), source.prepare)
+
+    @cached_property
+    def _split(self) -> tuple[np.ndarray, np.ndarray]:
+        return hold_out(self.source, self._validation_fraction, self._train_samples, self.seed)
+
+    @cached_property
+    def _partition(self) -> Partition:
+        source, (train, _) = self.source, self._split
+        labels = source.train_targets.numpy()[train] if source.train_targets.ndim == 1 else None
+        groups = None if source.train_groups is None else source.train_groups[train]
+        parts = make_partition(self._partition_config, labels, groups, len(train), self._nodes, self.seed)
+        return [train[part] for part in parts]
+
+
+def hold_out(source: Source, fraction: float, limit: int | None, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Divide the training set into what nodes hold and what is kept for validation.
+
+    Parameters
+    ----------
+    source : Source
+    fraction : float
+        Share kept for validation, in [0, 1).
+    limit : int, optional
+        Use only so many training samples in all, drawn at random.
+    seed : int
+        The run's seed.
+
+    Returns
+    -------
+    train, validation : np.ndarray
+        Sorted int64 indices, disjoint. Of a data set in time order each group's validation samples are its last ones.
+
+    Raises
+    ------
+    ValueError
+        If fraction or limit is out of range.
+    """
+    total = len(source.train_inputs)
+    if not 0 <= fraction < 1:
+        raise ValueError(f"dataset.validation_fraction={fraction} must be in [0, 1)")
+    if limit is not None and not 1 <= limit <= total:
+        raise ValueError(f"dataset.train_samples={limit} must be from 1 to the {total} training samples there are")
+    stream = rng.stream(seed, 0, -1, "validation")
+    chosen = np.arange(total) if limit is None else np.sort(stream.choice(total, limit, replace=False))
+    if source.in_time and source.train_groups is not None:
+        groups = source.train_groups[chosen]
+        _, start, size = np.unique(groups, return_index=True, return_counts=True)
+        # Samples of a group are contiguous: count each one's distance to its group's end.
+        left = np.repeat(start + size, size) - np.arange(len(chosen))
+        held = left <= np.repeat(np.floor(fraction * size), size)
+    else:
+        held = np.zeros(len(chosen), dtype=bool)
+        held[stream.permutation(len(chosen))[: int(fraction * len(chosen))]] = True
+    return chosen[~held], chosen[held]
+
+
+@lru_cache(maxsize=2)
+def _load(config: str) -> Source:
+    arguments = json.loads(config)
+    name = arguments.pop("name", None)
+    if name not in LOADERS:
+        raise ValueError(f"dataset.name={name!r} is none of {', '.join(LOADERS)}")
+    loader = LOADERS[name]
+    accepted = inspect.signature(loader).parameters
+    for key in arguments:
+        if key not in accepted:
+            raise ValueError(f"dataset.{key} is not a setting of {name}, which takes {', '.join(accepted)}")
+    missing = [key for key, p in accepted.items() if p.default is p.empty and arguments.get(key) is None]
+    if missing:
+        raise ValueError(f"dataset.{missing[0]} must be set for dataset {name}")
+    return loader(**arguments)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(name)

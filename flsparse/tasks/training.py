@@ -1,0 +1,182 @@
+"""Local training and evaluation.
+
+The loop is the same for every method: what differs between methods happens in the hooks of
+:class:`flsparse.clients.base.LocalMethod`. Batches follow the seed, the round and the partition id, never the process
+or the order in which nodes are handled.
+"""
+
+import resource
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from flsparse import rng
+from flsparse.tasks.data import Data, batches
+from flsparse.tasks.schedules import learning_rate
+
+if TYPE_CHECKING:
+    from flsparse.clients.base import Fit, LocalMethod, Scalar
+
+_EVALUATION_BATCH = 500
+
+
+def make_optimizer(model: nn.Module, config: Mapping[str, "Scalar"]) -> torch.optim.Optimizer:
+    """Return SGD at this round's learning rate.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Weight decay applies to all its parameters.
+    config : Mapping
+        ``lr``; optionally ``lr-final`` with ``server-round`` and ``num-rounds`` (see :func:`learning_rate`),
+        ``momentum``, ``weight-decay``.
+    """
+    rate = learning_rate(
+        int(config.get("server-round", 1)),
+        int(config.get("num-rounds", 1)),
+        float(config["lr"]),
+        float(config.get("lr-final", 0.0)),
+    )
+    return torch.optim.SGD(
+        model.parameters(),
+        lr=rate,
+        momentum=float(config.get("momentum", 0.0)),
+        weight_decay=float(config.get("weight-decay", 0.0)),
+        fused=True,  # one call a step: for a small net the loop over its parameters costs as much as its arithmetic
+    )
+
+
+def train(fit: "Fit", method: "LocalMethod", data: Data) -> dict[str, np.ndarray]:
+    """Train a model on one node's data and return what the method sends.
+
+    Reads ``batch-size``, ``local-epochs``, ``local-steps`` (0: whole epochs) and ``clip-grad`` (largest gradient norm,
+    0: off) from ``fit.config``; fills ``fit.metrics``.
+
+    Parameters
+    ----------
+    fit : Fit
+        The received weights loaded; on the device where training is to run.
+    method : LocalMethod
+        Its hooks run around the steps; it sees the gradients already clipped.
+    data : Data
+        At least one sample.
+
+    Returns
+    -------
+    dict[str, np.ndarray]
+        What ``method.after_fit`` returns.
+
+    Raises
+    ------
+    ValueError
+        If the node has no data, or the batch size or the amount of work is not above 0.
+    """
+    batch_size, epochs = int(fit.config["batch-size"]), int(fit.config.get("local-epochs", 1))
+    steps, clip = int(fit.config.get("local-steps", 0)), float(fit.config.get("clip-grad", 0.0))
+    if len(data) == 0:
+        raise ValueError(f"node {fit.node} has no training data")
+    if batch_size < 1 or (steps < 1 and epochs < 1):
+        raise ValueError(
+            f"batch-size={batch_size} and local-epochs={epochs} (or local-steps={steps}) must be at least 1"
+        )
+    model, optimizer, device = fit.model, fit.optimizer, _device(fit.model)
+    inputs, targets = data.inputs.to(device), data.targets.to(device)
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    loss_sum, correct = torch.zeros((), device=device), torch.zeros((), dtype=torch.int64, device=device)
+    seen = predictions = first_step = 0
+    shuffle = torch.Generator().manual_seed(rng.derive(fit.seed, fit.server_round, fit.node, "batches"))
+
+    model.train()
+    with seeded(rng.derive(fit.seed, fit.server_round, fit.node, "dropout"), device):
+        method.before_fit(fit)
+        first_step, started = fit.step, time.perf_counter()
+        for positions in batches(len(data), batch_size, shuffle, epochs=epochs, steps=steps):
+            chosen = positions.to(device)
+            target = targets[chosen].flatten()
+            logits = model(data.prepare(inputs[chosen])).flatten(0, -2)
+            loss = cross_entropy(logits, target)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            if clip > 0:
+                nn.utils.clip_grad_norm_(parameters, clip)
+            method.after_backward(fit)
+            optimizer.step()
+            fit.step += 1
+            method.after_step(fit)
+            loss_sum += loss.detach() * len(target)
+            correct += (logits.detach().argmax(-1) == target).sum()
+            predictions += len(target)
+            seen += len(positions)
+        train_loss = float(loss_sum) / predictions  # waits for a GPU, so the time below is the work's
+        elapsed = time.perf_counter() - started
+        done = fit.step - first_step
+        fit.metrics |= {
+            "train-loss": train_loss,
+            "train-accuracy": float(correct) / predictions,
+            "num-examples": float(len(data)),
+            "steps": float(done),
+            "step-seconds": elapsed / done,
+            "peak-memory-bytes": peak_memory_bytes(),
+        }
+        return method.after_fit(fit)
+
+
+def evaluate(model: nn.Module, data: Data) -> dict[str, float]:
+    """Return mean cross-entropy and accuracy over some data; the model's mode is put back afterwards.
+
+    Returns
+    -------
+    dict[str, float]
+        ``loss`` (nats), ``accuracy`` in [0, 1], ``num-examples``. For text, means over all predicted characters.
+
+    Raises
+    ------
+    ValueError
+        If there is no data.
+    """
+    if len(data) == 0:
+        raise ValueError("there is no data to evaluate on")
+    device, was_training = _device(model), model.training
+    loss_sum, correct, predictions = 0.0, 0, 0
+    model.eval()
+    try:
+        with torch.no_grad():
+            for index in torch.split(data.index, _EVALUATION_BATCH):
+                target = data.all_targets[index].long().to(device).flatten()
+                logits = model(data.prepare(data.all_inputs[index].to(device))).flatten(0, -2)
+                loss_sum += float(cross_entropy(logits, target, reduction="sum"))
+                correct += int((logits.argmax(-1) == target).sum())
+                predictions += len(target)
+    finally:
+        model.train(was_training)
+    return {"loss": loss_sum / predictions, "accuracy": correct / predictions, "num-examples": float(len(data))}
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed torch's generators for a while; afterwards they stand where they stood."""
+    gpus = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=gpus):
+        torch.default_generator.manual_seed(seed)
+        if gpus:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        yield
+
+
+def peak_memory_bytes() -> float:
+    """Return the most memory this process has ever held resident, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return float(peak if sys.platform == "darwin" else peak * 1024)
+
+
+def _device(model: nn.Module) -> torch.device:
+    parameter: Tensor = next(model.parameters())
+    return parameter.device
