@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from flwr.app import ConfigRecord, Context, Message, MessageType, MetricRecord, RecordDict
+from flwr.app import ConfigRecord, Context, Message, MessageType, RecordDict
 from flwr.clientapp.typing import ClientAppCallable
 
 from flsparse import rng
@@ -95,8 +95,10 @@ class CompressMod:
             return Message(RecordDict({RECORD: record}), reply_to=message)
         reply = call_next(message, context)
         is_train = message.metadata.message_type.split(".")[0] == MessageType.TRAIN
-        if is_train and not reply.has_error():
-            self._pack(reply.content, asked, received, prunable, state)
+        if not reply.has_error():
+            if is_train:
+                self._pack(reply.content, asked, received, prunable, state)
+            reply.content[RECORD] = ConfigRecord({"held": state.held})
         return reply
 
     def outgoing(
@@ -158,7 +160,6 @@ class CompressMod:
             floating = [name for name, array in sent.items() if array.dtype.kind == "f"]
             state.put("residual", {name: sent[name] - decoded[name] for name in floating})
         content[key] = pack(payload)
-        content[RECORD] = ConfigRecord({"reference": reference.id if reference else "", "held": state.held})
         for record in content.metric_records.values():
             record.update(metrics)
 

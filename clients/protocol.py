@@ -11,8 +11,8 @@ and one ``ConfigRecord`` named ``flsparse``. To the node::
     seed, round, node  what randomness is derived from; node is the partition id
     method, method.*   the local method and its hyper-parameters
 
-From the node: the payload, the ``reference`` it was coded against and what the node now has in ``held``; or
-``status = "missing-reference"`` and no payload, upon which the server sends the full model.
+From the node: the payload, which names the reference it was coded against, and ``held``, the reference that the node
+now keeps; or ``status = "missing-reference"`` and no payload, upon which the server sends the full model.
 """
 
 import json

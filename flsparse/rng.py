@@ -1,6 +1,6 @@
 """All randomness of a federation, derived from one seed.
 
-Every draw names what it is for, so that two runtimes that handle nodes in a different order still draw the same numbers.
+Every draw names what it is for, so that runtimes that handle nodes in different orders still draw the same numbers.
 """
 
 import hashlib

@@ -1,0 +1,21 @@
+"""The server's side: one Flower strategy per file."""
+
+from flsparse.strategies.base import Node, RoundFailed, RoundLoop, RoundReport
+from flsparse.strategies.compressed import Compressed
+from flsparse.strategies.fedavg import FedAvg
+from flsparse.strategies.sparsyfed import SparsyFed
+from flsparse.strategies.topk import TopK
+
+STRATEGIES: dict[str, type[RoundLoop]] = {strategy.name: strategy for strategy in (FedAvg, TopK, SparsyFed)}
+
+__all__ = [
+    "STRATEGIES",
+    "Compressed",
+    "FedAvg",
+    "Node",
+    "RoundFailed",
+    "RoundLoop",
+    "RoundReport",
+    "SparsyFed",
+    "TopK",
+]

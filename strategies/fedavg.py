@@ -1,0 +1,235 @@
+"""FedAvg on the server (McMahan et al. 2017, arXiv 1602.05629), over the packed wire.
+
+    x <- sum_m n_m y_m / sum_m n_m           n_m examples of node m (weighted_by_key), y_m what it sent
+
+Each node m started from its own reference r_m, a rounded copy of x. The rounding is given back to the model:
+
+    x <- sum_m n_m y_m / n + (x - sum_m n_m r_m / n)      where some node kept the position, 0 elsewhere
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from logging import INFO
+
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+
+from flsparse import rng
+from flsparse._flwr import log
+from flsparse.clients.protocol import to_numpy, to_record
+from flsparse.codec import Accumulator, Layer, Reference
+from flsparse.strategies.base import Arrays, Node, RoundLoop
+from flsparse.strategies.server_optimizer import ServerOptimizer
+
+
+@dataclass
+class _Weighted:
+    """References of the accepted replies, with the weight behind each."""
+
+    reference: Reference
+    weight: float = 0.0
+
+
+class FedAvg(RoundLoop):
+    """Weighted averaging of what the sampled nodes send.
+
+    Parameters
+    ----------
+    fraction_train, fraction_evaluate : float (default: 1.0, 0.0)
+        Fraction of the nodes that train, or evaluate, in a round, in [0, 1].
+    min_train_nodes, min_evaluate_nodes, min_available_nodes : int (default: 2, 2, 2)
+        As in Flower: at least so many are sampled, and so many must be connected.
+    weighted_by_key : str (default: "num-examples")
+        Metric of a reply that is its weight.
+    arrayrecord_key, configrecord_key : str (default: "arrays", "config")
+        Names of the records in a message.
+    server_optimizer : {"none", "momentum", "adam"} (default: "none")
+        What is done with the pseudo-gradient.
+    server_lr : float (default: 1.0)
+        Server learning rate; 1 with "none" is plain averaging.
+    **wire
+        Parameters of :class:`RoundLoop`. ``values="raw", downlink_values="raw"`` is the dense baseline.
+    """
+
+    name = "fedavg"
+
+    def __init__(
+        self,
+        *,
+        fraction_train: float = 1.0,
+        fraction_evaluate: float = 0.0,
+        min_train_nodes: int = 2,
+        min_evaluate_nodes: int = 2,
+        min_available_nodes: int = 2,
+        weighted_by_key: str = "num-examples",
+        arrayrecord_key: str = "arrays",
+        configrecord_key: str = "config",
+        server_optimizer: str = "none",
+        server_lr: float = 1.0,
+        **wire: object,
+    ) -> None:
+        super().__init__(**wire)  # type: ignore[arg-type]
+        for key, fraction in (("fraction_train", fraction_train), ("fraction_evaluate", fraction_evaluate)):
+            if not 0 <= fraction <= 1:
+                raise ValueError(f"{key}={fraction} is not in [0, 1]")
+        self.fraction_train = fraction_train
+        self.fraction_evaluate = fraction_evaluate
+        self.min_train_nodes = min_train_nodes
+        self.min_evaluate_nodes = min_evaluate_nodes
+        self._min_available_nodes = min_available_nodes
+        self.weighted_by_key = weighted_by_key
+        self.arrayrecord_key = arrayrecord_key
+        self.configrecord_key = configrecord_key
+        self.server_optimizer = ServerOptimizer(server_optimizer, server_lr)
+        self._model: Arrays = {}
+
+    @property
+    def min_available_nodes(self) -> int:
+        """Nodes without which no round starts."""
+        wanted = [self._min_available_nodes, self.min_train_nodes]
+        return max(wanted + [self.min_evaluate_nodes] * (self.fraction_evaluate > 0))
+
+    def method(self, node: Node, server_round: int) -> dict[str, int | float | str | bool]:
+        """Name the local method; its hyper-parameters are the subclass's."""
+        return {"method": self.name}
+
+    def summary(self) -> None:
+        """Log the configuration."""
+        log(INFO, "\t├──> Sampling: train %.3g | evaluate %.3g", self.fraction_train, self.fraction_evaluate)
+        log(INFO, "\t├──> Uplink: %s (%s) | downlink: %s", self.values, self.rounding, self.downlink.codec.values)
+        log(INFO, "\t└──> Server: %s, lr %.3g", self.server_optimizer.kind, self.server_optimizer.lr)
+
+    def sample(self, fraction: float, at_least: int, server_round: int, purpose: str) -> list[Node]:
+        """Sample nodes by partition id, so that every runtime samples the same."""
+        nodes = self.in_partition_order()
+        wanted = min(len(nodes), max(math.floor(fraction * len(nodes) + 1e-9), at_least))
+        chosen = rng.stream(self.seed, server_round, -1, purpose).choice(len(nodes), wanted, replace=False)
+        return [nodes[i] for i in sorted(chosen)]
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Sample nodes and address the model to each."""
+        self._model = to_numpy(arrays)
+        nodes = self.sample(self.fraction_train, self.min_train_nodes, server_round, "sampling")
+        return self._messages(nodes, server_round, arrays, config, MessageType.TRAIN)
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Sample nodes for federated evaluation; none with ``fraction_evaluate=0``."""
+        if self.fraction_evaluate == 0:
+            return []
+        nodes = self.sample(self.fraction_evaluate, self.min_evaluate_nodes, server_round, "evaluation")
+        return self._messages(nodes, server_round, arrays, config, MessageType.EVALUATE)
+
+    def _messages(
+        self, nodes: list[Node], server_round: int, arrays: ArrayRecord, config: ConfigRecord, message_type: str
+    ) -> Iterable[Message]:
+        config = ConfigRecord({**config, "server-round": server_round, "num-rounds": self._num_rounds})
+        content = RecordDict({self.arrayrecord_key: arrays, self.configrecord_key: config})
+        return (Message(content, node.node_id, message_type) for node in nodes)
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Add each valid reply into one accumulator, in partition order; None without a quorum."""
+        accumulator = Accumulator(self.specs)
+        references: dict[str, _Weighted] = {}
+        accepted: list[tuple[float, dict[str, float]]] = []
+        self.before_aggregation()
+        for reply in replies:
+            if (update := self.received_update(reply)) is None:
+                continue
+            if (weighed := self._weigh(reply)) is None:
+                continue
+            (layers, reference), (weight, metrics) = update, weighed
+            accumulator.add(layers, weight)
+            references.setdefault(reference.id, _Weighted(reference)).weight += weight
+            self.observe(layers, reference)
+            accepted.append((weight, metrics))
+        self.round_metrics["replies"] = len(accepted)
+        if len(accepted) < self.min_replies:
+            return None, None
+        mean = self._give_back_rounding(accumulator.mean(), references)
+        self._model = self.after_aggregation(self.server_optimizer.step(self._model, mean), server_round)
+        return to_record(self._model), MetricRecord(weighted_means(accepted))  # type: ignore[arg-type]
+
+    def before_aggregation(self) -> None:
+        """Run before the first reply of a round; for subclasses."""
+
+    def observe(self, layers: list[Layer], reference: Reference) -> None:
+        """Look at one accepted update; for subclasses."""
+
+    def after_aggregation(self, arrays: Arrays, server_round: int) -> Arrays:
+        """Return the model of the next round; subclasses prune here."""
+        return arrays
+
+    def _weigh(self, reply: Message) -> tuple[float, dict[str, float]] | None:
+        """Return a reply's weight and its other numbers; None where the weight is no use, which is counted."""
+        numbers = _numbers(reply)
+        weight = numbers.pop(self.weighted_by_key, math.nan)
+        if not (math.isfinite(weight) and weight > 0):
+            reason = f"its metric {self.weighted_by_key!r} is {weight}, not a positive number"
+            return self._drop(self.sender(reply).node_id, reason, "rejected_payloads")
+        return weight, numbers
+
+    def _give_back_rounding(self, mean: Arrays, references: dict[str, _Weighted]) -> Arrays:
+        if not self.downlink.uses_references:
+            return mean
+        total = sum(r.weight for r in references.values())
+        prunable = set(self.prunable)
+        for name, x in self._model.items():
+            if x.dtype.kind != "f":
+                continue
+            received = sum(r.reference.arrays[name] * np.float32(r.weight / total) for r in references.values())
+            kept = mean[name] != 0 if name in prunable else True
+            mean[name] = np.where(kept, mean[name] + (x - received), 0).astype(x.dtype)
+        return mean
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+        """Average the nodes' metrics."""
+        accepted = []
+        for reply in replies:
+            if reply.has_error():
+                self._drop(self.sender(reply).node_id, reply.error.reason, "failures")
+            elif (weighed := self._weigh(reply)) is not None:
+                accepted.append(weighed)
+        return MetricRecord(weighted_means(accepted)) if accepted else None  # type: ignore[arg-type]
+
+    def state_dict(self) -> dict[str, object]:
+        """Return the round loop's state and the server optimizer's moments."""
+        return {**super().state_dict(), "server_optimizer": self.server_optimizer.state_dict()}
+
+    def load_state_dict(self, state: dict[str, object]) -> None:
+        """Restore what :meth:`state_dict` gave."""
+        super().load_state_dict(state)
+        self.server_optimizer.load_state_dict(state["server_optimizer"])  # type: ignore[arg-type]
+
+
+def weighted_means(rows: list[tuple[float, dict[str, float]]]) -> dict[str, float]:
+    """Average each metric over the rows that have it.
+
+    Parameters
+    ----------
+    rows : list[tuple[float, dict[str, float]]]
+        Weight (above 0) and metrics of each reply.
+    """
+    means = {}
+    for key in sorted({key for _, numbers in rows for key in numbers}):
+        weights, values = zip(*((w, numbers[key]) for w, numbers in rows if key in numbers), strict=True)
+        means[key] = float(np.average(values, weights=weights))
+    return means
+
+
+def _numbers(reply: Message) -> dict[str, float]:
+    """Return the finite scalar metrics of a reply, whatever the record is called."""
+    records = reply.content.metric_records.values()
+    return {
+        key: float(value)
+        for record in records
+        for key, value in record.items()
+        if isinstance(value, int | float) and math.isfinite(value)
+    }

@@ -1,0 +1,52 @@
+"""SparsyFed on the server (Guastella et al., ICLR 2025, arXiv 2504.05153).
+
+    send v;  nodes train w = sign(v)|v|^beta and prune v once, globally      (see flsparse.clients.sparsyfed)
+    v <- weighted mean of the nodes' v_m;  a server optimizer may act on the pseudo-gradient
+
+What is sent, averaged and checkpointed is v. With plain SGD a zero of v stays a zero, so what nodes send lies inside
+what they received, and its positions cost almost nothing. As recommended here it ramps the sparsity up and prunes the
+aggregate; the paper does neither (``experiment=sparsyfed_paper``).
+"""
+
+from flsparse.strategies.base import Node
+from flsparse.strategies.topk import TopK
+
+
+class SparsyFed(TopK):
+    """Top-K with Powerpropagation layers and activation pruning on the device.
+
+    Parameters
+    ----------
+    beta : float or "spectral" (default: 1.25)
+        Exponent of the reparametrization, above 1; "spectral" derives one per layer at every fit.
+    activation_pruning : bool (default: True)
+        Prune the activations kept for the weight gradient to the layer's sparsity.
+    activation_threshold : {"frozen", "exact"} (default: "frozen")
+        Take the pruning threshold from the first batch of a fit, or anew for every batch.
+    **topk
+        Parameters of :class:`TopK`.
+    """
+
+    name = "sparsyfed"
+
+    def __init__(
+        self,
+        *,
+        beta: float | str = 1.25,
+        activation_pruning: bool = True,
+        activation_threshold: str = "frozen",
+        **topk: object,
+    ) -> None:
+        super().__init__(**topk)  # type: ignore[arg-type]
+        if beta != "spectral" and not (isinstance(beta, int | float) and beta >= 1):
+            raise ValueError(f"beta={beta!r} is neither 'spectral' nor a number of at least 1")
+        self.beta, self.activation_pruning = beta, activation_pruning
+        self.activation_threshold = activation_threshold
+
+    def method(self, node: Node, server_round: int) -> dict[str, int | float | str | bool]:
+        """Add the layers' settings to what Top-K asks for."""
+        return super().method(node, server_round) | {
+            "method.beta": self.beta,
+            "method.activation_pruning": self.activation_pruning,
+            "method.activation_threshold": self.activation_threshold,
+        }
