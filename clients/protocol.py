@@ -38,9 +38,9 @@ def pack(payload: bytes) -> ArrayRecord:
 
 
 def packed_payload(content: RecordDict) -> bytes | None:
-    """Return the payload of a message's content, or None where it has no packed array."""
+    """Return the payload of a message's content, or None where its one array record is not a packed array."""
     for record in content.array_records.values():
-        if PAYLOAD in record and record[PAYLOAD].stype == STYPE:
+        if len(content.array_records) == 1 and list(record) == [PAYLOAD] and record[PAYLOAD].stype == STYPE:
             return record[PAYLOAD].data
     return None
 

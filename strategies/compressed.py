@@ -7,7 +7,7 @@ and its like need N dense models by nature). Only what travels is coded.
 """
 
 from collections.abc import Iterable
-from logging import INFO
+from logging import INFO, WARNING
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
@@ -76,7 +76,11 @@ class Compressed(RoundLoop):
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Let the inner strategy aggregate."""
-        return self.strategy.aggregate_evaluate(server_round, list(replies))
+        try:
+            return self.strategy.aggregate_evaluate(server_round, list(replies))
+        except InconsistentMessageReplies as error:
+            log(WARNING, "Round %d: no federated evaluation: %s", server_round, error)
+            return None
 
     def _decoded(self, reply: Message) -> bool:
         """Put the dense arrays into a reply; False where it is no use."""

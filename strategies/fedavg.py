@@ -23,6 +23,8 @@ from flsparse.codec import Accumulator, Layer, Reference
 from flsparse.strategies.base import Arrays, Node, RoundLoop
 from flsparse.strategies.server_optimizer import ServerOptimizer
 
+_LARGEST = 1e15  # of a metric or a weight that a node reports
+
 
 @dataclass
 class _Weighted:
@@ -171,8 +173,8 @@ class FedAvg(RoundLoop):
         """Return a reply's weight and its other numbers; None where the weight is no use, which is counted."""
         numbers = _numbers(reply)
         weight = numbers.pop(self.weighted_by_key, math.nan)
-        if not (math.isfinite(weight) and weight > 0):
-            reason = f"its metric {self.weighted_by_key!r} is {weight}, not a positive number"
+        if not 0 < weight <= _LARGEST:
+            reason = f"its metric {self.weighted_by_key!r} is {weight}, not in (0, {_LARGEST:g}]"
             return self._drop(self.sender(reply).node_id, reason, "rejected_payloads")
         return weight, numbers
 
@@ -225,11 +227,11 @@ def weighted_means(rows: list[tuple[float, dict[str, float]]]) -> dict[str, floa
 
 
 def _numbers(reply: Message) -> dict[str, float]:
-    """Return the finite scalar metrics of a reply, whatever the record is called."""
+    """Return the scalar metrics of a reply, whatever the record is called, without those too large to average."""
     records = reply.content.metric_records.values()
     return {
         key: float(value)
         for record in records
         for key, value in record.items()
-        if isinstance(value, int | float) and math.isfinite(value)
+        if isinstance(value, int | float) and abs(value) <= _LARGEST
     }

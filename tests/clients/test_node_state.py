@@ -1,0 +1,89 @@
+"""What a node keeps: small in the context, large on disk, bounded, whole or not at all."""
+
+import numpy as np
+import pytest
+from flwr.app import Context, RecordDict
+
+from flsparse.clients import state
+from flsparse.clients.state import NodeState
+from flsparse.codec import Reference
+
+SMALL = {"z": np.arange(3.0), "a": np.array(4)}
+LARGE = {"z": np.arange(100_000.0), "a": np.array(4)}
+
+
+@pytest.fixture(autouse=True)
+def _home(monkeypatch, tmp_path):
+    monkeypatch.setenv(state.STATE_DIR, str(tmp_path))
+    state._memory.clear()
+
+
+def node(node_id=1, run_id=9, records=None):
+    context = Context(run_id=run_id, node_id=node_id, node_config={}, state=records or RecordDict(), run_config={})
+    return context, NodeState(context)
+
+
+@pytest.mark.parametrize("arrays", [SMALL, LARGE], ids=["small", "large"])
+def test_arrays_come_back_in_order_in_a_new_process(arrays, tmp_path):
+    context, first = node()
+    first.put("residual", arrays)
+    second = NodeState(context).get("residual")
+    assert list(second) == list(arrays)
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(second[name], array)
+    assert bool(list(tmp_path.rglob("*.safetensors"))) == (arrays is LARGE)
+
+
+def test_what_grows_moves_to_disk_and_back(tmp_path):
+    _, own = node()
+    for arrays in (SMALL, LARGE, SMALL):
+        own.put("residual", arrays)
+        assert own.get("residual")["z"].size == arrays["z"].size
+    assert not list(tmp_path.rglob("node-*/*.safetensors"))
+
+
+def test_nodes_and_runs_do_not_see_each_other():
+    _, own = node(1)
+    own.put("residual", LARGE)
+    assert node(2)[1].get("residual") is None
+    assert node(1, run_id=10)[1].get("residual") is None
+
+
+def test_a_reference_is_stored_once_for_all_nodes_of_a_run(tmp_path):
+    reference = Reference(LARGE)
+    for node_id in (1, 2, 3):
+        node(node_id)[1].hold(reference)
+    assert len(list(tmp_path.rglob("*.safetensors"))) == 1
+    state._memory.clear()
+    assert node(4)[1].reference(reference.id).id == reference.id
+
+
+def test_a_damaged_reference_is_a_missing_one(tmp_path):
+    context, own = node()
+    reference = Reference(LARGE)
+    own.hold(reference)
+    state._memory.clear()
+    (file,) = tmp_path.rglob("*.safetensors")
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    assert own.reference(reference.id) is None
+    file.write_bytes(data[:1000])
+    assert own.reference(reference.id) is None
+    file.unlink()
+    assert NodeState(context).held == ""
+
+
+def test_the_oldest_references_go_first(tmp_path):
+    context, _ = node()
+    own = NodeState(context, max_bytes=2_000_000)
+    references = [Reference({"z": np.full(100_000, float(i))}) for i in range(5)]
+    for reference in references:
+        own.hold(reference)
+    state._memory.clear()
+    assert [own.reference(r.id) is not None for r in references] == [False, False, False, True, True]
+
+
+def test_a_reference_id_is_no_path():
+    with pytest.raises(ValueError, match="not hexadecimal"):
+        node()[1].reference("../../etc/passwd")

@@ -1,0 +1,77 @@
+"""What several test modules need: a small real federation on the embedded digits, and a grid that misbehaves."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from flwr.app import ArrayRecord, ConfigRecord, Message
+from flwr.serverapp import Grid
+
+from flsparse import _flwr
+from flsparse.clients import device_app, state_arrays
+from flsparse.clients.protocol import to_record
+from flsparse.runtime import InProcessGrid
+from flsparse.strategies import RoundLoop, RoundReport
+from flsparse.tasks import Task, build_task
+
+TRAINING = ConfigRecord({"lr": 0.1, "batch-size": 32, "local-epochs": 1, "momentum": 0.0, "weight-decay": 0.0})
+
+
+def digits(num_nodes: int = 4, seed: int = 0) -> Task:
+    """Return the digits task: a small CNN, equal Dirichlet shares."""
+    return build_task(
+        {
+            "dataset": {"name": "digits", "train_samples": 400},
+            "model": {"name": "cnn"},
+            "partition": {"kind": "dirichlet_equal", "alpha": 1.0},
+            "num_clients": num_nodes,
+            "seed": seed,
+        }
+    )
+
+
+def run(strategy: RoundLoop, task: Task, *, rounds: int = 3, grid: Grid | None = None) -> list[RoundReport]:
+    """Run a federation of all the task's nodes and return its reports."""
+    reports: list[RoundReport] = []
+    strategy.callbacks.append(reports.append)
+    grid = grid or InProcessGrid(device_app(lambda _: task), task.num_nodes)
+    strategy.start(grid, initial_arrays(strategy, task), num_rounds=rounds, train_config=TRAINING)
+    return reports
+
+
+def initial_arrays(strategy: RoundLoop, task: Task) -> ArrayRecord:
+    """Return the arrays a run starts from."""
+    return to_record(state_arrays(strategy.prepare(task.model())))
+
+
+class TamperedGrid(Grid):
+    """Passes everything on to a grid, and replies through a function that may change, drop or double them."""
+
+    def __init__(self, inner: InProcessGrid, tamper: Callable[[Message], list[Message]]) -> None:
+        self.inner, self.tamper = inner, tamper
+
+    def set_run(self, run: Any) -> None:
+        self.inner.set_run(run)
+
+    @property
+    def run(self) -> Any:
+        return self.inner.run
+
+    def create_message(self, *args: Any, **kwargs: Any) -> Message:
+        return self.inner.create_message(*args, **kwargs)
+
+    def get_node_ids(self) -> Iterable[int]:
+        return self.inner.get_node_ids()
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        return self.inner.push_messages(messages)
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        return [out for reply in self.inner.pull_messages(message_ids) for out in self.tamper(reply)]
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        return self.inner.send_and_receive(messages, timeout=timeout)
+
+
+def copy(message: Message) -> Message:
+    """Return a copy of a message as a second delivery would give it."""
+    return _flwr.through_wire(message)
