@@ -129,9 +129,9 @@ def dirichlet_equal(labels: np.ndarray, nodes: int, alpha: float, stream: np.ran
         wanted = wanted - orders.sum(axis=1)
         supply = supply - orders.sum(axis=0)
     parts: list[list[np.ndarray]] = [[] for _ in range(nodes)]
-    for column in range(len(classes)):
-        shuffled = stream.permutation(np.flatnonzero(inverse == column))
-        for part, piece in zip(parts, np.split(shuffled, np.cumsum(counts[:-1, column])), strict=True):
+    for label in range(len(classes)):
+        shuffled = stream.permutation(np.flatnonzero(inverse == label))
+        for part, piece in zip(parts, np.split(shuffled, np.cumsum(counts[:-1, label])), strict=True):
             part.append(piece)
     return [np.sort(np.concatenate(part)) for part in parts]
 

@@ -13,8 +13,10 @@ from torch import nn
 from flsparse import rng
 from flsparse.tasks import datasets, training
 from flsparse.tasks.data import Data, Source
+from flsparse.tasks.hub import hub_images
 from flsparse.tasks.models import build_model
 from flsparse.tasks.partitions import Partition, make_partition
+from flsparse.tasks.shakespeare import shakespeare
 
 if TYPE_CHECKING:
     from flsparse.clients.base import Fit, LocalMethod, Scalar
@@ -24,6 +26,8 @@ LOADERS: dict[str, Callable[..., Source]] = {
     "fashion_mnist": datasets.fashion_mnist,
     "mnist": datasets.mnist,
     "cifar10": datasets.cifar10,
+    "shakespeare": shakespeare,
+    "hf": hub_images,
 }
 _TASK_KEYS = ("dataset", "model", "partition", "num_clients", "seed", "device")
 

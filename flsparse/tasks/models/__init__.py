@@ -6,9 +6,20 @@ from typing import Any
 
 from torch import nn
 
+from flsparse.tasks.models.char_lstm import char_lstm
 from flsparse.tasks.models.cnn import cnn
+from flsparse.tasks.models.resnet import resnet18, resnet20
+from flsparse.tasks.models.vit import vit_tiny
+from flsparse.tasks.models.zoo import torchvision_model
 
-MODELS: dict[str, Callable[..., nn.Module]] = {"cnn": cnn}
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    "cnn": cnn,
+    "resnet20": resnet20,
+    "resnet18": resnet18,
+    "char_lstm": char_lstm,
+    "vit_tiny": vit_tiny,
+    "torchvision": torchvision_model,
+}
 
 
 def build_model(config: Mapping[str, Any], input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
