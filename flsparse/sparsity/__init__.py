@@ -1,0 +1,38 @@
+"""What is kept: magnitude pruning, masks, Powerpropagation, activation pruning."""
+
+from flsparse.sparsity.masks import (
+    default_prunable,
+    layer_sparsity,
+    mask_iou,
+    match_prunable,
+    prune_global,
+    prune_per_layer,
+    regrowth,
+    sparsity_of,
+)
+from flsparse.sparsity.powerprop import inverse_power, power, spectral_exponent
+from flsparse.sparsity.ramp import sparsity_ramp
+from flsparse.sparsity.sparsify import begin_fit, export_dense, prunable_names, sparsify
+from flsparse.sparsity.topk import kept_count, magnitude_threshold, top_k
+
+__all__ = [
+    "begin_fit",
+    "default_prunable",
+    "export_dense",
+    "inverse_power",
+    "kept_count",
+    "layer_sparsity",
+    "magnitude_threshold",
+    "mask_iou",
+    "match_prunable",
+    "power",
+    "prunable_names",
+    "prune_global",
+    "prune_per_layer",
+    "regrowth",
+    "sparsify",
+    "sparsity_of",
+    "sparsity_ramp",
+    "spectral_exponent",
+    "top_k",
+]
