@@ -67,15 +67,17 @@ def device_app(load_task: Callable[[Context], TaskLike], limits: Limits | None =
             prunable=_prunable(state),
         )
         arrays = task.fit(fit, method, task.train_data(node))
-        content = {arrayrecord_key(message.content): to_record(arrays), METRICS: MetricRecord(fit.metrics)}
-        return Message(RecordDict(content), reply_to=message)
+        metrics = MetricRecord(dict(fit.metrics))
+        return Message(
+            RecordDict({arrayrecord_key(message.content): to_record(arrays), METRICS: metrics}), reply_to=message
+        )
 
     @app.evaluate()
     def evaluate(message: Message, context: Context) -> Message:
         task = load_task(context)
         _, model, _ = _prepared(message, task)
-        metrics = task.evaluate(model, task.train_data(partition_id(context)))
-        return Message(RecordDict({METRICS: MetricRecord(metrics)}), reply_to=message)
+        metrics = MetricRecord(dict(task.evaluate(model, task.train_data(partition_id(context)))))
+        return Message(RecordDict({METRICS: metrics}), reply_to=message)
 
     @app.query()
     def hello(message: Message, context: Context) -> Message:

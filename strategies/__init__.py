@@ -1,10 +1,11 @@
 """The server's side: one Flower strategy per file."""
 
-from flsparse.strategies.base import Node, RoundFailed, RoundLoop, RoundReport
+from flsparse.strategies.base import RoundFailed, RoundLoop, RoundReport
 from flsparse.strategies.compressed import Compressed
 from flsparse.strategies.fedavg import FedAvg
 from flsparse.strategies.sparsyfed import SparsyFed
 from flsparse.strategies.topk import TopK
+from flsparse.strategies.wire import Node
 
 STRATEGIES: dict[str, type[RoundLoop]] = {strategy.name: strategy for strategy in (FedAvg, TopK, SparsyFed)}
 

@@ -44,7 +44,13 @@ class Compressed(RoundLoop):
 
     def summary(self) -> None:
         """Log the configuration, the inner strategy's too."""
-        log(INFO, "\t├──> Uplink: %s (%s) | downlink: %s", self.values, self.rounding, self.downlink.codec.values)
+        log(
+            INFO,
+            "\t├──> Uplink: %s (%s) | downlink: %s",
+            self.wire.values,
+            self.wire.rounding,
+            self.wire.downlink.codec.values,
+        )
         log(INFO, "\t└──> %s:", type(self.strategy).__name__)
         self.strategy.summary()
 
@@ -65,7 +71,7 @@ class Compressed(RoundLoop):
         try:
             return self.strategy.aggregate_train(server_round, dense)
         except InconsistentMessageReplies as error:
-            self._problems.append(str(error))
+            self.wire.problems.append(str(error))
             return None, None
 
     def configure_evaluate(
@@ -84,10 +90,10 @@ class Compressed(RoundLoop):
 
     def _decoded(self, reply: Message) -> bool:
         """Put the dense arrays into a reply; False where it is no use."""
-        if (update := self.received_update(reply)) is None:
+        if (update := self.update(reply)) is None:
             return False
         layers, _ = update
-        accumulator = Accumulator(self.specs)
+        accumulator = Accumulator(self.wire.specs)
         accumulator.add(layers, 1.0)
         reply.content[arrayrecord_key(reply.content)] = to_record(accumulator.mean())
         return True

@@ -8,7 +8,7 @@ Each node m started from its own reference r_m, a rounded copy of x. The roundin
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from logging import INFO
 
@@ -20,8 +20,9 @@ from flsparse import rng
 from flsparse._flwr import log
 from flsparse.clients.protocol import to_numpy, to_record
 from flsparse.codec import Accumulator, Layer, Reference
-from flsparse.strategies.base import Arrays, Node, RoundLoop
-from flsparse.strategies.server_optimizer import ServerOptimizer
+from flsparse.strategies.base import RoundLoop
+from flsparse.strategies.server_optimizer import Arrays, ServerOptimizer
+from flsparse.strategies.wire import Node, Value
 
 _LARGEST = 1e15  # of a metric or a weight that a node reports
 
@@ -93,14 +94,20 @@ class FedAvg(RoundLoop):
         wanted = [self._min_available_nodes, self.min_train_nodes]
         return max(wanted + [self.min_evaluate_nodes] * (self.fraction_evaluate > 0))
 
-    def method(self, node: Node, server_round: int) -> dict[str, int | float | str | bool]:
+    def method(self, node: Node, server_round: int) -> Mapping[str, Value]:
         """Name the local method; its hyper-parameters are the subclass's."""
         return {"method": self.name}
 
     def summary(self) -> None:
         """Log the configuration."""
         log(INFO, "\t├──> Sampling: train %.3g | evaluate %.3g", self.fraction_train, self.fraction_evaluate)
-        log(INFO, "\t├──> Uplink: %s (%s) | downlink: %s", self.values, self.rounding, self.downlink.codec.values)
+        log(
+            INFO,
+            "\t├──> Uplink: %s (%s) | downlink: %s",
+            self.wire.values,
+            self.wire.rounding,
+            self.wire.downlink.codec.values,
+        )
         log(INFO, "\t└──> Server: %s, lr %.3g", self.server_optimizer.kind, self.server_optimizer.lr)
 
     def sample(self, fraction: float, at_least: int, server_round: int, purpose: str) -> list[Node]:
@@ -138,12 +145,12 @@ class FedAvg(RoundLoop):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Add each valid reply into one accumulator, in partition order; None without a quorum."""
-        accumulator = Accumulator(self.specs)
+        accumulator = Accumulator(self.wire.specs)
         references: dict[str, _Weighted] = {}
         accepted: list[tuple[float, dict[str, float]]] = []
         self.before_aggregation()
         for reply in replies:
-            if (update := self.received_update(reply)) is None:
+            if (update := self.update(reply)) is None:
                 continue
             if (weighed := self._weigh(reply)) is None:
                 continue
@@ -175,14 +182,15 @@ class FedAvg(RoundLoop):
         weight = numbers.pop(self.weighted_by_key, math.nan)
         if not 0 < weight <= _LARGEST:
             reason = f"its metric {self.weighted_by_key!r} is {weight}, not in (0, {_LARGEST:g}]"
-            return self._drop(self.sender(reply).node_id, reason, "rejected_payloads")
+            self.wire.drop(self.wire.sender(reply).node_id, reason, "rejected_payloads")
+            return None
         return weight, numbers
 
     def _give_back_rounding(self, mean: Arrays, references: dict[str, _Weighted]) -> Arrays:
-        if not self.downlink.uses_references:
+        if not self.wire.downlink.uses_references:
             return mean
         total = sum(r.weight for r in references.values())
-        prunable = set(self.prunable)
+        prunable = set(self.wire.prunable)
         for name, x in self._model.items():
             if x.dtype.kind != "f":
                 continue
@@ -196,7 +204,7 @@ class FedAvg(RoundLoop):
         accepted = []
         for reply in replies:
             if reply.has_error():
-                self._drop(self.sender(reply).node_id, reply.error.reason, "failures")
+                self.wire.drop(self.wire.sender(reply).node_id, reply.error.reason, "failures")
             elif (weighed := self._weigh(reply)) is not None:
                 accepted.append(weighed)
         return MetricRecord(weighted_means(accepted)) if accepted else None  # type: ignore[arg-type]

@@ -8,8 +8,10 @@ what they received, and its positions cost almost nothing. As recommended here i
 aggregate; the paper does neither (``experiment=sparsyfed_paper``).
 """
 
-from flsparse.strategies.base import Node
+from collections.abc import Mapping
+
 from flsparse.strategies.topk import TopK
+from flsparse.strategies.wire import Node, Value
 
 
 class SparsyFed(TopK):
@@ -43,9 +45,10 @@ class SparsyFed(TopK):
         self.beta, self.activation_pruning = beta, activation_pruning
         self.activation_threshold = activation_threshold
 
-    def method(self, node: Node, server_round: int) -> dict[str, int | float | str | bool]:
+    def method(self, node: Node, server_round: int) -> Mapping[str, Value]:
         """Add the layers' settings to what Top-K asks for."""
-        return super().method(node, server_round) | {
+        return {
+            **super().method(node, server_round),
             "method.beta": self.beta,
             "method.activation_pruning": self.activation_pruning,
             "method.activation_threshold": self.activation_threshold,

@@ -14,9 +14,10 @@ from flsparse._flwr import log
 from flsparse.clients.topk import prune
 from flsparse.codec import Layer, Reference
 from flsparse.sparsity import layer_sparsity, sparsity_of, sparsity_ramp
-from flsparse.strategies.base import Arrays, Node
 from flsparse.strategies.fedavg import FedAvg
 from flsparse.strategies.mask_statistics import MaskStatistics
+from flsparse.strategies.server_optimizer import Arrays
+from flsparse.strategies.wire import Node, Value
 
 
 class TopK(FedAvg):
@@ -69,7 +70,7 @@ class TopK(FedAvg):
             target = next((t for low, high, t in self._tiers if low <= node.partition <= high), target)
         return sparsity_ramp(server_round, self._num_rounds, target) if self.ramp else target
 
-    def method(self, node: Node, server_round: int) -> dict[str, int | float | str | bool]:
+    def method(self, node: Node, server_round: int) -> Mapping[str, Value]:
         """Ask for the round's sparsity."""
         sparsity = self.round_sparsity(server_round, node)
         return {"method": self.name, "method.sparsity": sparsity, "method.scope": self.scope}
@@ -81,7 +82,7 @@ class TopK(FedAvg):
 
     def before_aggregation(self) -> None:
         """Start the round's mask statistics."""
-        self._masks = MaskStatistics(self.specs, self.prunable)
+        self._masks = MaskStatistics(self.wire.specs, self.wire.prunable)
 
     def observe(self, layers: list[Layer], reference: Reference) -> None:
         """Count the node's supports."""
@@ -89,13 +90,13 @@ class TopK(FedAvg):
 
     def after_aggregation(self, arrays: Arrays, server_round: int) -> Arrays:
         """Prune the aggregate, where asked to; report what the masks look like."""
-        self.round_metrics |= self._masks.summary() | {"union_sparsity": sparsity_of(arrays, self.prunable)}
+        self.round_metrics |= self._masks.summary() | {"union_sparsity": sparsity_of(arrays, self.wire.prunable)}
         if self.reprune:
-            arrays = prune(arrays, self.round_sparsity(server_round), self.scope, self.prunable)
+            arrays = prune(arrays, self.round_sparsity(server_round), self.scope, self.wire.prunable)
         self.round_metrics |= {
             "target_sparsity": self.round_sparsity(server_round),
-            "broadcast_sparsity": sparsity_of(arrays, self.prunable),
-            "layer_sparsity": layer_sparsity(arrays, self.prunable),
+            "broadcast_sparsity": sparsity_of(arrays, self.wire.prunable),
+            "layer_sparsity": layer_sparsity(arrays, self.wire.prunable),
         }
         return arrays
 
