@@ -1,0 +1,326 @@
+"""The application: ``flsparse OVERRIDES...`` composes the configuration with Hydra and runs one federation, or a sweep.
+
+The only module that knows Hydra. Every job is composed and checked before the first one starts; what is wrong is said
+in one line. Exit codes: 0 done, 1 a run failed, 2 the configuration is impossible, 130 interrupted.
+"""
+
+import inspect
+import itertools
+import logging
+import math
+import os
+import sys
+from argparse import Namespace
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra._internal.utils import get_args_parser
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from rich.console import Console
+from rich.logging import RichHandler
+
+from flsparse import __version__
+from flsparse.report.display import Display
+from flsparse.report.tables import comparison_table, read_summary, run_table
+from flsparse.settings import SettingsError, check, did_you_mean, keys_of
+
+log = logging.getLogger(__name__)
+_console = Console()
+_errors = Console(stderr=True)
+_LOG = "flsparse.log"
+
+
+def main() -> None:
+    """Run the console script; leaves through ``sys.exit``."""
+    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+    os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
+    try:
+        code = _run(sys.argv[1:])
+    except SettingsError as error:
+        print(f"flsparse: {error}", file=sys.stderr)
+        code = 2
+    except KeyboardInterrupt:
+        code = 130
+    sys.exit(code)
+
+
+def _run(arguments: Sequence[str]) -> int:
+    if "--version" in arguments:  # Hydra's parser would print its own
+        print(f"flsparse {__version__}")
+        return 0
+    args = get_args_parser().parse_args(arguments)
+    overrides = list(args.overrides)
+    if args.help or args.hydra_help or args.shell_completion or args.info is not None:
+        return _hand_over(arguments)
+    with hydra.initialize_config_module("flsparse.conf", version_base="1.3"):
+        jobs = compose_jobs([*overrides, *_search_path(args)], sweep=args.multirun)
+    for cfg in jobs:
+        check(cfg)
+    if args.cfg:
+        return _hand_over(arguments)
+    for cfg in jobs:
+        _check_strategy(cfg)
+    if jobs[0]["dry_run"]:
+        return _dry_run(jobs)
+    if jobs[0]["resume"]:
+        return _resume(jobs, overrides)
+    return _hand_over(_redirected(arguments))
+
+
+# -- composing ---------------------------------------------------------------------------------------------------------
+
+
+def compose_jobs(overrides: Sequence[str], *, sweep: bool) -> list[dict[str, Any]]:
+    """Compose every job that the overrides describe, as plain values; Hydra must be initialized.
+
+    Parameters
+    ----------
+    overrides : Sequence[str]
+        As on the command line.
+    sweep : bool
+        Several values for one key are several jobs.
+
+    Returns
+    -------
+    list[dict[str, Any]]
+        One configuration a job, in the order in which they will run.
+
+    Raises
+    ------
+    SettingsError
+        An override cannot be read, or names a group, an option or a key that does not exist.
+    """
+    loader = GlobalHydra.instance().config_loader()
+    groups = [group for group in loader.list_groups("") if group != "hydra"]
+    try:
+        parsed = OverridesParser.create(loader).parse_overrides(list(overrides))
+        ours = [each for each in parsed if not _is_hydras(each)]
+        for each in ours:
+            if each.is_sweep_override() and not sweep:
+                raise SettingsError(f"{each.input_line} names several values: add -m to run them all")
+            if each.key_or_group in groups:
+                _check_option(each, loader.get_group_options(each.key_or_group))
+        chosen = [each for each in parsed if each.key_or_group in groups or _is_hydras(each)]
+        known = {key for job in _jobs(chosen) for key in keys_of(_compose(job))}
+        for each in ours:
+            _check_key(each, groups, known)
+        return [_compose(job) for job in _jobs(parsed)]
+    except (HydraException, OmegaConfBaseException) as error:
+        raise SettingsError(str(error).strip().splitlines()[0]) from error
+
+
+def _compose(overrides: Sequence[str]) -> dict[str, Any]:
+    """Return one job's configuration; its output folder is Hydra's to choose, and null here."""
+    config = hydra.compose("config", [*overrides, "output_dir=null"])
+    return OmegaConf.to_container(config, resolve=True)  # type: ignore[return-value]
+
+
+def _jobs(overrides: Sequence[Override]) -> list[list[str]]:
+    """Expand a sweep into lists of plain overrides; a continuous range is left to the sweeper that draws from it."""
+    choices = [
+        [f"{each.get_key_element()}={value}" for value in each.sweep_string_iterator()]
+        if each.is_discrete_sweep()
+        else [str(each.input_line)]
+        for each in overrides
+        if each.is_discrete_sweep() or not each.is_sweep_override()
+    ]
+    return [list(job) for job in itertools.product(*choices)]
+
+
+def _is_hydras(override: Override) -> bool:
+    key = override.key_or_group
+    return key == "output_dir" or key.startswith(("hydra.", "hydra/"))
+
+
+def _search_path(args: Namespace) -> list[str]:
+    """Return the override that stands for ``--config-dir``, a folder with groups and options of the user's own."""
+    return [f"hydra.searchpath=[file://{Path(args.config_dir).resolve()}]"] if args.config_dir else []
+
+
+def _check_option(override: Override, options: Sequence[str]) -> None:
+    values = list(override.sweep_iterator()) if override.is_discrete_sweep() else [override.value()]
+    for value in values:
+        if isinstance(value, str) and value not in options:
+            raise SettingsError(
+                f"{override.key_or_group}={value}: it is one of {', '.join(options)}{did_you_mean(value, options)}"
+            )
+
+
+def _check_key(override: Override, groups: Sequence[str], known: Collection[str]) -> None:
+    """Refuse a key that the composed configuration does not have; + may add keys inside a section, not sections."""
+    key = override.key_or_group
+    adds = override.is_add() or override.is_force_add()
+    if key in groups or (key.split(".")[0] if adds else key) in known:
+        return
+    raise SettingsError(
+        f"there is no key {key}{did_you_mean(key, [*groups, *sorted(known)])} (--cfg job lists all keys)"
+    )
+
+
+def _check_strategy(cfg: Mapping[str, Any]) -> None:
+    """Build the strategy once, so that what it refuses is refused before anything starts."""
+    from flsparse.runtime.federation import make_strategy
+    from flsparse.strategies import STRATEGIES
+
+    name = cfg["strategy"]["name"]
+    known = {each for cls in STRATEGIES[name].__mro__ for each in inspect.signature(cls).parameters}
+    for key in cfg["strategy"]:
+        if key not in known | {"name"}:
+            raise SettingsError(f"strategy {name} has no argument {key}{did_you_mean(key, known)}")
+    try:
+        make_strategy(cfg, [])
+    except ValueError as error:
+        raise SettingsError(str(error)) from error
+
+
+# -- running -----------------------------------------------------------------------------------------------------------
+
+
+def _redirected(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments with ``output_dir=X`` as Hydra's own folders: a sweep's jobs then get one each below it."""
+    kept = [each for each in arguments if not each.startswith("output_dir=")]
+    folders = [each.partition("=")[2] for each in arguments if each.startswith("output_dir=")]
+    return kept + [f"hydra.{mode}.dir={folder}" for folder in folders[-1:] for mode in ("run", "sweep")]
+
+
+def _hand_over(arguments: Sequence[str]) -> int:
+    """Let Hydra's main run the job, or the sweep with whatever launcher and sweeper the user chose."""
+    sys.argv[1:] = list(arguments)
+    hydra.main(config_path="pkg://flsparse.conf", config_name="config", version_base="1.3")(_job)()
+    return 0
+
+
+def _job(config: DictConfig) -> float:
+    """Run one job; return its final accuracy, which a sweeper may maximize."""
+    settings = HydraConfig.get()
+    sweeping = settings.mode == RunMode.MULTIRUN
+    if sweeping:
+        _console.rule(f"{settings.job.num}: {' '.join(settings.overrides.task)}", align="left")
+    cfg: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    summary = _launch(cfg, show=not sweeping)
+    if summary is None:
+        return math.nan if sweeping else sys.exit(1)
+    return math.nan if summary["final_accuracy"] is None else float(summary["final_accuracy"])
+
+
+def _launch(cfg: dict[str, Any], *, show: bool) -> dict[str, Any] | None:
+    """Run a federation and show its table; return its summary, None when it failed."""
+    from flsparse.runtime import launch
+
+    folder = Path(cfg["output_dir"])
+    _log_into(folder)
+    try:
+        with Display(_console) as display:
+            summary: dict[str, Any] = launch(cfg, [display])
+    except Exception as error:
+        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+            raise
+        log.info("The run failed", exc_info=True)
+        first = (str(error).splitlines() or [""])[0] or type(error).__name__
+        _say(f"flsparse: {first}\nThe log: {_shown(folder / _LOG)}", _errors)
+        return None
+    if summary["status"] == "interrupted":
+        _say(f"Stopped after round {summary['rounds']}. To go on: flsparse resume={_shown(folder)}", _errors)
+        raise KeyboardInterrupt
+    if show:
+        _console.print(run_table(summary))
+        _say(f"run folder: {_shown(folder)}")
+    return summary
+
+
+def _resume(jobs: Sequence[Mapping[str, Any]], overrides: Sequence[str]) -> int:
+    """Go on with a run: its own configuration, with the single values given now on top."""
+    if len(jobs) > 1:
+        raise SettingsError("resume= goes on with one run; it does not sweep")
+    folder = Path(jobs[0]["resume"])
+    if not (folder / "config.yaml").is_file():
+        raise SettingsError(f"resume={folder}: no run folder there (no config.yaml in it)")
+    config = OmegaConf.load(folder / "config.yaml")
+    for each in OverridesParser.create().parse_overrides(list(overrides)):
+        key = each.key_or_group
+        if isinstance(OmegaConf.select(config, key), DictConfig) or key == "output_dir" or _is_hydras(each):
+            raise SettingsError(
+                f"{each.input_line}: a run goes on as it was; with resume= only single values may change"
+            )
+        OmegaConf.update(config, key, each.value())
+    config.update(resume=str(folder), output_dir=str(folder))
+    cfg: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    check(cfg)
+    return 1 if _launch(cfg, show=True) is None else 0
+
+
+def _dry_run(jobs: Sequence[dict[str, Any]]) -> int:
+    from flsparse.preview import preview, preview_table
+
+    for cfg in jobs:
+        _console.print(OmegaConf.to_yaml(OmegaConf.create(cfg)), highlight=False)
+        try:
+            _console.print(preview_table(preview(cfg)))
+        except (ValueError, OSError, ModuleNotFoundError) as error:
+            raise SettingsError(str(error)) from error
+    return 0
+
+
+class Comparison(Callback):
+    """Prints one table when a sweep has ended (a Hydra callback, named in ``conf/config.yaml``)."""
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """Compare the jobs' summaries; leave with exit code 1 when one of them has none."""
+        sweep = Path(config.hydra.sweep.dir)
+        jobs = sorted((path.parent.parent for path in sweep.glob("*/.hydra/overrides.yaml")), key=_job_number)
+        done = {job: read_summary(job) for job in jobs if (job / "summary.json").is_file()}
+        done = {job: summary for job, summary in done.items() if summary["status"] == "completed"}
+        if done:
+            labels = _labels([list(OmegaConf.load(job / ".hydra" / "overrides.yaml")) for job in done])
+            _console.print(comparison_table(list(done.values()), labels))
+        _say(f"run folders: {_shown(sweep)}/\nplot: python -m flsparse.report {_shown(sweep)}")
+        if len(done) < len(jobs):
+            _say(f"{len(jobs) - len(done)} of {len(jobs)} runs failed", _errors)
+            sys.exit(1)
+
+
+def _labels(overrides: Sequence[Sequence[str]]) -> list[str]:
+    """Return what tells jobs apart: the overrides that they do not all share."""
+    shared = set.intersection(*(set(each) for each in overrides))
+    return [" ".join(each for each in job if each not in shared) or str(number) for number, job in enumerate(overrides)]
+
+
+def _job_number(folder: Path) -> int:
+    number = folder.name.partition("-")[0]
+    return int(number) if number.isdigit() else -1
+
+
+def _shown(path: Path | str) -> str:
+    """Return a path as the user would type it from here."""
+    absolute, here = Path(path).absolute(), Path.cwd()
+    return str(absolute.relative_to(here) if absolute.is_relative_to(here) else absolute)
+
+
+def _say(text: str, console: Console = _console) -> None:
+    """Print plain text, unwrapped and unstyled, so that it can be copied."""
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def _log_into(folder: Path) -> None:
+    """Write the log into the run folder and warnings to the terminal; Flower's own handler would tear the display."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = logging.FileHandler(folder / _LOG, encoding="utf-8")
+    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    terminal = RichHandler(console=_errors, level=logging.WARNING, show_path=False, show_time=False)
+    for handler in logging.getLogger().handlers:
+        handler.close()
+    logging.basicConfig(level=logging.INFO, handlers=[file, terminal], force=True)
+    log.setLevel(logging.DEBUG)
+    flower = logging.getLogger("flwr")
+    flower.handlers.clear()
+    flower.propagate = True

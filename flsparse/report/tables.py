@@ -1,0 +1,137 @@
+"""Tables: one run, and several side by side.
+
+Ratios are dense bytes over sent bytes: above 1 is good. ``(framed)`` counts what Flower adds around every payload.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+
+def human_bytes(count: float) -> str:
+    """Return a byte count for reading, in powers of 1000.
+
+    >>> human_bytes(999), human_bytes(1_234_000)
+    ('999 B', '1.23 MB')
+    """
+    size = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(size) < 999.5:
+            return f"{size:.0f} B" if unit == "B" else f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} TB"
+
+
+def human_seconds(seconds: float) -> str:
+    """Return a duration for reading.
+
+    >>> human_seconds(9.26), human_seconds(192)
+    ('9.3 s', '3:12 min')
+    """
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d} h" if hours else f"{minutes}:{rest:02d} min"
+
+
+def percent(fraction: float | None) -> str:
+    """Return a fraction in percent, a dash for none."""
+    return "-" if fraction is None else f"{100 * fraction:.1f} %"
+
+
+def ratio(value: float | None) -> str:
+    """Return a ratio as ``12x``, a dash for none."""
+    return "-" if value is None else f"{value:.1f}x" if value < 100 else f"{value:.0f}x"
+
+
+def read_summary(run_folder: Path | str) -> dict[str, Any]:
+    """Return the ``summary.json`` of a run folder.
+
+    Raises
+    ------
+    FileNotFoundError
+        The folder holds none: it is not a run folder, or the run has not ended.
+    """
+    path = Path(run_folder) / "summary.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{run_folder} holds no summary.json: not a run folder, or the run has not ended")
+    summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return summary
+
+
+def run_table(summary: Mapping[str, Any]) -> Table:
+    """Return the table of one run.
+
+    Parameters
+    ----------
+    summary : Mapping[str, Any]
+        The content of a ``summary.json``.
+    """
+    table = Table(title=f"{summary['strategy']} on {summary['dataset']}, {summary['rounds']} rounds", show_header=False)
+    table.add_column("what")
+    table.add_column("value", justify="right")
+    table.add_column("note", style="dim")
+    best = f"best {percent(summary.get('best_accuracy'))}"
+    table.add_row("accuracy", percent(summary.get("final_accuracy")), best)
+    table.add_row("loss", _number(summary.get("final_loss")), "")
+    table.add_row("sparsity", percent(summary.get("final_sparsity")), "of the prunable weights")
+    for direction in ("uplink", "downlink"):
+        sent, wire = summary.get(f"{direction}_bytes", 0), summary.get(f"{direction}_wire_bytes", 0)
+        note = f"{ratio(summary.get(f'{direction}_ratio'))} smaller than dense; {human_bytes(wire)} framed"
+        table.add_row(direction, human_bytes(sent), note)
+    table.add_row("model, dense", human_bytes(summary.get("dense_bytes_per_model", 0)), "each way, to each node")
+    table.add_row("time", human_seconds(summary.get("wall_seconds", 0.0)), "")
+    dropped = summary.get("failures", 0), summary.get("rejected_payloads", 0)
+    if any(dropped):
+        table.add_row("dropped", str(sum(dropped)), f"{dropped[0]} failures, {dropped[1]} payloads rejected")
+    return table
+
+
+def comparison_table(summaries: Sequence[Mapping[str, Any]], labels: Sequence[str] | None = None) -> Table:
+    """Return one row a run, in the given order.
+
+    Parameters
+    ----------
+    summaries : Sequence[Mapping[str, Any]]
+        Contents of ``summary.json`` files.
+    labels : Sequence[str], optional
+        What tells the runs apart; default: the strategy's name.
+    """
+    labels = labels or [summary["strategy"] for summary in summaries]
+    table = Table()
+    table.add_column("run")
+    for column in (
+        "accuracy",
+        "best",
+        "sparsity",
+        "bytes up",
+        "ratio",
+        "bytes down",
+        "ratio",
+        "framed up/down",
+        "time",
+    ):
+        table.add_column(column, justify="right")
+    for label, summary in zip(labels, summaries, strict=True):
+        table.add_row(
+            label,
+            percent(summary.get("final_accuracy")),
+            percent(summary.get("best_accuracy")),
+            percent(summary.get("final_sparsity")),
+            human_bytes(summary.get("uplink_bytes", 0)),
+            ratio(summary.get("uplink_ratio")),
+            human_bytes(summary.get("downlink_bytes", 0)),
+            ratio(summary.get("downlink_ratio")),
+            f"{human_bytes(summary.get('uplink_wire_bytes', 0))} / "
+            f"{human_bytes(summary.get('downlink_wire_bytes', 0))}",
+            human_seconds(summary.get("wall_seconds", 0.0)),
+        )
+    return table
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"

@@ -1,0 +1,148 @@
+"""What a composed configuration must satisfy, checked before anything starts; and what a mistyped name was meant to be.
+
+Plain functions over plain values: no Hydra, no torch. Every refusal is one line with the value, the limit and the mend.
+"""
+
+import difflib
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+
+class SettingsError(ValueError):
+    """A configuration that cannot run; the message is one line for the user."""
+
+
+def near(name: str, known: Iterable[str]) -> list[str]:
+    """Return the known names that a mistyped one may stand for, the most alike first.
+
+    A dotted key is also recognized by its last part, so that ``sparsity`` finds ``strategy.sparsity``.
+
+    >>> near("num_round", ["num_rounds", "seed"])
+    ['num_rounds']
+    >>> near("sparsity", ["strategy.sparsity", "strategy.name"])
+    ['strategy.sparsity']
+    """
+    names = list(known)
+    whole = difflib.get_close_matches(name, names, n=3, cutoff=0.7)
+    leaf = name.rsplit(".", 1)[-1]
+    leaves = {each: difflib.SequenceMatcher(None, leaf, each.rsplit(".", 1)[-1]).ratio() for each in names}
+    by_leaf = sorted((each for each in names if leaves[each] >= 0.8), key=lambda each: -leaves[each])
+    return list(dict.fromkeys(whole + by_leaf))[:3]
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return ``"; did you mean a or b?"``, or nothing where no known name is near."""
+    names = near(name, known)
+    return f"; did you mean {' or '.join(names)}?" if names else ""
+
+
+def keys_of(cfg: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Return the dotted names of all keys, branches included.
+
+    >>> keys_of({"seed": 0, "client": {"lr": 0.1}})
+    ['seed', 'client', 'client.lr']
+    """
+    keys = []
+    for key, value in cfg.items():
+        keys.append(f"{prefix}{key}")
+        if isinstance(value, Mapping):
+            keys += keys_of(value, f"{prefix}{key}.")
+    return keys
+
+
+def lookup(cfg: Mapping[str, Any], key: str) -> Any:
+    """Return the value of a dotted key, None where it is absent."""
+    value: Any = cfg
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _at_least(limit: int) -> tuple[Callable[[Any], bool], str]:
+    return lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= limit, (
+        f"a whole number, {limit} or more"
+    )
+
+
+def _one_of(*choices: str) -> tuple[Callable[[Any], bool], str]:
+    return lambda value: value in choices, f"one of {', '.join(choices)}"
+
+
+_POSITIVE = (lambda value: _number(value) and value > 0, "a number above 0")
+_NOT_NEGATIVE = (lambda value: _number(value) and value >= 0, "a number, 0 or more")
+_FRACTION = (lambda value: _number(value) and 0 < value <= 1, "a fraction of the nodes, above 0 and at most 1")
+_VALUES = _one_of("raw", "fp32", "fp16", "int8", "int4")
+
+_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "seed": _at_least(0),
+    "num_rounds": _at_least(1),
+    "num_clients": _at_least(1),
+    "fraction_train": _FRACTION,
+    "threads": _at_least(1),
+    "evaluate.every": _at_least(1),
+    "evaluate.on": _one_of("test", "validation"),
+    "partition.alpha": _POSITIVE,
+    "client.lr": _POSITIVE,
+    "client.lr_final": _NOT_NEGATIVE,
+    "client.batch_size": _at_least(1),
+    "client.local_epochs": _at_least(0),
+    "client.local_steps": _at_least(0),
+    "client.momentum": (lambda value: _number(value) and 0 <= value < 1, "a number in [0, 1)"),
+    "client.weight_decay": _NOT_NEGATIVE,
+    "codec.values": _VALUES,
+    "codec.downlink_values": _VALUES,
+    "codec.rounding": _one_of("nearest", "stochastic"),
+    "strategy.sparsity": (
+        lambda value: _number(value) and 0 <= value < 1,
+        "the fraction of zeros, at least 0 and below 1 (0.95 keeps one weight in twenty)",
+    ),
+    "strategy.beta": (
+        lambda value: value == "spectral" or (_number(value) and value >= 1),
+        "a number, 1 or more, or 'spectral'",
+    ),
+    "strategy.scope": _one_of("global", "layer"),
+    "strategy.activation_threshold": _one_of("frozen", "exact"),
+    "strategy.server_lr": _POSITIVE,
+    "strategy.server_optimizer": _one_of("none", "momentum", "adam"),
+    "strategy.min_replies": _at_least(1),
+    "strategy.round_timeout_s": _POSITIVE,
+}
+
+
+def check(cfg: Mapping[str, Any]) -> None:
+    """Check a composed configuration; keys that are absent or null are left to their defaults.
+
+    Raises
+    ------
+    SettingsError
+        A value is impossible, or two values contradict each other.
+    """
+    for key, (allowed, words) in _RULES.items():
+        value = lookup(cfg, key)
+        if value is not None and not allowed(value):
+            raise SettingsError(f"{key}={value} is impossible: it is {words}")
+    if lookup(cfg, "client.local_epochs") == 0 and not lookup(cfg, "client.local_steps"):
+        raise SettingsError("client.local_epochs=0 and client.local_steps=0: nodes would not train; set one of them")
+    _check_nodes(cfg)
+
+
+def _check_nodes(cfg: Mapping[str, Any]) -> None:
+    """Refuse rounds that want more nodes than there are, or more replies than nodes are asked."""
+    nodes = cfg.get("num_clients")
+    if nodes is None:  # known only once the data is split
+        return
+    for key in ("min_train_nodes", "min_evaluate_nodes", "min_available_nodes"):
+        wanted = lookup(cfg, f"strategy.{key}")
+        if wanted is not None and wanted > nodes:
+            raise SettingsError(f"strategy.{key}={wanted} is impossible: there are num_clients={nodes} nodes")
+    sampled = max(int(nodes * cfg.get("fraction_train", 1.0)), lookup(cfg, "strategy.min_train_nodes") or 1)
+    replies = lookup(cfg, "strategy.min_replies")
+    if replies is not None and replies > sampled:
+        raise SettingsError(
+            f"strategy.min_replies={replies} is impossible: fraction_train={cfg.get('fraction_train')} of "
+            f"num_clients={nodes} asks {sampled} nodes a round"
+        )
