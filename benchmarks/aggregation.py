@@ -1,0 +1,111 @@
+"""Server aggregation: decode and accumulate sparse payloads, against Flower's FedAvg on the same updates, dense.
+
+    python benchmarks/aggregation.py [--nodes 10 100] [--sparsity 0.95]
+
+ResNet-18 (CIFAR stem). Each side runs in a process of its own, so that its peak memory is its own; times are of the
+aggregation alone, replies in memory as they arrive: coded payloads on our side, Flower's dense records on the other.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from flsparse.sparsity import default_prunable, prune_global
+
+
+def updates(num_nodes: int, sparsity: float):
+    """Yield (reference arrays, trained arrays) of each node: a shared support, values moved a little."""
+    from flsparse.clients import state_arrays
+    from flsparse.tasks.models import build_model
+
+    model = build_model({"name": "resnet18"}, (3, 32, 32), 10)
+    arrays = state_arrays(model)
+    names = default_prunable(arrays)
+    received = prune_global(arrays, sparsity, names)
+    for node in range(num_nodes):
+        generator = np.random.default_rng(node)
+        yield received, {name: _moved(array, generator) for name, array in received.items()}
+
+
+def _moved(array: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    if array.dtype.kind != "f":
+        return array
+    step = generator.laplace(scale=0.002, size=array.shape).astype(array.dtype)
+    return np.where(array != 0, array + step, 0).astype(array.dtype)
+
+
+def ours(num_nodes: int, sparsity: float) -> dict[str, float]:
+    """Decode and accumulate coded payloads."""
+    from flsparse.codec import Accumulator, Codec, Reference, decode_layers, specs_of
+
+    codec, payloads = Codec(values="int4"), []
+    for received, trained in updates(num_nodes, sparsity):
+        if not payloads:
+            reference = Reference(received)
+        payloads.append(codec.encode(trained, reference=reference))
+    before = _peak()
+    started = time.perf_counter()
+    accumulator = Accumulator(specs_of(received))
+    for payload in payloads:
+        accumulator.add(decode_layers(payload, like=specs_of(received), reference=reference), 1.0)
+    accumulator.mean()
+    seconds = time.perf_counter() - started
+    replies = sum(map(len, payloads))
+    return {"ms a node": 1e3 * seconds / num_nodes, "more MB": _peak() - before, "replies MB": replies / 1e6}
+
+
+def flowers(num_nodes: int, sparsity: float) -> dict[str, float]:
+    """Aggregate dense records with Flower's own function."""
+    from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
+    from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords
+
+    records = []
+    for _, trained in updates(num_nodes, sparsity):
+        arrays = ArrayRecord({name: Array(np.asarray(array)) for name, array in trained.items()})
+        records.append(RecordDict({"arrays": arrays, "metrics": MetricRecord({"num-examples": 1})}))
+    replies = sum(len(array.data) for record in records for array in record["arrays"].values())
+    before = _peak()
+    started = time.perf_counter()
+    aggregate_arrayrecords(records, "num-examples")
+    seconds = time.perf_counter() - started
+    return {"ms a node": 1e3 * seconds / num_nodes, "more MB": _peak() - before, "replies MB": replies / 1e6}
+
+
+def _peak() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+
+
+def main() -> None:
+    """Measure both sides and print their ratio."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--nodes", type=int, nargs="*", default=[10, 100])
+    parser.add_argument("--sparsity", type=float, default=0.95)
+    parser.add_argument("--side", choices=("ours", "flowers"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.side:
+        side = ours if arguments.side == "ours" else flowers
+        print(json.dumps(side(arguments.nodes[0], arguments.sparsity)))
+        return
+    table = Table("nodes", "side", "ms a node", "replies in memory, MB", "more at the peak, MB", "ratio of times")
+    for nodes in arguments.nodes:
+        results = {}
+        for side in ("flowers", "ours"):
+            command = [sys.executable, __file__, "--side", side, "--nodes", str(nodes)]
+            command += ["--sparsity", str(arguments.sparsity)]
+            results[side] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        for side, of in results.items():
+            ratio = results["flowers"]["ms a node"] / of["ms a node"]
+            cells = (f"{of['ms a node']:.1f}", f"{of['replies MB']:.1f}", f"{of['more MB']:.0f}", f"{ratio:.1f}x")
+            table.add_row(str(nodes), {"flowers": "Flower FedAvg, dense"}.get(side, "flsparse"), *cells)
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
