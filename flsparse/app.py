@@ -281,18 +281,26 @@ class Comparison(Callback):
         done = {job: read_summary(job) for job in jobs if (job / "summary.json").is_file()}
         done = {job: summary for job, summary in done.items() if summary["status"] == "completed"}
         if done:
-            labels = _labels([list(OmegaConf.load(job / ".hydra" / "overrides.yaml")) for job in done])
-            _console.print(comparison_table(list(done.values()), labels))
+            labels, what = _labels([list(OmegaConf.load(job / ".hydra" / "overrides.yaml")) for job in done])
+            _console.print(comparison_table(list(done.values()), labels, what))
         _say(f"run folders: {_shown(sweep)}/\nplot: python -m flsparse.report {_shown(sweep)}")
         if len(done) < len(jobs):
             _say(f"{len(jobs) - len(done)} of {len(jobs)} runs failed", _errors)
             sys.exit(1)
 
 
-def _labels(overrides: Sequence[Sequence[str]]) -> list[str]:
-    """Return what tells jobs apart: the overrides that they do not all share."""
+def _labels(overrides: Sequence[Sequence[str]]) -> tuple[list[str], str]:
+    """Return what tells jobs apart, the overrides that they do not all share; only the values where it is one key.
+
+    >>> _labels([["seed=1", "strategy=topk"], ["seed=1", "strategy=fedavg"]])
+    (['topk', 'fedavg'], 'strategy')
+    """
     shared = set.intersection(*(set(each) for each in overrides))
-    return [" ".join(each for each in job if each not in shared) or str(number) for number, job in enumerate(overrides)]
+    own = [[each for each in job if each not in shared] for job in overrides]
+    keys = {each.partition("=")[0] for job in own for each in job}
+    if len(keys) == 1 and all(own):
+        return [job[0].partition("=")[2] for job in own], keys.pop()
+    return [" ".join(job) or f"job {number}" for number, job in enumerate(own)], "run"
 
 
 def _job_number(folder: Path) -> int:

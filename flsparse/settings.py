@@ -27,7 +27,7 @@ def near(name: str, known: Iterable[str]) -> list[str]:
     leaf = name.rsplit(".", 1)[-1]
     leaves = {each: difflib.SequenceMatcher(None, leaf, each.rsplit(".", 1)[-1]).ratio() for each in names}
     by_leaf = sorted((each for each in names if leaves[each] >= 0.8), key=lambda each: -leaves[each])
-    return list(dict.fromkeys(whole + by_leaf))[:3]
+    return list(dict.fromkeys(by_leaf + whole))[:3]
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -1,6 +1,6 @@
 """Tables: one run, and several side by side.
 
-Ratios are dense bytes over sent bytes: above 1 is good. ``(framed)`` counts what Flower adds around every payload.
+Ratios are dense bytes over sent bytes: above 1 is good. ``framed`` counts what Flower adds around every payload.
 """
 
 import json
@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.table import Table
 
 
@@ -71,7 +72,11 @@ def run_table(summary: Mapping[str, Any]) -> Table:
     summary : Mapping[str, Any]
         The content of a ``summary.json``.
     """
-    table = Table(title=f"{summary['strategy']} on {summary['dataset']}, {summary['rounds']} rounds", show_header=False)
+    table = Table(
+        title=f"{summary['strategy']} on {summary['dataset']}, {summary['rounds']} rounds",
+        show_header=False,
+        box=box.SIMPLE,
+    )
     table.add_column("what")
     table.add_column("value", justify="right")
     table.add_column("note", style="dim")
@@ -80,8 +85,8 @@ def run_table(summary: Mapping[str, Any]) -> Table:
     table.add_row("loss", _number(summary.get("final_loss")), "")
     table.add_row("sparsity", percent(summary.get("final_sparsity")), "of the prunable weights")
     for direction in ("uplink", "downlink"):
-        sent, wire = summary.get(f"{direction}_bytes", 0), summary.get(f"{direction}_wire_bytes", 0)
-        note = f"{ratio(summary.get(f'{direction}_ratio'))} smaller than dense; {human_bytes(wire)} framed"
+        sent, framed = summary.get(f"{direction}_bytes", 0), summary.get(f"{direction}_wire_bytes", 0)
+        note = f"{ratio(summary.get(f'{direction}_ratio'))} smaller than dense; {human_bytes(framed)} framed"
         table.add_row(direction, human_bytes(sent), note)
     table.add_row("model, dense", human_bytes(summary.get("dense_bytes_per_model", 0)), "each way, to each node")
     table.add_row("time", human_seconds(summary.get("wall_seconds", 0.0)), "")
@@ -91,8 +96,10 @@ def run_table(summary: Mapping[str, Any]) -> Table:
     return table
 
 
-def comparison_table(summaries: Sequence[Mapping[str, Any]], labels: Sequence[str] | None = None) -> Table:
-    """Return one row a run, in the given order.
+def comparison_table(
+    summaries: Sequence[Mapping[str, Any]], labels: Sequence[str] | None = None, what: str = "run"
+) -> Table:
+    """Return one row a run, in the given order; bytes with Flower's framing stand below the payloads'.
 
     Parameters
     ----------
@@ -100,37 +107,31 @@ def comparison_table(summaries: Sequence[Mapping[str, Any]], labels: Sequence[st
         Contents of ``summary.json`` files.
     labels : Sequence[str], optional
         What tells the runs apart; default: the strategy's name.
+    what : str
+        What the labels are, over their column.
     """
     labels = labels or [summary["strategy"] for summary in summaries]
-    table = Table()
-    table.add_column("run")
-    for column in (
-        "accuracy",
-        "best",
-        "sparsity",
-        "bytes up",
-        "ratio",
-        "bytes down",
-        "ratio",
-        "framed up/down",
-        "time",
-    ):
-        table.add_column(column, justify="right")
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column(what)
+    for column in ("accuracy", "sparsity", "bytes up\n(framed)", "ratio", "bytes down\n(framed)", "ratio", "time"):
+        table.add_column(column, justify="right", no_wrap=True)
     for label, summary in zip(labels, summaries, strict=True):
         table.add_row(
             label,
             percent(summary.get("final_accuracy")),
-            percent(summary.get("best_accuracy")),
             percent(summary.get("final_sparsity")),
-            human_bytes(summary.get("uplink_bytes", 0)),
+            _both(summary, "uplink"),
             ratio(summary.get("uplink_ratio")),
-            human_bytes(summary.get("downlink_bytes", 0)),
+            _both(summary, "downlink"),
             ratio(summary.get("downlink_ratio")),
-            f"{human_bytes(summary.get('uplink_wire_bytes', 0))} / "
-            f"{human_bytes(summary.get('downlink_wire_bytes', 0))}",
             human_seconds(summary.get("wall_seconds", 0.0)),
         )
     return table
+
+
+def _both(summary: Mapping[str, Any], direction: str) -> str:
+    sent, framed = summary.get(f"{direction}_bytes", 0), summary.get(f"{direction}_wire_bytes", 0)
+    return f"{human_bytes(sent)}\n({human_bytes(framed)})"
 
 
 def _number(value: float | None) -> str:

@@ -1,0 +1,42 @@
+"""``python -m flsparse.report``: a table and a plot from run folders."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flsparse.report.__main__ import main, run_folders
+
+SUMMARY: dict[str, Any] = {"strategy": "topk", "dataset": "digits", "rounds": 2, "final_accuracy": 0.8}
+ROWS = [
+    {"server_round": 1, "accuracy": None, "uplink_bytes": 100, "downlink_bytes": 300},
+    {"server_round": 2, "accuracy": 0.8, "uplink_bytes": 100, "downlink_bytes": 300},
+]
+
+
+def make_run(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "summary.json").write_text(json.dumps(SUMMARY))
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    return folder
+
+
+def test_one_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = make_run(tmp_path / "run")
+    assert main([str(run)]) == 0
+    assert "topk on digits" in capsys.readouterr().out
+    assert (run / "accuracy_against_bytes.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_sweep_stands_for_its_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = [make_run(tmp_path / "sweep" / name) for name in ("0-fedavg", "1-topk")]
+    assert run_folders([tmp_path / "sweep"]) == runs
+    assert main([str(tmp_path / "sweep"), "--plot", str(tmp_path / "plot.png")]) == 0
+    assert "1-topk" in capsys.readouterr().out
+    assert (tmp_path / "plot.png").exists()
+
+
+def test_a_folder_without_a_run_is_said_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(tmp_path)]) == 1
+    assert "no summary.json" in capsys.readouterr().err

@@ -1,0 +1,95 @@
+"""Tables show what a summary says, and say so when something is missing."""
+
+import json
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console, RenderableType
+
+from flsparse.report.tables import comparison_table, human_bytes, human_seconds, percent, ratio, read_summary, run_table
+
+
+def summary(**changes: Any) -> dict[str, Any]:
+    return {
+        "strategy": "sparsyfed",
+        "dataset": "digits",
+        "rounds": 3,
+        "final_accuracy": 0.913,
+        "best_accuracy": 0.92,
+        "final_loss": 0.31,
+        "final_sparsity": 0.95,
+        "dense_bytes_per_model": 40_000,
+        "uplink_bytes": 12_345,
+        "downlink_bytes": 6_789_000,
+        "uplink_wire_bytes": 20_000,
+        "downlink_wire_bytes": 7_000_000,
+        "uplink_ratio": 97.2,
+        "downlink_ratio": 17.67,
+        "wall_seconds": 75.0,
+        "failures": 0,
+        "rejected_payloads": 0,
+    } | changes
+
+
+def text_of(renderable: RenderableType) -> str:
+    out = StringIO()
+    Console(file=out, width=200).print(renderable)
+    return out.getvalue()
+
+
+def test_numbers_for_reading() -> None:
+    assert [human_bytes(n) for n in (0, 999, 1000, 999_600, 2.5e9, 3e12)] == [
+        "0 B",
+        "999 B",
+        "1 kB",
+        "1 MB",
+        "2.5 GB",
+        "3 TB",
+    ]
+    assert [human_seconds(s) for s in (0.04, 59.9, 60, 3725)] == ["0.0 s", "59.9 s", "1:00 min", "1:02:05 h"]
+    assert (percent(0.9546), percent(None)) == ("95.5 %", "-")
+    assert (ratio(1.0), ratio(237.4), ratio(None)) == ("1.0x", "237x", "-")
+
+
+def test_run_table_has_both_directions_and_framing() -> None:
+    text = text_of(run_table(summary()))
+    for part in (
+        "sparsyfed on digits",
+        "91.3 %",
+        "best 92.0 %",
+        "12.3 kB",
+        "97.2x",
+        "6.79 MB",
+        "17.7x",
+        "20 kB framed",
+    ):
+        assert part in text
+    assert "dropped" not in text
+    assert "2 failures, 1 payloads rejected" in text_of(run_table(summary(failures=2, rejected_payloads=1)))
+
+
+def test_run_that_never_evaluated_still_has_a_table() -> None:
+    assert "-" in text_of(run_table(summary(final_accuracy=None, best_accuracy=None, final_loss=None)))
+
+
+def test_comparison_keeps_order_and_labels() -> None:
+    text = text_of(comparison_table([summary(), summary(strategy="fedavg")], ["a=1", "a=2"]))
+    assert text.index("a=1") < text.index("a=2")
+    assert "(20 kB)" in text
+
+
+def test_comparison_fits_a_plain_terminal() -> None:
+    out = StringIO()
+    Console(file=out, width=80).print(comparison_table([summary()], ["sparsyfed"], "strategy"))
+    assert "sparsyfed" in out.getvalue()
+    assert "(7 MB)" in out.getvalue()
+    assert "1:15 min" in out.getvalue()
+
+
+def test_read_summary(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no summary\.json"):
+        read_summary(tmp_path)
+    (tmp_path / "summary.json").write_text(json.dumps(summary()))
+    assert read_summary(tmp_path) == summary()
