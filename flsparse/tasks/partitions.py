@@ -3,6 +3,7 @@
 All functions return one sorted int64 index array per node; together they are disjoint and no node is empty.
 """
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -163,6 +164,9 @@ def dirichlet(labels: np.ndarray, nodes: int, alpha: float, stream: np.random.Ge
     )
     partitioner.dataset = Dataset.from_dict({"label": labels, "index": np.arange(len(labels))})
     try:
+        with warnings.catch_warnings():  # it warns, at length, about each draw that left a node empty and was repeated
+            warnings.simplefilter("ignore")
+            _ = partitioner.num_partitions
         return [np.sort(np.asarray(partitioner.load_partition(node)["index"])) for node in range(nodes)]
     except ValueError as error:
         raise ValueError(
