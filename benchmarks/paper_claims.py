@@ -1,0 +1,137 @@
+"""The claims of the SparsyFed paper (arXiv 2504.05153), on small networks and real data.
+
+    python benchmarks/paper_claims.py --data ROOT --claim knob regrowth agreement resnet20
+
+knob       everything fixed, only the target sparsity varies, on three data sets
+regrowth   weights that come back in a round of local training, and the masks' agreement, against Top-K at alpha 0.1
+resnet20   CIFAR-10 at 95 %, against dense FedAvg at equal rounds, learning rates chosen on the validation split
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+from sweep import Run, markdown, mean_and_spread, run_all
+
+SPARSITIES = (0.5, 0.8, 0.9, 0.95, 0.98)
+DATASETS = {
+    "digits": ["dataset=digits", "num_clients=20", "fraction_train=0.5", "num_rounds=40", "client.batch_size=16"],
+    "fashion_mnist": ["dataset=fashion_mnist", "num_clients=100", "fraction_train=0.1", "num_rounds=30"],
+    "shakespeare": [
+        *("dataset=shakespeare", "model=char_lstm", "num_clients=60", "fraction_train=0.1", "num_rounds=40"),
+        *("client.local_steps=12", "client.clip_grad=5", "model.hidden=128", "client.lr=3.0", "client.lr_final=0.3"),
+    ],
+}
+RESNET20 = [
+    *("dataset=cifar10", "model=resnet20", "model.norm=group", "partition.alpha=1.0", "num_clients=20"),
+    *(
+        "fraction_train=0.25",
+        "num_rounds=40",
+        "client.batch_size=32",
+        "dataset.train_samples=10000",
+        "evaluate.every=5",
+    ),
+]
+RESNET20_GRID = {"fedavg": (0.1, 0.2), "sparsyfed": (0.2, 0.4)}
+
+
+def knob(data: Path, out: Path, workers: int, seeds: int) -> None:
+    """Vary the target sparsity alone."""
+    jobs = {
+        f"{name}-s{sparsity}-seed{seed}": [
+            "strategy=sparsyfed", *command, f"dataset.root={data}", f"strategy.sparsity={sparsity}", f"seed={seed}"
+        ]
+        for name, command in DATASETS.items()
+        for sparsity in SPARSITIES
+        for seed in range(seeds)
+    }  # fmt: skip
+    runs = run_all(jobs, out / "knob", workers)
+    print(f"\n### One knob: SparsyFed, only the target sparsity varies ({seeds} seeds)\n")
+    rows = []
+    for name in DATASETS:
+        for measure, label in ((Run.late_accuracy, "accuracy %"), (_up, "uplink ratio, all rounds")):
+            cells = [
+                mean_and_spread([measure(runs[f"{name}-s{s}-seed{seed}"]) for seed in range(seeds)]) for s in SPARSITIES
+            ]
+            rows.append([name, label, *cells])
+    print(markdown(["data set", "", *(f"{s:.0%}" for s in SPARSITIES)], rows))
+
+
+def regrowth(data: Path, out: Path, workers: int, seeds: int) -> None:
+    """Compare how masks move, and what that costs."""
+    jobs = {
+        f"{method}-{'ramp' if ramp else 'plain'}-seed{seed}": [
+            f"strategy={method}", *DATASETS["fashion_mnist"], f"dataset.root={data}", "partition.alpha=0.1",
+            f"strategy.ramp={ramp}", f"seed={seed}",
+        ]
+        for method in ("topk", "sparsyfed")
+        for ramp in (True, False)
+        for seed in range(seeds)
+    }  # fmt: skip
+    runs = run_all(jobs, out / "regrowth", workers)
+    print(f"\n### How masks move: Fashion-MNIST, alpha 0.1, 95 % ({seeds} seeds)\n")
+    rows = []
+    for name in dict.fromkeys(job.rsplit("-", 1)[0] for job in jobs):
+        of = [runs[f"{name}-seed{seed}"] for seed in range(seeds)]
+        rounds = slice(1, None)  # what is received in round 1 is dense
+        cells = [
+            f"{100 * np.mean([r.series('regrowth')[rounds].mean() for r in of]):.3f}",
+            f"{np.mean([r.series('mask_iou')[:10].mean() for r in of]):.3f}",
+            f"{np.mean([r.series('mask_iou')[-10:].mean() for r in of]):.3f}",
+            f"{np.mean([r.series('uplink_ratio')[:10].mean() for r in of]):.1f}",
+            f"{np.mean([r.series('uplink_ratio')[-10:].mean() for r in of]):.1f}",
+            mean_and_spread([r.late_accuracy() for r in of]),
+        ]
+        rows.append([name, *cells])
+    header = ["", "regrowth, % of weights a round", "IoU, first 10 rounds", "last 10"]
+    print(markdown([*header, "uplink ratio, first 10", "last 10", "accuracy %"], rows))
+
+
+def resnet20(data: Path, out: Path, workers: int, seeds: int) -> None:
+    """Compare with dense FedAvg on CIFAR-10."""
+
+    def command(method: str, lr: float, seed: int, on: str) -> list[str]:
+        rate = [f"client.lr={lr}", f"client.lr_final={lr / 50}"]
+        return [f"strategy={method}", *RESNET20, f"dataset.root={data}", *rate, f"seed={seed}", f"evaluate.on={on}"]
+
+    tuning = {f"{m}-lr{lr}": command(m, lr, 0, "validation") for m, grid in RESNET20_GRID.items() for lr in grid}
+    tuned = run_all(tuning, out / "resnet20-tune", workers)
+    best = {m: max(g, key=lambda lr: tuned[f"{m}-lr{lr}"].late_accuracy(15)) for m, g in RESNET20_GRID.items()}
+    jobs = {f"{m}-seed{s}": command(m, lr, s, "test") for m, lr in best.items() for s in range(seeds)}
+    runs = run_all(jobs, out / "resnet20", workers)
+    print(f"\n### CIFAR-10, ResNet-20, 95 %, {seeds} seeds\n")
+    rows = [
+        [
+            method,
+            lr,
+            mean_and_spread([100 * runs[f"{method}-seed{s}"].summary["final_accuracy"] for s in range(seeds)]),
+            f"{np.mean([runs[f'{method}-seed{s}'].summary['uplink_ratio'] for s in range(seeds)]):.1f}",
+            f"{np.mean([runs[f'{method}-seed{s}'].summary['downlink_ratio'] for s in range(seeds)]):.1f}",
+        ]
+        for method, lr in best.items()
+    ]
+    print(markdown(["method", "lr", "final accuracy %", "up ratio", "down ratio"], rows))
+
+
+def _up(run: Run) -> float:
+    return float(run.summary["uplink_ratio"])
+
+
+CLAIMS = {"knob": knob, "regrowth": regrowth, "resnet20": resnet20}
+
+
+def main() -> None:
+    """Run what was asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="root of the data sets")
+    parser.add_argument("--out", type=Path, default=Path("runs/paper_claims"), help="where run folders go")
+    parser.add_argument("--claim", nargs="*", choices=CLAIMS, default=list(CLAIMS))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--workers", type=int, default=2, help="runs at a time")
+    arguments = parser.parse_args()
+    for claim in arguments.claim:
+        CLAIMS[claim](arguments.data.resolve(), arguments.out.resolve(), arguments.workers, arguments.seeds)
+
+
+if __name__ == "__main__":
+    main()
