@@ -43,12 +43,12 @@ class RunFolder:
     resume : bool
         Go on with the run in this folder: rounds after the checkpoint's are cut from ``metrics.jsonl``.
     overwrite : bool
-        Replace the finished run that the folder holds.
+        Replace the run that the folder holds.
 
     Raises
     ------
     RunFolderError
-        The folder holds a finished run (and neither ``resume`` nor ``overwrite`` is set), or cannot be written to.
+        The folder holds a run (and neither ``resume`` nor ``overwrite`` is set), or cannot be written to.
     """
 
     def __init__(
@@ -56,9 +56,9 @@ class RunFolder:
     ) -> None:
         self.path = Path(path)
         self._resume = resume
-        if (self.path / "summary.json").exists() and not (resume or overwrite):
+        if not (resume or overwrite) and any((self.path / name).exists() for name in ("summary.json", "metrics.jsonl")):
             raise RunFolderError(
-                f"{self.path} holds a finished run: choose another output_dir, or go on with it (resume={self.path})"
+                f"{self.path} holds a run: choose another output_dir, or go on with it (resume={self.path})"
             )
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -90,9 +90,26 @@ class RunFolder:
         text = json.dumps(_clean({"schema_version": SCHEMA_VERSION, **summary}), indent=2) + "\n"
         self._write("summary.json", text)
 
-    def save_checkpoint(self, state: Mapping[str, Any]) -> None:
-        """Replace the checkpoint (see :func:`flsparse.checkpoint.save_checkpoint`)."""
-        save_checkpoint(self.path / CHECKPOINT, state)
+    def save_checkpoint(self, server_round: int, state: Mapping[str, Any], node_files: Path | None = None) -> None:
+        """Replace the checkpoint by the state after a round.
+
+        Parameters
+        ----------
+        server_round : int
+            The round.
+        state : mapping
+            See :func:`flsparse.checkpoint.save_checkpoint`.
+        node_files : Path, optional
+            Folder of what the run's nodes keep on this machine, to be saved beside the state.
+        """
+        kept = self.path / _node_files(server_round)
+        if node_files is not None and node_files.is_dir():
+            shutil.rmtree(kept, ignore_errors=True)
+            _link_tree(node_files, kept)
+        save_checkpoint(self.path / CHECKPOINT, {"round": server_round, **state})
+        for old in kept.parent.glob("nodes-*"):
+            if old != kept:
+                shutil.rmtree(old, ignore_errors=True)
 
     def save_model(self, weights: Mapping[str, np.ndarray]) -> None:
         """Replace ``model.safetensors``; ``weights`` by state-dict key."""
@@ -137,6 +154,30 @@ def read_checkpoint(run_folder: Path | str) -> dict[str, Any]:
         There is none, or it is damaged.
     """
     return load_checkpoint(Path(run_folder) / CHECKPOINT)
+
+
+def restore_node_files(run_folder: Path | str, server_round: int, node_files: Path) -> None:
+    """Put back what the nodes kept when the checkpoint of a round was written; what is there is replaced."""
+    kept = Path(run_folder) / _node_files(server_round)
+    shutil.rmtree(node_files, ignore_errors=True)
+    if kept.is_dir():
+        _link_tree(kept, node_files)
+
+
+def _node_files(server_round: int) -> Path:
+    return Path("checkpoint") / f"nodes-{server_round}"
+
+
+def _link_tree(source: Path, target: Path) -> None:
+    """Copy a folder by hard links: its files are never changed in place, only replaced."""
+
+    def link(here: str, there: str) -> None:
+        try:
+            os.link(here, there)
+        except OSError:  # another file system, or one without links
+            shutil.copy2(here, there)
+
+    shutil.copytree(source, target, copy_function=link)
 
 
 def _line(row: Mapping[str, Any]) -> str:

@@ -111,9 +111,9 @@ def comparison_table(
         What the labels are, over their column.
     """
     labels = labels or [summary["strategy"] for summary in summaries]
-    table = Table(box=box.SIMPLE_HEAD)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column(what)
-    for column in ("accuracy", "sparsity", "bytes up\n(framed)", "ratio", "bytes down\n(framed)", "ratio", "time"):
+    for column in ("accuracy", "sparsity", "up\n(framed)", "ratio", "down\n(framed)", "ratio", "time"):
         table.add_column(column, justify="right", no_wrap=True)
     for label, summary in zip(labels, summaries, strict=True):
         table.add_row(
