@@ -1,0 +1,28 @@
+"""What an import costs: the codec needs neither torch nor Flower, and nothing heavy is loaded before it is used."""
+
+import subprocess
+import sys
+
+import pytest
+
+
+def loaded_by(statement: str) -> set[str]:
+    """Return the top-level modules that a fresh interpreter has after a statement."""
+    script = f"import sys\n{statement}\nprint('\\n'.join({{name.partition('.')[0] for name in sys.modules}}))"
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=120)
+    return set(result.stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("statement", "absent"),
+    [
+        ("import flsparse", {"torch", "torchvision", "flwr", "hydra", "numpy"}),
+        ("import flsparse.codec", {"torch", "torchvision", "flwr", "hydra", "rich"}),
+        ("import flsparse.metering.ledger", {"torch", "torchvision", "flwr", "hydra"}),
+        ("import flsparse.app", {"torch", "torchvision", "flwr", "matplotlib", "ray"}),
+        ("import flsparse.strategies, flsparse.clients", {"torchvision", "hydra", "matplotlib", "ray", "sklearn"}),
+        ("import flsparse.tasks, flsparse.runtime", {"torchvision", "hydra", "matplotlib", "ray", "flwr_datasets"}),
+    ],
+)
+def test_heavy_modules_are_not_loaded(statement: str, absent: set[str]) -> None:
+    assert loaded_by(statement) & absent == set()

@@ -1,0 +1,58 @@
+"""The built wheel and sdist hold everything that the tree holds; the linked folders are easily lost."""
+
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def tracked_package_files() -> set[str]:
+    """Return the package's files as a wheel names them, from the tree."""
+    linked = {name: f"flsparse/{name}" for name in ("strategies", "clients", "conf")}
+    folders = {"flsparse": "flsparse", **linked}
+    found = set()
+    for folder, target in folders.items():
+        for path in (ROOT / folder).rglob("*"):
+            inside = path.relative_to(ROOT / folder).as_posix()
+            if path.suffix in (".py", ".yaml") or path.name == "py.typed":
+                found.add(f"{target}/{inside}")
+    return {name for name in found if "__pycache__" not in name}
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with the wheel and the sdist, built from a copy so that the tree stays clean."""
+    folder = tmp_path_factory.mktemp("dist")
+    copy = tmp_path_factory.mktemp("tree")
+    names = ("flsparse", "strategies", "clients", "conf", "pyproject.toml", "README.md", "LICENSE")
+    subprocess.run(["cp", "-a", *(str(ROOT / name) for name in names), str(copy)], check=True)
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder), str(copy)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return folder
+
+
+@pytest.mark.slow
+def test_the_wheel_is_complete(built: Path) -> None:
+    (wheel,) = built.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+    assert {name for name in names if name.startswith("flsparse/")} == tracked_package_files()
+    assert {name for name in names if not name.startswith("flsparse/")} == {
+        name for name in names if ".dist-info/" in name
+    }, "the wheel must not install strategies, clients or conf beside flsparse"
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+
+
+@pytest.mark.slow
+def test_the_sdist_is_complete(built: Path) -> None:
+    (sdist,) = built.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert tracked_package_files() <= names
+    assert {"pyproject.toml", "README.md", "LICENSE"} <= names
