@@ -1,5 +1,7 @@
 """Where a federation runs: in this process, on Flower's Ray engine, or on a SuperLink."""
 
+from flsparse.runtime.federation import Observer, run_federation
 from flsparse.runtime.inprocess import InProcessGrid
+from flsparse.runtime.launcher import launch
 
-__all__ = ["InProcessGrid"]
+__all__ = ["InProcessGrid", "Observer", "launch", "run_federation"]

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from safetensors.numpy import load_file
 
-from flsparse.report.run_folder import RunFolder, RunFolderError, read_checkpoint, read_rows
+from flsparse.report.run_folder import RunFolder, RunFolderError, read_checkpoint, read_rows, restore_node_files
 
 CONFIG = {"seed": 1, "strategy": {"name": "fedavg"}}
 
@@ -21,7 +21,7 @@ def test_a_run_leaves_its_files(tmp_path: Path) -> None:
     assert read_rows(folder.path / "metrics.jsonl") == [
         {"schema_version": 1, "server_round": 1, "accuracy": 0.5, "loss": None, "layers": {"a": 0.1}}
     ]
-    folder.save_checkpoint({"round": 1, "arrays": {"w": np.ones(2)}})
+    folder.save_checkpoint(1, {"arrays": {"w": np.ones(2)}})
     folder.save_model({"w": np.arange(6.0).reshape(2, 3).T})
     folder.on_end({"status": "completed", "final_loss": float("inf")})
     assert yaml.safe_load((folder.path / "config.yaml").read_text()) == CONFIG
@@ -46,14 +46,14 @@ def finished(path: Path) -> RunFolder:
     folder.on_start({})
     for server_round in (1, 2, 3):
         folder.on_round({"server_round": server_round})
-    folder.save_checkpoint({"round": 2})
+    folder.save_checkpoint(2, {})
     folder.on_end({"status": "interrupted"})
     return folder
 
 
-def test_a_finished_run_is_not_overwritten_unless_asked(tmp_path: Path) -> None:
+def test_a_run_is_not_overwritten_unless_asked(tmp_path: Path) -> None:
     finished(tmp_path)
-    with pytest.raises(RunFolderError, match="holds a finished run"):
+    with pytest.raises(RunFolderError, match="holds a run"):
         RunFolder(tmp_path, CONFIG)
     RunFolder(tmp_path, CONFIG, overwrite=True).on_start({})
     assert read_rows(tmp_path / "metrics.jsonl") == []
@@ -98,3 +98,16 @@ def test_a_path_that_is_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(RunFolderError, match="cannot write"):
         RunFolder(tmp_path / "file" / "run", CONFIG)
+
+
+def test_what_nodes_keep_is_saved_with_the_checkpoint(tmp_path: Path) -> None:
+    files, folder = tmp_path / "nodes", RunFolder(tmp_path / "run", CONFIG)
+    (files / "node-1").mkdir(parents=True)
+    for server_round in (1, 2, 3):
+        (files / "node-1" / "new").write_text(f"after round {server_round}")
+        (files / "node-1" / "new").replace(files / "node-1" / "residual")  # as NodeState writes: never in place
+        if server_round < 3:
+            folder.save_checkpoint(server_round, {}, files)
+    restore_node_files(folder.path, 2, files)
+    assert (files / "node-1" / "residual").read_text() == "after round 2"
+    assert [each.name for each in (folder.path / "checkpoint").glob("nodes-*")] == ["nodes-2"]

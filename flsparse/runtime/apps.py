@@ -1,0 +1,87 @@
+"""The ready-made Flower components: ``serverapp = "flsparse.runtime.apps:server"``, ``clientapp = "...:client"``.
+
+Both read the whole configuration from one run-config key, ``cfg``, a JSON text: two processes must agree, and a device
+should not need Hydra. Whoever starts a node says where its data are and what a server may ask of it::
+
+    FLSPARSE_MAX_LOCAL_EPOCHS=5 flower-supernode --node-config "partition-id=3 num-partitions=10 dataset-root='/data'"
+"""
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import fields
+from functools import lru_cache
+from typing import Any
+
+import torch
+from flwr.app import Context
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid, ServerApp
+
+from flsparse.clients import Limits, device_app
+from flsparse.runtime.federation import run_federation
+from flsparse.tasks import Task, build_task
+
+
+def read_config(context: Context) -> dict[str, Any]:
+    """Return the configuration that a run carries in ``context.run_config["cfg"]``.
+
+    Raises
+    ------
+    ValueError
+        There is none.
+    """
+    cfg: dict[str, Any] = json.loads(str(context.run_config.get("cfg", "{}")))
+    if not cfg:
+        raise ValueError(
+            "the run carries no configuration: pass --run-config \"cfg='{...}'\" with the composed configuration as "
+            "JSON, or let `flsparse runtime=deployment` start the run"
+        )
+    return cfg
+
+
+def client_app(cfg: dict[str, Any]) -> ClientApp:
+    """Return the device application of a configuration, for runtimes that pass none to the nodes."""
+    return device_app(_constant(json.dumps(cfg)), owner_limits())
+
+
+def owner_limits() -> Limits:
+    """Return the limits that a device's owner set as ``FLSPARSE_MAX_...`` in the environment; none by default."""
+    names = {field.name: f"FLSPARSE_{field.name.upper()}" for field in fields(Limits)}
+    return Limits(**{name: int(os.environ[variable]) for name, variable in names.items() if variable in os.environ})
+
+
+def _constant(cfg: str) -> Callable[[Context], Task]:
+    def load(context: Context) -> Task:
+        return _task(cfg, _root(context))
+
+    return load
+
+
+def _from_run_config(context: Context) -> Task:
+    return _task(json.dumps(read_config(context)), _root(context))
+
+
+def _root(context: Context) -> str:
+    return str(context.node_config.get("dataset-root", ""))
+
+
+@lru_cache(maxsize=2)
+def _task(cfg: str, dataset_root: str) -> Task:
+    """Build the task once a process: a node is asked for it with every message."""
+    config = json.loads(cfg)
+    torch.set_num_threads(int(config.get("threads") or 1))
+    if dataset_root:
+        config["dataset"]["root"] = dataset_root
+    return build_task(config)
+
+
+client = device_app(_from_run_config, owner_limits())
+
+server = ServerApp()
+
+
+@server.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run the federation that the run's configuration asks for."""
+    run_federation(grid, read_config(context))

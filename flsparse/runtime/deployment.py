@@ -1,0 +1,313 @@
+"""Run a federation over a Flower SuperLink: real processes, real sockets.
+
+Without an address, a SuperLink and one SuperNode per client are started on this machine, for the run alone. With one,
+the run is handed to the SuperLink that listens there, whose nodes must have flsparse installed. Either way the app that
+is sent is a few lines: its components are those of the installed library, and the configuration is one run-config key.
+"""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import IO, Any
+
+from flsparse.report.run_folder import RunFolder, read_rows
+from flsparse.runtime.federation import Observer
+
+_CONNECTION = "flsparse"
+_POLL_S, _STATUS_POLL_S, _START_S, _STOP_S = 0.5, 10.0, 60.0, 30.0
+_APP = """\
+[build-system]
+requires = ["hatchling"]
+build-backend = "hatchling.build"
+
+[project]
+name = "flsparse-run"
+version = "1.0.0"
+description = "A federation run by flsparse"
+license = "Apache-2.0"
+dependencies = ["flsparse"]
+
+[tool.flwr.app]
+publisher = "flsparse"
+
+[tool.flwr.app.components]
+serverapp = "flsparse.runtime.apps:server"
+clientapp = "flsparse.runtime.apps:client"
+
+[tool.flwr.app.config]
+cfg = "{}"
+"""
+
+
+class DeploymentError(RuntimeError):
+    """A SuperLink, a SuperNode or the run on them failed."""
+
+
+def run_deployed(cfg: Mapping[str, Any], observers: Sequence[Observer] = ()) -> dict[str, Any]:
+    """Run a federation on a SuperLink.
+
+    Parameters
+    ----------
+    cfg : mapping
+        The composed configuration; ``output_dir`` must be set. ``superlink``: address of one that runs already,
+        ``host:port`` (null: one is started). ``runtime.root_certificates``: certificate file of that SuperLink; null
+        connects without TLS.
+    observers : sequence of Observer
+        Fed from the run folder, which the ServerApp writes where the SuperLink runs: on another machine, observers see
+        only the end.
+
+    Returns
+    -------
+    dict
+        The summary, with ``flwr_inbound_bytes`` and ``flwr_outbound_bytes``: what Flower itself counted, both ways,
+        HTTP aside. The processes' logs stay in ``logs/`` of the run folder.
+
+    Raises
+    ------
+    DeploymentError
+        A process ended early, or the run failed; the message names the log to read.
+    """
+    folder = Path(cfg.get("resume") or cfg["output_dir"]).absolute()
+    logs = folder / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        work = Path(tempfile.mkdtemp(prefix="flsparse-"))
+        stack.callback(shutil.rmtree, work, ignore_errors=True)
+        processes = Processes(logs, work)
+        stack.callback(processes.stop)
+        address = cfg.get("superlink") or _start_federation(processes, int(cfg["num_clients"]))
+        cli = Cli(work, str(address), (cfg.get("runtime") or {}).get("root_certificates"), processes.environment)
+        sent = dict(cfg) | {"output_dir": str(folder)}
+        if cfg.get("resume"):
+            sent["resume"] = str(folder)
+        else:  # refuses a folder that holds a run, before anything starts
+            RunFolder(folder, cfg, overwrite=bool(cfg.get("overwrite", False)))
+        info = {"first_round": 1, "num_rounds": cfg["num_rounds"], "num_nodes": cfg["num_clients"]}
+        for observer in observers:
+            observer.on_start(info | {"output_dir": str(folder), "config": dict(cfg)})
+        return _follow(cli, cli.start(sent), folder, processes, observers)
+
+
+class Processes:
+    """Child processes with their logs, ended together.
+
+    Parameters
+    ----------
+    logs : Path
+        Folder for what they print.
+    work : Path
+        Folder for Flower's own state and that of the nodes.
+    """
+
+    def __init__(self, logs: Path, work: Path) -> None:
+        self.logs = logs
+        self.environment = os.environ | {
+            "FLWR_HOME": str(work / "flwr"),
+            "FLSPARSE_STATE_DIR": str(work / "nodes"),
+            "FLWR_TELEMETRY_ENABLED": "0",
+            "FLWR_DISABLE_UPDATE_CHECK": "1",
+            "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+        }
+        self._running: dict[str, tuple[subprocess.Popen[bytes], IO[bytes]]] = {}
+
+    def start(self, name: str, *command: str) -> None:
+        """Start a process in a session of its own: Ctrl-C reaches the launcher alone, which then ends it."""
+        log = open(self.logs / f"{name}.log", "wb")  # noqa: SIM115
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self.environment, start_new_session=True
+        )
+        self._running[name] = process, log
+
+    def check(self) -> None:
+        """Raise DeploymentError where a process has ended."""
+        for name, (process, _) in self._running.items():
+            if process.poll() is not None:
+                log = self.logs / f"{name}.log"
+                raise DeploymentError(f"{name} ended with exit code {process.returncode}; see {log}:\n{_tail(log)}")
+
+    def stop(self) -> None:
+        """End all processes and their children, kindly at first."""
+        for sign, patience in ((signal.SIGTERM, 10.0), (signal.SIGKILL, 5.0)):
+            for process, _ in self._running.values():
+                with suppress(ProcessLookupError, PermissionError):
+                    os.killpg(process.pid, sign)
+            end = time.monotonic() + patience
+            for process, _ in self._running.values():
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(max(0.1, end - time.monotonic()))
+        for _, log in self._running.values():
+            log.close()
+        self._running.clear()
+
+
+class Cli:
+    """Flower's command line, with a configuration of its own that knows one SuperLink."""
+
+    def __init__(self, work: Path, address: str, root_certificates: str | None, environment: Mapping[str, str]) -> None:
+        self._work, self._environment = work, dict(environment)
+        security = f'root-certificates = "{root_certificates}"' if root_certificates else "insecure = true"
+        home = Path(environment["FLWR_HOME"])
+        home.mkdir(parents=True, exist_ok=True)
+        (home / "config.toml").write_text(
+            f'[superlink]\ndefault = "{_CONNECTION}"\n\n[superlink.{_CONNECTION}]\naddress = "{address}"\n{security}\n'
+        )
+
+    def start(self, cfg: Mapping[str, Any]) -> str:
+        """Send the app and start a run; return its id."""
+        app = self._work / "app"
+        app.mkdir()
+        (app / "pyproject.toml").write_text(_APP)
+        override = self._work / "override.toml"
+        override.write_text(f"cfg = {json.dumps(json.dumps(cfg))}\n")  # a JSON string is a TOML basic string
+        end = time.monotonic() + _START_S
+        while True:  # the SuperLink may still be starting
+            answer = self._call("run", str(app), _CONNECTION, "--run-config", str(override))
+            if answer.get("success"):
+                return str(answer["run-id"])
+            if time.monotonic() > end:
+                raise DeploymentError(f"flwr run failed: {answer.get('error-message', answer)}")
+            time.sleep(1.0)
+
+    def status(self, run_id: str) -> dict[str, Any]:
+        """Return Flower's record of the run: ``status``, ``network-traffic``, ..."""
+        runs = self._call("list", _CONNECTION, "--run-id", run_id).get("runs") or [{}]
+        return dict(runs[0])
+
+    def stop(self, run_id: str) -> None:
+        """Ask the SuperLink to end the run."""
+        self._call("stop", run_id, _CONNECTION)
+
+    def _call(self, *arguments: str) -> dict[str, Any]:
+        command = [shutil.which("flwr", path=self._environment["PATH"]) or "flwr", *arguments, "--format", "json"]
+        done = subprocess.run(
+            command, env=self._environment, capture_output=True, text=True, check=False, start_new_session=True
+        )
+        start = done.stdout.find("{")
+        try:
+            answer: dict[str, Any] = json.loads(done.stdout[start:]) if start >= 0 else {}
+        except ValueError:
+            answer = {}
+        return answer or {"success": False, "error-message": (done.stderr or done.stdout).strip()}
+
+
+def _start_federation(processes: Processes, num_nodes: int) -> str:
+    """Start a SuperLink and its SuperNodes on loopback; return the SuperLink's address."""
+    port, *node_ports = _free_ports(num_nodes + 1)
+    address = f"127.0.0.1:{port}"
+    offline = "--disable-runtime-dependency-installation"
+    processes.start("superlink", "flower-superlink", "--insecure", offline, "--host", "127.0.0.1", "--port", str(port))
+    end = time.monotonic() + _START_S
+    while not _listens(port):
+        processes.check()
+        if time.monotonic() > end:
+            raise DeploymentError(f"the SuperLink does not listen on {address}; see {processes.logs}/superlink.log")
+        time.sleep(0.2)
+    for partition, node_port in enumerate(node_ports):
+        config = f"partition-id={partition} num-partitions={num_nodes}"
+        command = ["flower-supernode", "--insecure", offline, "--superlink", address, "--port", str(node_port)]
+        processes.start(f"supernode-{partition}", *command, "--node-config", config)
+    return address
+
+
+def _follow(cli: Cli, run_id: str, folder: Path, processes: Processes, observers: Sequence[Observer]) -> dict[str, Any]:
+    """Show the run's rounds as they appear in its folder, until Flower says that it has ended."""
+    started = time.time()
+    shown, checked = 0, 0.0
+    record: dict[str, Any] = {}
+    interrupted = False
+    while not str(record.get("status", "")).startswith("finished"):
+        try:
+            shown = _show(folder, shown, started, observers)
+            processes.check()
+            # The summary is the last thing a run writes: then its end need not wait for the next look.
+            due = _STATUS_POLL_S if not _written_after(folder / "summary.json", started) else 0.0
+            if time.monotonic() - checked > due:
+                record, checked = cli.status(run_id), time.monotonic()
+            time.sleep(_POLL_S)
+        except KeyboardInterrupt:
+            if interrupted:
+                raise
+            interrupted = True
+            cli.stop(run_id)
+            end = time.monotonic() + _STOP_S
+            while time.monotonic() < end and not _written_after(folder / "summary.json", started):
+                time.sleep(_POLL_S)
+            record = cli.status(run_id)
+            break
+    _show(folder, shown, started, observers)
+    return _finish(record, folder, started, interrupted, processes, observers)
+
+
+def _show(folder: Path, shown: int, started: float, observers: Sequence[Observer]) -> int:
+    """Hand new rows to the observers; return how many have been shown."""
+    if not _written_after(folder / "metrics.jsonl", started):
+        return shown
+    rows = read_rows(folder / "metrics.jsonl")
+    for row in rows[shown:]:
+        for observer in observers:
+            observer.on_round(row)
+    return len(rows)
+
+
+def _finish(
+    record: Mapping[str, Any],
+    folder: Path,
+    started: float,
+    interrupted: bool,
+    processes: Processes,
+    observers: Sequence[Observer],
+) -> dict[str, Any]:
+    traffic = record.get("network-traffic") or {}
+    measured = {f"flwr_{way}_bytes": traffic.get(f"{way}-bytes") for way in ("inbound", "outbound")}
+    file = folder / "summary.json"
+    if not _written_after(file, started):
+        status = str(record.get("status", "unknown"))
+        if interrupted or status == "finished:completed":  # the SuperLink is on another machine
+            return {"status": "interrupted" if interrupted else "completed", **measured}
+        details = record.get("status-details", "")
+        log = processes.logs / "superlink.log"
+        raise DeploymentError(f"the run is {status} {details}; see {log}:\n{_tail(log)}")
+    summary: dict[str, Any] = json.loads(file.read_text()) | measured
+    file.write_text(json.dumps(summary, indent=2) + "\n")
+    for observer in observers:
+        observer.on_end(summary)
+    if summary["status"] == "failed":
+        raise DeploymentError(f"the run failed: {summary['error']}; logs are in {processes.logs}")
+    return summary
+
+
+def _written_after(path: Path, moment: float) -> bool:
+    try:
+        return path.stat().st_mtime >= moment - 1.0
+    except FileNotFoundError:
+        return False
+
+
+def _tail(log: Path, lines: int = 15) -> str:
+    with suppress(OSError):
+        return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
+    return ""
+
+
+def _free_ports(number: int) -> list[int]:
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(number)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [int(each.getsockname()[1]) for each in sockets]
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.settimeout(0.5)
+        return probe.connect_ex(("127.0.0.1", port)) == 0

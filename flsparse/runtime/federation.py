@@ -1,0 +1,299 @@
+"""The server's side of one run, whatever it runs on: task, strategy and model from a configuration, rounds, results.
+
+Everything that happens beside the rounds (display, trackers, the run folder) is an observer. The configuration is the
+composed one as plain values; nothing here knows where it came from.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
+from flwr.serverapp import Grid
+from torch import nn
+
+from flsparse._flwr import log
+from flsparse.clients.base import Arrays, load_arrays, state_arrays
+from flsparse.clients.protocol import to_numpy, to_record
+from flsparse.clients.state import state_dir
+from flsparse.report.run_folder import RunFolder, read_checkpoint, restore_node_files
+from flsparse.runtime.inprocess import InProcessGrid
+from flsparse.sparsity import export_dense, prunable_names, sparsity_of
+from flsparse.strategies import STRATEGIES, RoundLoop, RoundReport
+from flsparse.tasks import Task, build_task
+
+_CHECKPOINT_SHARE = 0.05  # of the run's time, at most, goes into checkpoints
+_MUST_MATCH = ("seed", "num_clients", "dataset", "model", "partition", "strategy", "codec")
+# What every row has; null where a method does not measure it.
+ROW_KEYS = (
+    *("accuracy", "loss", "uplink_bytes", "downlink_bytes", "uplink_wire_bytes", "downlink_wire_bytes"),
+    *("uplink_ratio", "downlink_ratio", "sparsity", "broadcast_sparsity", "mask_iou", "regrowth"),
+    *("step_seconds", "peak_memory_bytes", "encode_ms", "flops_dense", "flops_sparse"),
+    *("train_loss", "train_accuracy", "replies", "failures", "rejected_payloads", "round_seconds"),
+)
+
+
+class Observer(Protocol):
+    """Sees a run from outside. All values are plain."""
+
+    def on_start(self, info: dict[str, Any]) -> None:
+        """Take ``first_round``, ``num_rounds``, ``num_nodes``, ``output_dir`` and ``config``."""
+
+    def on_round(self, row: dict[str, Any]) -> None:
+        """Take what was measured in a round: ``server_round`` and at least the keys of ``ROW_KEYS``."""
+
+    def on_end(self, summary: dict[str, Any]) -> None:
+        """Take the run in numbers; ``status`` is completed, interrupted or failed."""
+
+
+def run_federation(grid: Grid, cfg: Mapping[str, Any], observers: Sequence[Observer] = ()) -> dict[str, Any]:
+    """Run all rounds over a grid.
+
+    Parameters
+    ----------
+    grid : Grid
+        Its nodes run :data:`flsparse.runtime.apps.client`, or another app of :func:`flsparse.clients.device_app`.
+    cfg : mapping
+        The composed configuration. With ``output_dir`` the run leaves its folder there; with ``resume``, a run folder,
+        it goes on in that one.
+    observers : sequence of Observer
+        Called in this order, after the run folder.
+
+    Returns
+    -------
+    dict
+        The summary, as in ``summary.json``. Ctrl-C ends the run with what there is, ``status`` "interrupted".
+
+    Raises
+    ------
+    flsparse.strategies.RoundFailed
+        A round had too few valid replies. The folder is complete and can be resumed from.
+    ValueError
+        The configuration is impossible, or differs from that of the run to resume.
+    """
+    return _Run(grid, cfg, observers).run()
+
+
+def make_strategy(cfg: Mapping[str, Any], prunable: list[str]) -> RoundLoop:
+    """Build the strategy of a configuration: ``codec`` and ``strategy`` hold its arguments.
+
+    Raises
+    ------
+    ValueError
+        The name is unknown, or an argument is unknown or out of range.
+    """
+    arguments = dict(cfg["strategy"])
+    name = arguments.pop("name")
+    if name not in STRATEGIES:
+        raise ValueError(f"strategy.name={name!r} is none of {', '.join(sorted(STRATEGIES))}")
+    fraction = float(cfg.get("fraction_train", 1.0))
+    sampled = max(1, int(fraction * int(cfg["num_clients"]) + 1e-9))
+    nodes: dict[str, Any] = {"fraction_train": fraction, "min_train_nodes": sampled, "min_available_nodes": sampled}
+    fixed = {"seed": int(cfg["seed"]), "hello": True, "prunable": prunable}
+    try:
+        arguments = nodes | dict(cfg.get("codec") or {}) | fixed | arguments
+        return STRATEGIES[name](**arguments)
+    except TypeError as error:
+        raise ValueError(f"strategy {name}: {error}") from error
+
+
+def train_config(cfg: Mapping[str, Any]) -> ConfigRecord:
+    """Return what is sent with every training message: ``client``, in Flower's kebab-case."""
+    return ConfigRecord({key.replace("_", "-"): value for key, value in cfg["client"].items() if value is not None})
+
+
+def wait_for_nodes(grid: Grid, wanted: int) -> list[int]:
+    """Wait until so many nodes are connected, and return their ids."""
+    told = False
+    while len(present := list(grid.get_node_ids())) < wanted:
+        if not told:
+            log(20, "Waiting for nodes: %d of %d are connected", len(present), wanted)
+            told = True
+        time.sleep(0.5)
+    return present
+
+
+class _Run:
+    """One run, from configuration to summary."""
+
+    def __init__(self, grid: Grid, cfg: Mapping[str, Any], observers: Sequence[Observer]) -> None:
+        torch.set_num_threads(int(cfg.get("threads") or 1))
+        self.grid, self.cfg = grid, cfg
+        self.task: Task = build_task(cfg)
+        self.num_rounds = int(cfg["num_rounds"])
+        plain = self.task.model()
+        self.prunable = prunable_names(plain)
+        self.strategy = make_strategy(cfg, self.prunable)
+        self.model: nn.Module = self.strategy.prepare(plain)
+        self.arrays: Arrays = state_arrays(self.model)
+        self.strategy.callbacks.append(self._after_round)
+        self.evaluation_data = self._evaluation_data()
+        self.last_round, self.seconds_before = 0, 0.0
+        self.counts: dict[str, int] = {}
+        self.scores: dict[str, float | None] = {"accuracy": None, "loss": None, "best_accuracy": None}
+        self.started = self.saved = time.monotonic()
+        self.save_seconds = 0.0
+        self.folder: RunFolder | None = None
+        resume = cfg.get("resume")
+        if resume:
+            self._resume(resume)
+        if resume or cfg.get("output_dir"):
+            overwrite = bool(cfg.get("overwrite", False))
+            self.folder = RunFolder(resume or cfg["output_dir"], cfg, resume=bool(resume), overwrite=overwrite)
+        self.observers: list[Observer] = [*([self.folder] if self.folder else []), *observers]
+
+    def run(self) -> dict[str, Any]:
+        info = {
+            "first_round": self.last_round + 1,
+            "num_rounds": self.num_rounds,
+            "num_nodes": int(self.cfg["num_clients"]),
+            "output_dir": str(self.folder.path) if self.folder else None,
+            "config": dict(self.cfg),
+        }
+        for observer in self.observers:
+            observer.on_start(info)
+        status = "completed"
+        error: Exception | None = None
+        leave: BaseException | None = None
+        try:
+            wait_for_nodes(self.grid, int(self.cfg["num_clients"]))
+            self.strategy.start(
+                grid=self.grid,
+                initial_arrays=to_record(self.arrays),
+                num_rounds=self.num_rounds,
+                train_config=train_config(self.cfg),
+                evaluate_fn=self._evaluate,
+            )
+        except (KeyboardInterrupt, SystemExit) as stop:  # Flower ends a ServerApp that is to stop by SystemExit
+            status, leave = "interrupted", stop if isinstance(stop, SystemExit) else None
+        except Exception as problem:
+            status, error, leave = "failed", problem, problem
+        summary = self._summary(status, error)
+        if self.folder:
+            self.folder.save_model(self.weights())
+        for observer in self.observers:
+            observer.on_end(summary)
+        if leave is not None:
+            raise leave
+        return summary
+
+    @property
+    def dense_bytes(self) -> int:
+        return sum(array.nbytes for array in self.arrays.values())
+
+    def weights(self) -> Arrays:
+        """Return the plain weights ``w`` of the current model."""
+        model = self.strategy.prepare(self.task.model())
+        load_arrays(model, self.arrays)
+        return state_arrays(export_dense(model))
+
+    def _evaluation_data(self) -> Any:
+        where = (self.cfg.get("evaluate") or {}).get("on", "test")
+        if where not in ("test", "validation"):
+            raise ValueError(f"evaluate.on={where!r} is neither test nor validation")
+        return self.task.test_data() if where == "test" else self.task.validation_data()
+
+    def _evaluate(self, server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
+        every = int((self.cfg.get("evaluate") or {}).get("every", 1))
+        if server_round == 0 or (server_round % every and server_round != self.num_rounds):
+            return None
+        load_arrays(self.model, to_numpy(arrays))
+        metrics = self.task.evaluate(self.model, self.evaluation_data)
+        return MetricRecord({"loss": metrics["loss"], "accuracy": metrics["accuracy"]})
+
+    def _after_round(self, report: RoundReport) -> None:
+        self.arrays, self.last_round = to_numpy(report.arrays), report.server_round
+        row: dict[str, Any] = {"server_round": report.server_round, **dict.fromkeys(ROW_KEYS), **report.metrics}
+        row["sparsity"] = sparsity_of(self.arrays, self.prunable)
+        row["broadcast_sparsity"] = row["broadcast_sparsity"] or row["sparsity"]
+        for key in ("failures", "rejected_payloads"):  # the strategy counts over the run
+            row[key] = self.strategy.wire.counts[key] - self.counts.get(key, 0)
+            self.counts[key] = self.strategy.wire.counts[key]
+        if row["accuracy"] is not None:
+            best = self.scores["best_accuracy"]
+            self.scores = {
+                "accuracy": row["accuracy"],
+                "loss": row["loss"],
+                "best_accuracy": row["accuracy"] if best is None else max(best, row["accuracy"]),
+            }
+        row["wall_seconds"] = self.wall_seconds
+        for observer in self.observers:
+            observer.on_round(row)
+        self._save(report.server_round == self.num_rounds)
+
+    @property
+    def wall_seconds(self) -> float:
+        return self.seconds_before + time.monotonic() - self.started
+
+    def _save(self, is_last: bool) -> None:
+        """Save a checkpoint, unless that would take too large a share of the time."""
+        now = time.monotonic()
+        if self.folder is None or not (is_last or (now - self.saved) * _CHECKPOINT_SHARE >= self.save_seconds):
+            return
+        in_process = isinstance(self.grid, InProcessGrid)
+        self.folder.save_checkpoint(
+            self.last_round,
+            {
+                "arrays": self.arrays,
+                "strategy": self.strategy.state_dict(),
+                "nodes": self.grid.state_dict() if isinstance(self.grid, InProcessGrid) else None,
+                "scores": self.scores,
+                "wall_seconds": self.wall_seconds,
+                "config": {key: self.cfg.get(key) for key in _MUST_MATCH},
+            },
+            self._node_files if in_process else None,
+        )
+        self.saved = time.monotonic()
+        self.save_seconds = self.saved - now
+
+    def _resume(self, run_folder: Path | str) -> None:
+        state = read_checkpoint(run_folder)
+        for key in _MUST_MATCH:
+            if state["config"][key] != self.cfg.get(key):
+                raise ValueError(f"cannot resume {run_folder}: its {key} was {state['config'][key]}")
+        self.last_round, self.arrays = state["round"], state["arrays"]
+        self.scores, self.seconds_before = state["scores"], state["wall_seconds"]
+        self.strategy.load_state_dict(state["strategy"])
+        self.counts = dict(self.strategy.wire.counts)
+        if isinstance(self.grid, InProcessGrid) and state["nodes"] is not None:
+            self.grid.load_state_dict(state["nodes"])
+            restore_node_files(run_folder, state["round"], self._node_files)
+
+    @property
+    def _node_files(self) -> Path:
+        """Where this run's nodes keep on this machine what is too large for a message."""
+        return state_dir() / f"run-{self.grid.run.run_id}"
+
+    def _summary(self, status: str, error: Exception | None) -> dict[str, Any]:
+        up, down = (self.strategy.ledger.total(direction) for direction in ("uplink", "downlink"))
+        return {
+            "status": status,
+            "error": None if error is None else f"{type(error).__name__}: {error}",
+            "strategy": self.strategy.name,
+            "dataset": self.cfg["dataset"]["name"],
+            "model": self.cfg["model"]["name"],
+            "seed": int(self.cfg["seed"]),
+            "num_clients": int(self.cfg["num_clients"]),
+            "rounds": self.last_round,
+            "final_accuracy": self.scores["accuracy"],
+            "best_accuracy": self.scores["best_accuracy"],
+            "final_loss": self.scores["loss"],
+            "dense_bytes_per_model": self.dense_bytes,
+            "uplink_bytes": up.payload_bytes,
+            "downlink_bytes": down.payload_bytes,
+            "uplink_wire_bytes": up.wire_bytes,
+            "downlink_wire_bytes": down.wire_bytes,
+            "uplink_ratio": up.ratio,
+            "downlink_ratio": down.ratio,
+            "uplink_messages": up.messages,
+            "downlink_messages": down.messages,
+            "final_sparsity": float(sparsity_of(self.arrays, self.prunable)),
+            "wall_seconds": self.wall_seconds,
+            "failures": int(self.strategy.wire.counts["failures"]),
+            "rejected_payloads": int(self.strategy.wire.counts["rejected_payloads"]),
+            "runtime": str((self.cfg.get("runtime") or {}).get("name", "inprocess")),
+            "versions": {name: version(name) for name in ("flsparse", "flwr", "torch", "numpy")},
+        }

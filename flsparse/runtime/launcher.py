@@ -1,0 +1,63 @@
+"""Start a run where its configuration says."""
+
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from flsparse.clients.state import STATE_DIR
+from flsparse.runtime.federation import Observer, run_federation
+from flsparse.runtime.inprocess import InProcessGrid
+
+RUNTIMES = ("inprocess", "simulation", "deployment")
+
+
+def launch(cfg: Mapping[str, Any], observers: Sequence[Observer] = ()) -> dict[str, Any]:
+    """Run the federation of a composed configuration, and return its summary.
+
+    Parameters
+    ----------
+    cfg : mapping
+        Plain values; ``runtime.name`` is one of ``inprocess``, ``simulation``, ``deployment``.
+    observers : sequence of Observer
+        See :class:`flsparse.runtime.federation.Observer`.
+
+    Raises
+    ------
+    ValueError
+        The configuration is impossible.
+    flsparse.strategies.RoundFailed, flsparse.runtime.deployment.DeploymentError
+        The run failed.
+    """
+    name = (cfg.get("runtime") or {}).get("name", "inprocess")
+    if name not in RUNTIMES:
+        raise ValueError(f"runtime.name={name!r} is none of {', '.join(RUNTIMES)}")
+    if name == "deployment":
+        from flsparse.runtime.deployment import run_deployed
+
+        return run_deployed(cfg, observers)
+    with _node_files(cfg.get("resume") or cfg.get("output_dir")):
+        if name == "simulation":
+            from flsparse.runtime.simulation import run_simulated
+
+            return run_simulated(cfg, observers)
+        from flsparse.runtime.apps import client_app
+
+        return run_federation(InProcessGrid(client_app(dict(cfg)), int(cfg["num_clients"])), cfg, observers)
+
+
+@contextmanager
+def _node_files(run_folder: str | Path | None) -> Iterator[None]:
+    """Let nodes keep large state below the run folder, for as long as the run lasts."""
+    if run_folder is None or STATE_DIR in os.environ:
+        yield
+        return
+    folder = Path(run_folder).absolute() / "nodes"
+    os.environ[STATE_DIR] = str(folder)
+    try:
+        yield
+    finally:
+        del os.environ[STATE_DIR]
+        shutil.rmtree(folder, ignore_errors=True)
