@@ -11,6 +11,7 @@ import math
 import os
 import sys
 from argparse import Namespace
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -319,12 +320,27 @@ def _say(text: str, console: Console = _console) -> None:
     console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
+class _FewOfAKind(logging.Filter):
+    """Lets a message through three times, whatever its values: a federation of failing nodes would fill the screen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._seen: Counter[str] = Counter()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Tell whether the terminal is to show this record."""
+        self._seen[str(record.msg)] += 1
+        return self._seen[str(record.msg)] <= 3
+
+
 def _log_into(folder: Path) -> None:
     """Write the log into the run folder and warnings to the terminal; Flower's own handler would tear the display."""
     folder.mkdir(parents=True, exist_ok=True)
     file = logging.FileHandler(folder / _LOG, encoding="utf-8")
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     terminal = RichHandler(console=_errors, level=logging.WARNING, show_path=False, show_time=False)
+    terminal.setFormatter(logging.Formatter("%(message)s"))
+    terminal.addFilter(_FewOfAKind())
     for handler in logging.getLogger().handlers:
         handler.close()
     logging.basicConfig(level=logging.INFO, handlers=[file, terminal], force=True)

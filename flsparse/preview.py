@@ -11,7 +11,7 @@ from flsparse import rng
 from flsparse.clients.base import Arrays, state_arrays
 from flsparse.codec import Codec, Reference, decode
 from flsparse.report.tables import human_bytes, ratio
-from flsparse.runtime.federation import local_method, make_strategy
+from flsparse.runtime.federation import make_strategy
 from flsparse.sparsity import prunable_names, prune_global
 from flsparse.tasks import build_task
 
@@ -64,7 +64,7 @@ def preview(cfg: Mapping[str, Any]) -> Preview:
     plain = task.model()
     names = prunable_names(plain)
     strategy = make_strategy(cfg, names)
-    arrays = state_arrays(local_method(strategy).prepare(plain))
+    arrays = state_arrays(strategy.prepare(plain))
     pruned = prune_global(arrays, getattr(strategy, "sparsity", 0.0), names)
 
     down, up = strategy.downlink.codec, Codec(values=strategy.values, rounding=strategy.rounding)
