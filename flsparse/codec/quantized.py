@@ -1,0 +1,194 @@
+"""int8 and int4: sections of quantized values.
+
+Sparse arrays: per array a step for the kept positions inside the reference's support and one for those outside (or for
+all, without a reference). Dense arrays: per array a step; those with fewer than two dimensions get a finer one, and are
+quantized in the logarithm where all their values are positive, as norm weights and variances are, so that they stay so.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flsparse.codec import quantize as quant
+from flsparse.codec import symbols
+from flsparse.codec.errors import require
+from flsparse.codec.quantize import Floats, Integers
+from flsparse.codec.wire import Reader, Writer
+
+_LOG = 0x8000
+_COARSEST = {7: 0.875}  # int4 only: a step below this many rms spends bits on noise (see docs/codec.md)
+_FINE = {7: 8.0, 127: 64.0}  # steps per rms of small arrays' changes; without a reference always the second
+
+
+@dataclass(frozen=True)
+class Quantizer:
+    """How a payload's values become integers.
+
+    Parameters
+    ----------
+    bound : int
+        7 for int4, 127 for int8.
+    rng : np.random.Generator, optional
+        Rounds stochastically.
+    """
+
+    bound: int
+    rng: np.random.Generator | None = None
+
+    def code(self, x: Floats) -> int:
+        """Return the step code for values of sparse or large dense arrays."""
+        if self.rng is not None:
+            return quant.step_code(quant.widest_step(x, self.bound))
+        step = quant.least_squares_step(x, self.bound)
+        return quant.step_code(max(step, _COARSEST.get(self.bound, 0.0) * quant.rms(x)))
+
+    def fine_code(self, x: Floats, relative: bool) -> int:
+        """Return the step code for values of small dense arrays: nothing is clipped."""
+        steps_per_rms = _FINE[self.bound if relative else 127]
+        return quant.step_code(max(quant.rms(x) / steps_per_rms, quant.widest_step(x, quant.FINE_BOUND)))
+
+    def integers(self, x: Floats, code: int, bound: int) -> Integers:
+        """Quantize with a step code."""
+        return quant.quantize(x, quant.step_of(code), bound, self.rng)
+
+
+def _check_code(code: int) -> float:
+    require(1 <= code <= quant.MAX_CODE, f"step code 0x{code:04x} is not a positive finite step")
+    return quant.step_of(code)
+
+
+@dataclass(frozen=True)
+class SparseRun:
+    """Kept values of one sparse array: integers, whether each lies inside the reference's support, step codes."""
+
+    q: Integers
+    inside: NDArray[np.bool_]
+    codes: tuple[int | None, int | None]  # inside, outside; None where there is nothing
+
+    def select(self, worth: NDArray[np.bool_]) -> "SparseRun":
+        """Return the run without the values that are not worth sending; all of these lie outside."""
+        inside = self.inside[worth]
+        return SparseRun(self.q[worth], inside, (self.codes[0], None if inside.all() else self.codes[1]))
+
+
+def quantize_sparse(values: np.ndarray, base: np.ndarray | None, quantizer: Quantizer) -> SparseRun:
+    """Quantize the kept values of one array, relative to ``base`` where that is not zero."""
+    inside = np.zeros(values.size, np.bool_) if base is None else base != 0
+    x = values.astype(np.float64)
+    if base is not None:
+        x -= base
+    q = np.empty(x.size, np.int16)
+    codes: list[int | None] = []
+    for side in (inside, ~inside):
+        part = x[side]
+        codes.append(quantizer.code(part) if part.size else None)
+        if codes[-1] is not None:
+            q[side] = quantizer.integers(part, codes[-1], quantizer.bound)
+    return SparseRun(q, inside, (codes[0], codes[1]))
+
+
+def write_sparse(runs: list[SparseRun]) -> bytes:
+    """Write the values section: step codes inside, those outside, integers inside, those outside."""
+    out = Writer()
+    for side in (0, 1):
+        for run in runs:
+            code = run.codes[side]
+            if code is not None:
+                out.raw(code.to_bytes(2, "little"))
+    for wanted in (True, False):
+        parts = [run.q[run.inside == wanted] for run in runs]
+        out.raw(symbols.encode_integers(np.concatenate([np.empty(0, np.int16), *parts])))
+    return out.done()
+
+
+def read_sparse(
+    reader: Reader, sizes: list[int], bases: list[np.ndarray] | None, dtypes: list[np.dtype], bound: int
+) -> list[np.ndarray]:
+    """Read what :func:`write_sparse` wrote: the decoded kept values of every sparse array."""
+    insides = [np.zeros(n, np.bool_) for n in sizes] if bases is None else [base != 0 for base in bases]
+    counts = [(int(np.count_nonzero(inside)), int(np.count_nonzero(~inside))) for inside in insides]
+    steps = [
+        [_check_code(int(reader.array("u2", 1)[0])) if count[side] else 0.0 for count in counts] for side in (0, 1)
+    ]
+    streams = [symbols.decode_integers(reader, sum(count[side] for count in counts)) for side in (0, 1)]
+    for stream in streams:
+        require(not stream.size or int(np.abs(stream).max()) <= bound, "a quantized value is out of range")
+    out, at = [], [0, 0]
+    for i, (inside, dtype, count) in enumerate(zip(insides, dtypes, counts, strict=True)):
+        base = None if bases is None else bases[i]
+        parts = [streams[side][at[side] : at[side] + count[side]] for side in (0, 1)]
+        at = [at[0] + count[0], at[1] + count[1]]
+        if not all(count):  # one step for the whole array
+            side = 0 if count[0] else 1
+            out.append(quant.dequantize(parts[side], steps[side][i], base if side == 0 else None, dtype))
+            continue
+        assert base is not None
+        values = np.empty(inside.size, dtype)
+        values[inside] = quant.dequantize(parts[0], steps[0][i], base[inside], dtype)
+        values[~inside] = quant.dequantize(parts[1], steps[1][i], None, dtype)
+        out.append(values)
+    return out
+
+
+@dataclass(frozen=True)
+class DenseRun:
+    """One dense array of a payload.
+
+    Parameters
+    ----------
+    size : int
+        Elements.
+    dtype : np.dtype
+        Floating.
+    fine : bool
+        Whether it has fewer than two dimensions.
+    base : np.ndarray or None
+        The reference's flat array.
+    """
+
+    size: int
+    dtype: np.dtype
+    fine: bool
+    base: np.ndarray | None
+
+
+def write_dense(arrays: list[np.ndarray], runs: list[DenseRun], quantizer: Quantizer) -> bytes:
+    """Write the dense section: step codes (top bit: logarithm), integers of large arrays, those of small ones."""
+    out = Writer()
+    parts: dict[bool, list[Integers]] = {False: [], True: []}
+    for array, run in zip(arrays, runs, strict=True):
+        logarithm = run.fine and bool((array > 0).all()) and (run.base is None or bool((run.base > 0).all()))
+        x = quant.log_code(array) if logarithm else array.astype(np.float64)
+        if run.base is not None:
+            x -= quant.log_code(run.base) if logarithm else run.base
+        code = quantizer.fine_code(x, run.base is not None) if run.fine else quantizer.code(x)
+        parts[run.fine].append(quantizer.integers(x, code, quant.FINE_BOUND if run.fine else quantizer.bound))
+        out.raw((code | _LOG * logarithm).to_bytes(2, "little"))
+    for fine in (False, True):
+        out.raw(symbols.encode_integers(np.concatenate([np.empty(0, np.int16), *parts[fine]])))
+    return out.done()
+
+
+def read_dense(reader: Reader, runs: list[DenseRun], bound: int) -> list[np.ndarray]:
+    """Read what :func:`write_dense` wrote: decoded flat arrays."""
+    codes = [int(code) for code in reader.array("u2", len(runs))]
+    streams, at = {}, {False: 0, True: 0}
+    for fine, most in ((False, bound), (True, quant.FINE_BOUND)):
+        streams[fine] = symbols.decode_integers(reader, sum(run.size for run in runs if run.fine == fine))
+        in_range = not streams[fine].size or int(np.abs(streams[fine]).max()) <= most
+        require(in_range, "a quantized value is out of range")
+    out = []
+    for code, run in zip(codes, runs, strict=True):
+        step = _check_code(code & ~_LOG)
+        q = streams[run.fine][at[run.fine] : at[run.fine] + run.size]
+        at[run.fine] += run.size
+        if not code & _LOG:
+            out.append(quant.dequantize(q, step, run.base, run.dtype))
+            continue
+        positive = run.fine and (run.base is None or bool((run.base > 0).all()))
+        require(positive, "a logarithmic step where values need not be positive")
+        with np.errstate(over="ignore"):
+            x = q * np.float64(step)
+        out.append(quant.log_value(x if run.base is None else x + quant.log_code(run.base), run.dtype))
+    return out

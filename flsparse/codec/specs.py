@@ -1,0 +1,141 @@
+"""What both ends know before a payload travels: names, shapes and dtypes, and the reference model."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+from types import MappingProxyType
+
+import numpy as np
+
+FLOATS = ("float16", "float32", "float64")
+INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
+DTYPES = (*FLOATS, *INTEGERS, "bool")  # a dtype's place in this list is its id in fingerprints
+
+
+@dataclass(frozen=True)
+class ArraySpec:
+    """Shape and dtype of one array.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        Empty for a 0-d array; a dimension may be 0.
+    dtype : np.dtype
+        One of float16/32/64, (u)int8/16/32/64 and bool, in native byte order.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the dense array."""
+        return self.size * self.dtype.itemsize
+
+
+Specs = Mapping[str, ArraySpec]
+
+
+def specs_of(arrays: Mapping[str, np.ndarray | ArraySpec]) -> dict[str, ArraySpec]:
+    """Return the specs of named arrays, in order.
+
+    Parameters
+    ----------
+    arrays : mapping of str to np.ndarray or ArraySpec
+        Ordered; specs pass through.
+
+    Raises
+    ------
+    ValueError
+        For a dtype that the codec does not carry.
+
+    Examples
+    --------
+    >>> specs_of({"w": np.zeros((2, 3), np.float32)})["w"].nbytes
+    24
+    """
+    specs = {}
+    for name, array in arrays.items():
+        dtype = np.dtype(array.dtype).newbyteorder("=")
+        if dtype.name not in DTYPES:
+            raise ValueError(f"array {name!r} has dtype {array.dtype}; the codec carries {', '.join(DTYPES)}")
+        specs[name] = ArraySpec(tuple(int(n) for n in array.shape), dtype)
+    return specs
+
+
+def describe(specs: Specs) -> bytes:
+    """Serialize specs canonically: the input of fingerprints and reference ids."""
+    parts = [len(specs).to_bytes(4, "little")]
+    for name, spec in specs.items():
+        label = name.encode("utf-8", "surrogatepass")
+        parts += [len(label).to_bytes(4, "little"), label, bytes([DTYPES.index(spec.dtype.name), len(spec.shape)])]
+        parts += [n.to_bytes(8, "little") for n in spec.shape]
+    return b"".join(parts)
+
+
+def fingerprint(specs: Specs) -> bytes:
+    """Return the 4 bytes that tell one set of names, shapes and dtypes from another."""
+    return hashlib.blake2b(describe(specs), digest_size=4).digest()
+
+
+def flatten(arrays: Mapping[str, np.ndarray], specs: Specs) -> dict[str, np.ndarray]:
+    """Return every array as 1-D, contiguous and in native byte order; a view where that is possible."""
+    return {name: np.ravel(np.asarray(arrays[name], dtype=spec.dtype)) for name, spec in specs.items()}
+
+
+class Reference:
+    """A model that both ends hold, against which payloads are coded. Immutable.
+
+    Parameters
+    ----------
+    arrays : mapping of str to np.ndarray
+        Ordered. They are copied, so later changes to the originals do no harm.
+
+    Raises
+    ------
+    ValueError
+        For an unknown dtype, or NaN or infinity in an array.
+    """
+
+    def __init__(self, arrays: Mapping[str, np.ndarray]) -> None:
+        self.specs: Specs = MappingProxyType(specs_of(arrays))
+        frozen = {}
+        for name, spec in self.specs.items():
+            array = np.array(arrays[name], dtype=spec.dtype, order="C")
+            if spec.dtype.kind == "f" and not np.isfinite(array).all():
+                raise ValueError(f"array {name!r} of the reference holds NaN or infinity")
+            array.flags.writeable = False
+            frozen[name] = array
+        self.arrays: Mapping[str, np.ndarray] = MappingProxyType(frozen)
+
+    @cached_property
+    def id(self) -> str:
+        """Content hash over names, shapes, dtypes and bytes: 32 hex characters."""
+        digest = hashlib.blake2b(describe(self.specs), digest_size=16)
+        for array in self.arrays.values():
+            digest.update(array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes())
+        return digest.hexdigest()
+
+    @cached_property
+    def nbytes(self) -> int:
+        """Bytes of all arrays."""
+        return sum(spec.nbytes for spec in self.specs.values())
+
+    @cached_property
+    def fingerprint(self) -> bytes:
+        """See :func:`fingerprint`."""
+        return fingerprint(self.specs)
+
+    def flat(self, name: str) -> np.ndarray:
+        """Return one array as 1-D, without a copy."""
+        return self.arrays[name].reshape(-1)
+
+    def __repr__(self) -> str:
+        return f"Reference(id={self.id[:8]}, arrays={len(self.specs)}, nbytes={self.nbytes})"

@@ -1,0 +1,194 @@
+"""Runs of small integers and of bytes, each coded by whichever of its modes is smallest."""
+
+import numpy as np
+import zstandard
+from numpy.typing import NDArray
+
+from flsparse.codec import bits, rans, tables
+from flsparse.codec.errors import PayloadError, require
+from flsparse.codec.wire import Reader, Writer
+
+PACKED, RANS, ZSTD, CONSTANT = range(4)
+_MAX_BOUND = 127  # larger integers travel as a symbol and raw low bits
+_ZSTD_LEVEL = 3
+
+
+def _compress(data: bytes) -> bytes:
+    return zstandard.ZstdCompressor(level=_ZSTD_LEVEL, write_content_size=True).compress(data)
+
+
+def _decompress(data: memoryview, size: int) -> bytes:
+    """Decompress exactly ``size`` bytes; the declared size is checked before anything is allocated."""
+    try:
+        declared = zstandard.get_frame_parameters(data).content_size
+        require(declared == size, f"a zstd section declares {declared} bytes instead of {size}")
+        return zstandard.ZstdDecompressor().decompress(data, max_output_size=size, allow_extra_data=False)
+    except zstandard.ZstdError as error:
+        raise PayloadError(f"a zstd section is damaged: {error}") from error
+
+
+def encode_integers(q: NDArray[np.int16]) -> bytes:
+    """Code signed integers.
+
+    Parameters
+    ----------
+    q : np.ndarray
+        Shape (n,), int16, |q| < 2^15; n is known to the decoder.
+
+    Returns
+    -------
+    bytes
+        Nothing for n = 0. Else mode | shift << 2, and the raw low ``shift`` bits of every integer; the rest, within
+        -bound..bound, as: PACKED bound and fixed-width fields; RANS bound, table, stream; ZSTD length and bytes;
+        CONSTANT (all are 0).
+    """
+    if q.size == 0:
+        return b""
+    top = int(np.abs(q).max())
+    if top == 0:
+        return bytes([CONSTANT])
+    shift = 0
+    while -(-top >> shift) > _MAX_BOUND:
+        shift += 1
+    low, high = bits.pack((q & ((1 << shift) - 1)).astype(np.uint16), shift), q >> shift
+    bound = int(np.abs(high).max())
+    symbols = (high + bound).astype(np.uint8)
+    counts = np.bincount(symbols, minlength=2 * bound + 1)
+    table = tables.choose(counts, signed=True)
+    width = (2 * bound).bit_length()
+    entropy = len(table.spec) + tables.cost_bits(counts, table.frequencies) / 8 + rans.overhead(q.size)
+    sizes = {PACKED: (q.size * width + 7) / 8, RANS: entropy}
+    squeezed = _compress(high.astype(np.int8).tobytes())
+    sizes[ZSTD] = len(squeezed) + 2
+    mode = min(sizes, key=lambda m: sizes[m])
+    out = Writer()
+    out.byte(mode | shift << 2)
+    out.raw(low)
+    if mode == ZSTD:
+        out.varint(len(squeezed))
+        out.raw(squeezed)
+        return out.done()
+    out.byte(bound)
+    if mode == PACKED:
+        out.raw(bits.pack(symbols, width))
+    else:
+        out.raw(table.spec)
+        out.raw(rans.encode(symbols, table.frequencies[None]))
+    return out.done()
+
+
+def decode_integers(reader: Reader, count: int) -> NDArray[np.int16]:
+    """Read ``count`` integers written by :func:`encode_integers`."""
+    if count == 0:
+        return np.empty(0, np.int16)
+    head = reader.byte()
+    mode, shift = head & 3, head >> 2
+    require(shift <= 8 and (mode != CONSTANT or shift == 0), f"unknown flags 0x{head:02x} of an integer section")
+    if mode == CONSTANT:
+        return np.zeros(count, np.int16)
+    low = bits.unpack(reader, count, shift).astype(np.int16) if shift else np.int16(0)
+    if mode == ZSTD:
+        data = _decompress(reader.raw(reader.varint(reader.left)), count)
+        high = np.frombuffer(data, np.int8).astype(np.int16)
+    else:
+        bound = reader.byte()
+        require(1 <= bound <= _MAX_BOUND, f"an alphabet bound of {bound} is out of range")
+        if mode == PACKED:
+            symbols = bits.unpack(reader, count, (2 * bound).bit_length()).astype(np.int16)
+            require(int(symbols.max()) <= 2 * bound, "a packed integer is out of range")
+        else:
+            frequencies = tables.read(reader, 2 * bound + 1, signed=True)
+            symbols = rans.decode(reader, count, frequencies[None]).astype(np.int16)
+        high = symbols - np.int16(bound)
+    return high << np.int16(shift) | low
+
+
+def encode_bytes(data: NDArray[np.uint8]) -> bytes:
+    """Code bytes, shape (n,), n known to the decoder: a mode byte, then the smallest of raw, rANS, zstd, one byte."""
+    if data.size == 0:
+        return b""
+    counts = np.bincount(data, minlength=256)
+    if counts.max() == data.size:
+        return bytes([CONSTANT, int(data[0])])
+    table = tables.choose(counts, signed=False)
+    squeezed = _compress(data.tobytes())
+    sizes = {
+        PACKED: float(data.size),
+        RANS: len(table.spec) + tables.cost_bits(counts, table.frequencies) / 8 + rans.overhead(data.size),
+        ZSTD: len(squeezed) + 2.0,
+    }
+    mode = min(sizes, key=lambda m: sizes[m])
+    out = Writer()
+    out.byte(mode)
+    if mode == PACKED:
+        out.raw(data.tobytes())
+    elif mode == ZSTD:
+        out.varint(len(squeezed))
+        out.raw(squeezed)
+    else:
+        out.raw(table.spec)
+        out.raw(rans.encode(data, table.frequencies[None]))
+    return out.done()
+
+
+def decode_bytes(reader: Reader, count: int) -> NDArray[np.uint8]:
+    """Read ``count`` bytes written by :func:`encode_bytes`."""
+    if count == 0:
+        return np.empty(0, np.uint8)
+    mode = reader.byte()
+    require(mode <= CONSTANT, f"unknown mode {mode} of a byte section")
+    if mode == CONSTANT:
+        return np.full(count, reader.byte(), np.uint8)
+    if mode == PACKED:
+        return np.asarray(reader.array("u1", count), np.uint8)
+    if mode == ZSTD:
+        return np.frombuffer(_decompress(reader.raw(reader.varint(reader.left)), count), np.uint8)
+    frequencies = tables.read(reader, 256, signed=False)
+    return rans.decode(reader, count, frequencies[None]).astype(np.uint8)
+
+
+def encode_words(words: np.ndarray, base: np.ndarray | None) -> bytes:
+    """Code unsigned integers losslessly, byte plane by byte plane; folded differences from ``base`` when there is one.
+
+    Parameters
+    ----------
+    words, base : np.ndarray
+        Shape (n,), one unsigned dtype.
+
+    Returns
+    -------
+    bytes
+        Number of planes that are not 0 throughout (1 byte), then those planes, the lowest first.
+    """
+    if words.size == 0:
+        return b""
+    if base is not None:
+        words = _fold(words - base)
+    planes = words.astype(words.dtype.newbyteorder("<"), copy=False).view(np.uint8).reshape(-1, words.itemsize)
+    used = (int(words.max()).bit_length() + 7) // 8
+    return b"".join([bytes([used]), *(encode_bytes(np.ascontiguousarray(planes[:, i])) for i in range(used))])
+
+
+def decode_words(reader: Reader, count: int, dtype: np.dtype, base: np.ndarray | None) -> np.ndarray:
+    """Read ``count`` integers of an unsigned ``dtype`` written by :func:`encode_words`."""
+    planes = np.zeros((count, dtype.itemsize), np.uint8)
+    if count:
+        used = reader.byte()
+        require(used <= dtype.itemsize, f"{used} byte planes for a {dtype}")
+        for i in range(used):
+            planes[:, i] = decode_bytes(reader, count)
+    words = planes.view(dtype.newbyteorder("<"))[:, 0].astype(dtype, copy=False)
+    return words if base is None else _unfold(words) + base
+
+
+def _fold(words: np.ndarray) -> np.ndarray:
+    """Zigzag within the word: 0, -1, 1, -2 ... become 0, 1, 2, 3 ..."""
+    signed = words.view(np.dtype(f"i{words.itemsize}"))
+    return (signed << 1 ^ signed >> 8 * words.itemsize - 1).view(words.dtype)
+
+
+def _unfold(words: np.ndarray) -> np.ndarray:
+    one = words.dtype.type(1)
+    signs = np.negative(words & one)
+    unfolded: np.ndarray = words >> one ^ signs
+    return unfolded
