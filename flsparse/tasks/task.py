@@ -1,5 +1,6 @@
 """A task: what is learned, from which data, on which nodes."""
 
+import copy
 import inspect
 import json
 from collections.abc import Callable, Mapping
@@ -12,6 +13,7 @@ from torch import nn
 
 from flsparse import rng
 from flsparse.tasks import datasets, training
+from flsparse.tasks.cost import TrainingFlops
 from flsparse.tasks.data import Data, Source
 from flsparse.tasks.hub import hub_images
 from flsparse.tasks.models import build_model
@@ -82,15 +84,14 @@ class Task:
         self._train_samples = dataset.pop("train_samples", None)
         self._model_config = dict(config["model"])
         self._partition_config = dict(config.get("partition", {}))
+        self._flops = TrainingFlops()
         self._nodes = config.get("num_clients")
         self.source = _load(json.dumps(dataset, sort_keys=True))
         self.num_nodes = len(self._partition)
 
     def model(self) -> nn.Module:
         """Return a fresh model; its initial weights depend on the seed alone, and no global generator moves."""
-        with training.seeded(rng.derive(self.seed, 0, -1, "init"), torch.device("cpu")):
-            model = build_model(self._model_config, self.source.input_shape, self.source.num_classes)
-        return model.to(self.device)
+        return copy.deepcopy(self._initial_model)
 
     def train_data(self, node: int) -> Data:
         """Return one node's training data.
@@ -131,7 +132,7 @@ class Task:
 
     def fit(self, fit: "Fit", method: "LocalMethod", data: Data) -> dict[str, np.ndarray]:
         """Train on one node's data (see :func:`flsparse.tasks.training.train`)."""
-        return training.train(fit, method, data)
+        return training.train(fit, method, data, self._flops)
 
     def evaluate(self, model: nn.Module, data: Data) -> dict[str, float]:
         """Return ``loss``, ``accuracy`` and ``num-examples`` (see :func:`flsparse.tasks.training.evaluate`)."""
@@ -140,6 +141,12 @@ class Task:
     def _train_view(self, index: np.ndarray) -> Data:
         source = self.source
         return Data(source.train_inputs, source.train_targets, torch.from_numpy(index), source.prepare)
+
+    @cached_property
+    def _initial_model(self) -> nn.Module:
+        with training.seeded(rng.derive(self.seed, 0, -1, "init"), torch.device("cpu")):
+            model = build_model(self._model_config, self.source.input_shape, self.source.num_classes)
+        return model.to(self.device)
 
     @cached_property
     def _split(self) -> tuple[np.ndarray, np.ndarray]:

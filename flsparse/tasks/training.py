@@ -5,8 +5,6 @@ The loop is the same for every method: what differs between methods happens in t
 or the order in which nodes are handled.
 """
 
-import resource
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from flsparse import rng
+from flsparse.tasks.cost import TrainingFlops, peak_memory_bytes
 from flsparse.tasks.data import Data, batches
 from flsparse.tasks.schedules import learning_rate
 
@@ -53,11 +52,13 @@ def make_optimizer(model: nn.Module, config: Mapping[str, "Scalar"]) -> torch.op
     )
 
 
-def train(fit: "Fit", method: "LocalMethod", data: Data) -> dict[str, np.ndarray]:
+def train(fit: "Fit", method: "LocalMethod", data: Data, flops: TrainingFlops) -> dict[str, np.ndarray]:
     """Train a model on one node's data and return what the method sends.
 
     Reads ``batch-size``, ``local-epochs``, ``local-steps`` (0: whole epochs) and ``clip-grad`` (largest gradient norm,
-    0: off) from ``fit.config``; fills ``fit.metrics``.
+    0: off) from ``fit.config``. Fills ``fit.metrics``: ``train-loss`` (nats) and ``train-accuracy``, means over all
+    steps; ``num-examples``; ``steps``; ``step-seconds``, the mean; ``peak-memory-bytes``, of the process;
+    ``flops-dense`` and ``flops-sparse``, of all steps together (:mod:`flsparse.metering.flops`).
 
     Parameters
     ----------
@@ -67,6 +68,8 @@ def train(fit: "Fit", method: "LocalMethod", data: Data) -> dict[str, np.ndarray
         Its hooks run around the steps; it sees the gradients already clipped.
     data : Data
         At least one sample.
+    flops : TrainingFlops
+        The counter of this model's task.
 
     Returns
     -------
@@ -117,6 +120,7 @@ def train(fit: "Fit", method: "LocalMethod", data: Data) -> dict[str, np.ndarray
         train_loss = float(loss_sum) / predictions  # waits for a GPU, so the time below is the work's
         elapsed = time.perf_counter() - started
         done = fit.step - first_step
+        per_example = flops(model, data.prepare(inputs[[0, -1]]))
         fit.metrics |= {
             "train-loss": train_loss,
             "train-accuracy": float(correct) / predictions,
@@ -124,6 +128,8 @@ def train(fit: "Fit", method: "LocalMethod", data: Data) -> dict[str, np.ndarray
             "steps": float(done),
             "step-seconds": elapsed / done,
             "peak-memory-bytes": peak_memory_bytes(),
+            "flops-dense": per_example.dense * seen,
+            "flops-sparse": per_example.sparse * seen,
         }
         return method.after_fit(fit)
 
@@ -169,12 +175,6 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
             with torch.cuda.device(device):
                 torch.cuda.manual_seed(seed)
         yield
-
-
-def peak_memory_bytes() -> float:
-    """Return the most memory this process has ever held resident, in bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return float(peak if sys.platform == "darwin" else peak * 1024)
 
 
 def _device(model: nn.Module) -> torch.device:

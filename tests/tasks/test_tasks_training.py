@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from flsparse.sparsity import begin_fit, sparsify
 from flsparse.tasks import build_task
 from flsparse.tasks.data import batches
 from flsparse.tasks.schedules import learning_rate
@@ -51,6 +52,7 @@ def test_fit_learns_and_reports(digits_config: dict[str, Any], fit_node: FitNode
     assert fit.metrics["num-examples"] == len(task.train_data(0))
     assert fit.metrics["step-seconds"] > 0
     assert fit.metrics["peak-memory-bytes"] > 1e7
+    assert fit.metrics["flops-dense"] == fit.metrics["flops-sparse"] > 5 * len(task.train_data(0)) * 3 * 2 * 40_208
     assert {"train-loss", "train-accuracy"} <= fit.metrics.keys()
 
 
@@ -130,3 +132,15 @@ def test_evaluate_counts_every_sample_once_and_keeps_the_mode(digits_config: dic
 def test_no_work_is_refused(digits_config: dict[str, Any], fit_node: FitNode, change: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="at least 1"):
         fit_node(build_task(digits_config), 0, **change)
+
+
+def test_sparse_flops_follow_the_weights(digits_config: dict[str, Any], fit_node: FitNode) -> None:
+    task = build_task(digits_config)
+    model = sparsify(task.model(), 1.25)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.flatten()[: round(0.9 * parameter.numel())] = 0
+    begin_fit(model)
+    _, fit, _ = fit_node(task, 0, model=model)
+    assert fit.metrics["flops-sparse"] == pytest.approx(0.1 * fit.metrics["flops-dense"], rel=0.05)
