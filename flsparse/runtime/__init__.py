@@ -3,5 +3,6 @@
 from flsparse.runtime.federation import Observer, run_federation
 from flsparse.runtime.inprocess import InProcessGrid
 from flsparse.runtime.launcher import launch
+from flsparse.runtime.wrappers import CountingGrid
 
-__all__ = ["InProcessGrid", "Observer", "launch", "run_federation"]
+__all__ = ["CountingGrid", "InProcessGrid", "Observer", "launch", "run_federation"]

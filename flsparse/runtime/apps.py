@@ -8,9 +8,10 @@ should not need Hydra. Whoever starts a node says where its data are and what a 
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from functools import lru_cache
+from logging import INFO
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from flwr.app import Context
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
+from flsparse._flwr import log
 from flsparse.clients import Limits, device_app
 from flsparse.runtime.federation import run_federation
 from flsparse.tasks import Task, build_task
@@ -84,4 +86,25 @@ server = ServerApp()
 @server.main()
 def main(grid: Grid, context: Context) -> None:
     """Run the federation that the run's configuration asks for."""
-    run_federation(grid, read_config(context))
+    run_federation(grid, read_config(context), [RoundLog()])
+
+
+class RoundLog:
+    """An observer that writes a line a round to Flower's log, which ``flwr run --stream`` and ``flwr log`` show."""
+
+    def on_start(self, info: Mapping[str, Any]) -> None:
+        """Nothing to say yet."""
+        self._num_rounds = info["num_rounds"]
+
+    def on_round(self, row: Mapping[str, Any]) -> None:
+        """Log accuracy and bytes."""
+        accuracy = "not evaluated" if row["accuracy"] is None else f"accuracy {row['accuracy']:.2%}"
+        text = "Round %d/%d: %s, sparsity %.1f %%, up %d B (%.0fx smaller), down %d B (%.0fx smaller)"
+        up, down = ((row[f"{way}_bytes"], row[f"{way}_ratio"]) for way in ("uplink", "downlink"))
+        log(INFO, text, row["server_round"], self._num_rounds, accuracy, 100 * row["sparsity"], *up, *down)
+
+    def on_end(self, summary: Mapping[str, Any]) -> None:
+        """Log the totals."""
+        up, down = ((summary[f"{way}_bytes"], summary[f"{way}_ratio"]) for way in ("uplink", "downlink"))
+        text = "Run %s after %d rounds: up %d B (%.0fx smaller), down %d B (%.0fx smaller)"
+        log(INFO, text, summary["status"], summary["rounds"], *up, *down)

@@ -7,6 +7,7 @@ composed one as plain values; nothing here knows where it came from.
 import time
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
+from logging import INFO
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -110,7 +111,7 @@ def wait_for_nodes(grid: Grid, wanted: int) -> list[int]:
     told = False
     while len(present := list(grid.get_node_ids())) < wanted:
         if not told:
-            log(20, "Waiting for nodes: %d of %d are connected", len(present), wanted)
+            log(INFO, "Waiting for nodes: %d of %d are connected", len(present), wanted)
             told = True
         time.sleep(0.5)
     return present

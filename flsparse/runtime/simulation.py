@@ -3,15 +3,15 @@
 import logging
 import os
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from flwr.app import Context, Message, RecordDict
+from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from flsparse import _flwr
 from flsparse.runtime.federation import Observer, run_federation
+from flsparse.runtime.wrappers import StoppableGrid
 
 _QUIET = {
     "FLWR_TELEMETRY_ENABLED": "0",
@@ -88,52 +88,6 @@ def backend_config(runtime: Mapping[str, Any]) -> dict[str, Any]:
     if address := runtime.get("ray_address"):
         init_args["address"] = address
     return {"client_resources": resources, "init_args": init_args}
-
-
-class StoppableGrid(Grid):
-    """A grid whose server can be stopped from another thread: the next wait for replies raises KeyboardInterrupt."""
-
-    def __init__(self, grid: Grid, stop: threading.Event) -> None:
-        self._grid, self._stop = grid, stop
-
-    def set_run(self, run: _flwr.Run) -> None:
-        """Pass on."""
-        self._grid.set_run(run)
-
-    @property
-    def run(self) -> _flwr.Run:
-        """The run that messages belong to."""
-        return self._grid.run
-
-    def create_message(
-        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
-    ) -> Message:
-        """Pass on."""
-        return self._grid.create_message(content, message_type, dst_node_id, group_id, ttl)
-
-    def get_node_ids(self) -> Iterable[int]:
-        """Pass on."""
-        self._check()
-        return self._grid.get_node_ids()
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Pass on."""
-        self._check()
-        return self._grid.push_messages(messages)
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Pass on."""
-        self._check()
-        return self._grid.pull_messages(message_ids)
-
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        """Pass on."""
-        self._check()
-        return self._grid.send_and_receive(messages, timeout=timeout)
-
-    def _check(self) -> None:
-        if self._stop.is_set():
-            raise KeyboardInterrupt
 
 
 @contextmanager
