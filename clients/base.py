@@ -14,7 +14,7 @@ Our own loop is ``flsparse.tasks.training``; a user's own loop can call the same
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar, get_args, get_type_hints
+from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
 import torch
@@ -128,11 +128,18 @@ def make_method(name: str, hyperparameters: Mapping[str, Any]) -> LocalMethod:
     for key, value in hyperparameters.items():
         if key not in hints or key == "name":
             raise ValueError(f"method {name!r} has no hyper-parameter {key!r}")
-        allowed = get_args(hints[key]) or (hints[key],)
-        if type(value) not in allowed and not (type(value) is int and float in allowed):
-            wanted = " or ".join(t.__name__ for t in allowed)
-            raise ValueError(f"method {name!r}: {key}={value!r} is a {type(value).__name__}, not {wanted}")
+        if not _fits(value, hints[key]):
+            raise ValueError(f"method {name!r}: {key}={value!r} is not {getattr(hints[key], '__name__', hints[key])}")
     return METHODS[name](**hyperparameters)
+
+
+def _fits(value: object, hint: Any) -> bool:
+    """Whether a value from a message fits a field's type: a plain type, a Literal, or a union of them."""
+    if get_origin(hint) is Literal:
+        return value in get_args(hint)
+    if choices := get_args(hint):
+        return any(_fits(value, choice) for choice in choices)
+    return type(value) is hint or (hint is float and type(value) is int)
 
 
 def state_arrays(model: nn.Module) -> Arrays:

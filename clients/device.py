@@ -13,11 +13,11 @@ from torch import nn
 from torch.optim import Optimizer
 
 import flsparse
-from flsparse import codec
 from flsparse.clients.base import METHODS, Arrays, Fit, LocalMethod, Scalar, load_arrays, make_method
 from flsparse.clients.compress import CompressMod, Limits
 from flsparse.clients.protocol import RECORD, Blueprint, arrayrecord_key, record_of, to_numpy, to_record
 from flsparse.clients.state import NodeState
+from flsparse.codec.wire import VERSION
 
 CONFIG = "config"
 METRICS = "metrics"
@@ -87,7 +87,7 @@ def device_app(load_task: Callable[[Context], TaskLike], limits: Limits | None =
                 "num-examples": len(load_task(context).train_data(partition_id(context))),
                 "version": flsparse.__version__,
                 "methods": sorted(METHODS),
-                "codec-version": codec.VERSION,
+                "codec-version": VERSION,
                 "held": NodeState(context, limits.max_state_bytes).held,
             }
         )

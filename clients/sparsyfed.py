@@ -9,7 +9,7 @@
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from torch import nn
 
@@ -34,9 +34,9 @@ class SparsyFedLocal(TopKLocal):
     """
 
     name: ClassVar[str] = "sparsyfed"
-    beta: float | str = 1.25
+    beta: float | Literal["spectral"] = 1.25
     activation_pruning: bool = True
-    activation_threshold: str = "frozen"
+    activation_threshold: Literal["frozen", "exact"] = "frozen"
 
     def prepare(self, model: nn.Module) -> nn.Module:
         """Replace the layers by Powerpropagation layers, in place."""

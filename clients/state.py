@@ -141,7 +141,7 @@ def _write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     partial = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}.partial")
     try:
         # safetensors does not keep the order of names, so each carries its position
-        numbered = {f"{i:06}/{name}": np.ascontiguousarray(a) for i, (name, a) in enumerate(arrays.items())}
+        numbered = {f"{i:06}/{name}": np.asarray(a, order="C") for i, (name, a) in enumerate(arrays.items())}
         partial.write_bytes(save(numbered))
         partial.replace(path)
     finally:

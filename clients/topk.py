@@ -8,7 +8,7 @@ The baseline of the SparsyFed paper (arXiv 2504.05153): SparsyFed with beta = 1 
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 from flwr.app import ConfigRecord
@@ -52,7 +52,7 @@ class TopKLocal(LocalMethod):
 
     name: ClassVar[str] = "topk"
     sparsity: float = 0.95
-    scope: str = "global"
+    scope: Literal["global", "layer"] = "global"
 
     def after_fit(self, fit: Fit) -> Arrays:
         """Prune; report regrowth, measured before the prune as the paper does."""

@@ -15,7 +15,7 @@ from flwr.serverapp.exception import InconsistentMessageReplies
 from flwr.serverapp.strategy import Strategy
 
 from flsparse._flwr import log
-from flsparse.clients.protocol import arrayrecord_key, to_record
+from flsparse.clients.protocol import arrayrecord_key, to_numpy, to_record
 from flsparse.codec import Accumulator
 from flsparse.strategies.base import RoundLoop
 
@@ -69,10 +69,17 @@ class Compressed(RoundLoop):
         if len(dense) < self.min_replies:
             return None, None
         try:
-            return self.strategy.aggregate_train(server_round, dense)
+            arrays, metrics = self.strategy.aggregate_train(server_round, dense)
         except InconsistentMessageReplies as error:
             self.wire.problems.append(str(error))
             return None, None
+        return self._in_the_models_dtypes(arrays), metrics
+
+    def _in_the_models_dtypes(self, record: ArrayRecord | None) -> ArrayRecord | None:
+        """Undo that some of Flower's strategies turn float32 and integer arrays into float64."""
+        if record is None:
+            return None
+        return to_record({name: a.astype(self.wire.specs[name].dtype) for name, a in to_numpy(record).items()})
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

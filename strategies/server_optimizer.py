@@ -58,7 +58,7 @@ class ServerOptimizer:
             m = self._m[name] = 0.9 * self._m.get(name, 0) + 0.1 * g
             u = self._u[name] = 0.99 * self._u.get(name, 0) + 0.01 * g * g
             g = m / (np.sqrt(u) + 1e-3)
-        return (x + self.lr * g).astype(x.dtype)
+        return np.asarray(x + self.lr * g, x.dtype)
 
     def state_dict(self) -> Arrays:
         """Return the moments, by array name."""

@@ -121,7 +121,7 @@ class Wire:
         server_round: int,
         timeout_s: float,
     ) -> Iterator[Message]:
-        """Send dense messages packed, and yield the replies in partition order, each as soon as its turn has come.
+        """Send dense messages packed, and return the replies in the messages' order, each as soon as its turn has come.
 
         A reply that an earlier node holds up waits (coded, so it is small) until that one is in or the deadline has
         passed. Replies with an error are yielded too.
@@ -150,9 +150,12 @@ class Wire:
             node = nodes.get(node_id) or Node(node_id, -1)
             order.append(node.node_id)
             self._push(grid, self._packed(message, node), node)
+        return self._in_order(self._pull(grid, deadline), order, timeout_s)
+
+    def _in_order(self, replies: Iterable[Message], order: list[int], timeout_s: float) -> Iterator[Message]:
         waiting: dict[int, Message] = {}
         turn = 0
-        for reply in self._pull(grid, deadline):
+        for reply in replies:
             waiting[self.sender(reply).node_id] = reply
             while turn < len(order) and order[turn] in waiting:
                 yield waiting.pop(order[turn])
@@ -282,9 +285,9 @@ class Wire:
             return None
         return layers, reference
 
-    def drop(self, node_id: int, reason: str, counter: str) -> None:
+    def drop(self, node_id: int, reason: str | None, counter: str) -> None:
         """Log and count a node's failure; the round goes on without it."""
-        last_line = reason.strip().splitlines()[-1] if reason.strip() else "no reason given"
+        last_line = ((reason or "").strip() or "no reason given").splitlines()[-1]
         self.counts[counter] += 1
         self.problems.append(f"node {node_id}: {last_line}")
         log(WARNING, "Round %d: node %d dropped: %s", self._exchange.server_round, node_id, last_line)

@@ -18,7 +18,9 @@ def test_every_strategy_has_its_local_method():
     [
         ("os.system", {}, "not known here"),
         ("topk", {"sparsities": 0.5}, "no hyper-parameter 'sparsities'"),
-        ("topk", {"sparsity": "0.5"}, "is a str, not float"),
+        ("topk", {"sparsity": "0.5"}, "is not float"),
+        ("topk", {"scope": "everything"}, "scope='everything' is not"),
+        ("sparsyfed", {"beta": "cubic"}, "beta='cubic' is not"),
         ("topk", {"name": "x"}, "no hyper-parameter 'name'"),
     ],
 )
