@@ -1,0 +1,195 @@
+"""A whole run in process: its folder, resuming, interruption, failure."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import Message
+from safetensors.numpy import load_file
+
+from flsparse.report.run_folder import RunFolderError, read_checkpoint, read_rows
+from flsparse.runtime import InProcessGrid, launch, run_federation
+from flsparse.runtime.apps import client_app
+from flsparse.runtime.federation import ROW_KEYS, make_strategy
+from flsparse.strategies import RoundFailed
+from flsparse.tasks import build_task
+
+Config = Callable[..., dict[str, Any]]
+SUMMARY_KEYS = {
+    *("strategy", "dataset", "seed", "rounds", "final_accuracy", "best_accuracy", "final_loss", "status"),
+    *("dense_bytes_per_model", "uplink_bytes", "downlink_bytes", "uplink_wire_bytes", "downlink_wire_bytes"),
+    *("uplink_ratio", "downlink_ratio", "final_sparsity", "wall_seconds", "failures", "rejected_payloads"),
+}
+
+
+class Recorder:
+    """Keeps what an observer is told."""
+
+    def __init__(self, stop_in: int = 0, error: BaseException | None = None) -> None:
+        self.calls: list[tuple[str, Any]] = []
+        self._stop_in, self._error = stop_in, error
+
+    def on_start(self, info: dict[str, Any]) -> None:
+        self.calls.append(("start", info))
+
+    def on_round(self, row: dict[str, Any]) -> None:
+        self.calls.append(("round", row))
+        if self._error and row["server_round"] == self._stop_in:
+            raise self._error
+
+    def on_end(self, summary: dict[str, Any]) -> None:
+        self.calls.append(("end", summary))
+
+
+def deterministic(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the rows without what is measured in time or memory, or depends on the number of hellos."""
+    volatile = ("seconds", "_ms", "memory", "wire")
+    return [{k: v for k, v in row.items() if not any(each in k for each in volatile)} for row in rows]
+
+
+@pytest.mark.parametrize("strategy", ["sparsyfed", "topk", "fedavg"])
+def test_a_run_leaves_every_key(config: Config, tmp_path: Path, strategy: str) -> None:
+    cfg = config(strategy={"name": strategy})
+    if strategy == "fedavg":
+        cfg["codec"] = {"values": "raw", "rounding": "nearest", "downlink_values": "raw"}
+    recorder = Recorder()
+    summary = launch(cfg, [recorder])
+    assert [name for name, _ in recorder.calls] == ["start", *["round"] * 4, "end"]
+    run = tmp_path / "run"
+    assert json.loads((run / "summary.json").read_text()) == json.loads(json.dumps({"schema_version": 1, **summary}))
+    assert summary.keys() >= SUMMARY_KEYS
+    assert summary["status"] == "completed"
+    assert (summary["rounds"], summary["failures"], summary["rejected_payloads"]) == (4, 0, 0)
+    rows = read_rows(run / "metrics.jsonl")
+    assert [row["server_round"] for row in rows] == [1, 2, 3, 4]
+    assert all(row.keys() >= set(ROW_KEYS) for row in rows)
+    for way in ("uplink", "downlink"):
+        assert summary[f"{way}_bytes"] == sum(row[f"{way}_bytes"] for row in rows)
+        assert summary[f"{way}_wire_bytes"] > summary[f"{way}_bytes"] > 0
+    measured = ("step_seconds", "peak_memory_bytes", "encode_ms", "train_loss", "accuracy", "broadcast_sparsity")
+    assert all(rows[-1][key] is not None for key in measured)
+    assert not (run / "nodes").exists()
+    if strategy == "fedavg":
+        assert summary["uplink_bytes"] == pytest.approx(12 * summary["dense_bytes_per_model"], rel=0.02)
+    else:
+        assert 0 < rows[-1]["mask_iou"] <= 1
+        assert rows[-1]["regrowth"] is not None
+        assert summary["final_sparsity"] == pytest.approx(0.95, abs=0.01)
+
+
+def test_the_exported_model_is_plain_and_scores_the_same(config: Config, tmp_path: Path) -> None:
+    cfg = config()
+    summary = launch(cfg)
+    task = build_task(cfg)
+    model = task.model()
+    weights = load_file(tmp_path / "run" / "model.safetensors")
+    model.load_state_dict({name: torch.from_numpy(array) for name, array in weights.items()})
+    metrics = task.evaluate(model, task.test_data())
+    assert metrics["accuracy"] == pytest.approx(summary["final_accuracy"])
+    assert metrics["loss"] == pytest.approx(summary["final_loss"], rel=1e-4)
+
+
+def test_the_same_seed_gives_the_same_run_twice(config: Config, tmp_path: Path) -> None:
+    rows = []
+    for name in ("a", "b"):
+        launch(config(output_dir=str(tmp_path / name)))
+        rows.append(deterministic(read_rows(tmp_path / name / "metrics.jsonl")))
+    assert rows[0] == rows[1]
+    first, second = (read_checkpoint(tmp_path / name)["arrays"] for name in ("a", "b"))
+    for name, array in first.items():
+        assert array.tobytes() == second[name].tobytes()
+
+
+@pytest.mark.parametrize("strategy", ["sparsyfed", "fedavg"])
+def test_resuming_equals_not_stopping(config: Config, tmp_path: Path, strategy: str) -> None:
+    chosen = {"name": strategy, "server_optimizer": "adam", "server_lr": 0.05}
+    launch(config(output_dir=str(tmp_path / "whole"), strategy=chosen))
+    interrupted = launch(config(strategy=chosen), [Recorder(3, KeyboardInterrupt())])
+    assert (interrupted["status"], interrupted["rounds"]) == ("interrupted", 3)
+    assert (tmp_path / "run" / "model.safetensors").exists()
+    recorder = Recorder()
+    resumed = launch(config(strategy=chosen, resume=str(tmp_path / "run")), [recorder])
+    first = recorder.calls[0][1]["first_round"]
+    assert 1 < first <= 4
+    assert resumed["status"] == "completed"
+    whole, run = (read_checkpoint(tmp_path / name)["arrays"] for name in ("whole", "run"))
+    for name, array in whole.items():
+        assert array.tobytes() == run[name].tobytes()
+    rows = [deterministic(read_rows(tmp_path / name / "metrics.jsonl")) for name in ("whole", "run")]
+    assert rows[0] == rows[1]
+
+
+def test_a_run_is_resumed_as_it_was(config: Config, tmp_path: Path) -> None:
+    launch(config(num_rounds=1))
+    with pytest.raises(ValueError, match="its seed was 1"):
+        launch(config(seed=2, resume=str(tmp_path / "run")))
+    with pytest.raises(RunFolderError, match="holds a run"):
+        launch(config())
+
+
+def test_a_failing_run_leaves_its_state_and_says_why(config: Config, tmp_path: Path) -> None:
+    class Dying(InProcessGrid):
+        calls = 0
+
+        def _answer(self, message: Message) -> Message:
+            type(self).calls += message.metadata.message_type == "train"
+            if self.calls > 3:
+                return self._error(message, 2, "MemoryError: out of memory")
+            return super()._answer(message)
+
+    cfg = config()
+    with pytest.raises(RoundFailed, match="out of memory"):
+        run_federation(Dying(client_app(cfg), 6), cfg)
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert (summary["status"], summary["rounds"], summary["failures"]) == ("failed", 1, 3)
+    assert "out of memory" in summary["error"]
+    assert launch(config(resume=str(tmp_path / "run")))["status"] == "completed"
+
+
+def test_failures_are_counted_by_round(config: Config) -> None:
+    class Flaky(InProcessGrid):
+        def _answer(self, message: Message) -> Message:
+            is_bad = message.metadata.message_type == "train" and self._partitions[message.metadata.dst_node_id] == 2
+            return self._error(message, 2, "no") if is_bad else super()._answer(message)
+
+    cfg = config(fraction_train=1.0)
+    recorder = Recorder()
+    summary = run_federation(Flaky(client_app(cfg), 6), cfg, [recorder])
+    assert summary["failures"] == 4
+    assert [row["failures"] for name, row in recorder.calls if name == "round"] == [1, 1, 1, 1]
+
+
+def test_evaluation_on_a_schedule_and_on_validation_data(config: Config) -> None:
+    recorder = Recorder()
+    cfg = config(num_rounds=3, output_dir=None, evaluate={"every": 2, "on": "validation"})
+    summary = launch(cfg, [recorder])
+    scores = [row["accuracy"] for name, row in recorder.calls if name == "round"]
+    assert scores[0] is None
+    assert scores[1] is not None
+    assert summary["final_accuracy"] == scores[2]
+    assert summary["best_accuracy"] == max(scores[1], scores[2])
+    with pytest.raises(ValueError, match=r"evaluate.on='train'"):
+        launch(config(output_dir=None, evaluate={"on": "train"}))
+
+
+def test_impossible_strategies_and_runtimes_are_named(config: Config) -> None:
+    with pytest.raises(ValueError, match="none of"):
+        make_strategy(config(strategy={"name": "sparsifed"}), [])
+    with pytest.raises(ValueError, match="sparsity"):
+        make_strategy(config(strategy={"name": "topk", "sparsity": 1.2}), [])
+    with pytest.raises(ValueError, match="colour"):
+        make_strategy(config(strategy={"name": "topk", "colour": 1}), [])
+    with pytest.raises(ValueError, match=r"runtime.name='cloud'"):
+        launch(config(runtime={"name": "cloud"}))
+
+
+def test_nodes_state_is_bytes_between_messages(config: Config) -> None:
+    cfg = config(num_rounds=1, output_dir=None)
+    grid = InProcessGrid(client_app(cfg), 6)
+    run_federation(grid, cfg)
+    state = grid.state_dict()
+    assert all(array.dtype == np.uint8 for array in state["nodes"].values())
