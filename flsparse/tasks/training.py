@@ -48,7 +48,6 @@ def make_optimizer(model: nn.Module, config: Mapping[str, "Scalar"]) -> torch.op
         lr=rate,
         momentum=float(config.get("momentum", 0.0)),
         weight_decay=float(config.get("weight-decay", 0.0)),
-        fused=True,  # one call a step: for a small net the loop over its parameters costs as much as its arithmetic
     )
 
 

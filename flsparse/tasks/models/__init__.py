@@ -49,5 +49,6 @@ def build_model(config: Mapping[str, Any], input_shape: tuple[int, ...], num_cla
             raise ValueError(f"model.{key} is not a setting of {name}, which takes {', '.join(accepted) or 'none'}")
     reads_text, is_text = name == "char_lstm", len(input_shape) == 1
     if reads_text != is_text:
-        raise ValueError(f"model.name={name} does not read {'text' if is_text else 'images'}; choose another model")
+        mend = "model=char_lstm" if is_text else "model=cnn"
+        raise ValueError(f"model.name={name} does not read {'text' if is_text else 'images'}; use {mend}")
     return MODELS[name](input_shape, num_classes, **arguments)
