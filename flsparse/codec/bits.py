@@ -50,6 +50,11 @@ def unpack(reader: Reader, count: int, width: int) -> NDArray[np.uint64]:
     return out
 
 
+def read_flags(reader: Reader, count: int) -> NDArray[np.bool_]:
+    """Read ``count`` bits, most significant first; refuses padding bits that are not 0."""
+    return unpack(reader, count, 1).astype(np.bool_)
+
+
 def rice_bits(values: NDArray[np.int64], k: int) -> int:
     """Return the number of bits that :func:`rice_pack` needs."""
     return int((values >> k).sum()) + values.size * (1 + k)

@@ -97,7 +97,7 @@ class Codec:
             values, dense = _write_floats(flat, base, kept, layout, self.values)
         positions = write_forms(specs, layout)
         if layout.sparse:
-            known = None if base is None else support.Known([base[name] for name in layout.sparse])
+            known = None if reference is None else support.Known(reference, layout.sparse)
             at = [kept[name] for name in layout.sparse]
             positions += support.encode(at, [specs[name].size for name in layout.sparse], known)
         sections = {

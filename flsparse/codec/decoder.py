@@ -90,7 +90,7 @@ def _decode(payload: bytes, specs: Specs, reference: Reference | None) -> list[L
         return _decode_raw(envelope, specs)
     reader = Reader(envelope.sections["positions"])
     layout = read_forms(reader, specs)
-    known = None if base is None else support.Known([base[name] for name in layout.sparse])
+    known = None if base is None or reference is None else support.Known(reference, layout.sparse)
     at = support.decode(reader, [specs[name].size for name in layout.sparse], known) if layout.sparse else []
     reader.finish("the positions section")
     kept = dict(zip(layout.sparse, at, strict=True))

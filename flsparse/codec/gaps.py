@@ -19,8 +19,10 @@ Positions = NDArray[np.int64]
 
 _LITERALS = 16
 _MAX_EXTRA = 45
-_EXTRA = np.concatenate([np.zeros(_LITERALS, np.int64), np.repeat(np.arange(2, _MAX_EXTRA), 4)])
-_EDGES = np.concatenate([[0], np.cumsum(np.int64(1) << _EXTRA)])  # token t: gaps _EDGES[t] .. _EDGES[t + 1] - 1
+_EXTRA = np.concatenate([np.zeros(_LITERALS, np.uint8), np.repeat(np.arange(2, _MAX_EXTRA, dtype=np.uint8), 4)])
+_EDGES = np.concatenate(
+    [[0], np.cumsum(np.int64(1) << _EXTRA.astype(np.int64))]
+)  # token t: gaps _EDGES[t] .. _EDGES[t + 1] - 1
 _NEAR = 1 << 12
 _NEAR_TOKENS = (np.searchsorted(_EDGES, np.arange(_NEAR), "right") - 1).astype(np.uint8)
 
@@ -133,7 +135,7 @@ def encode(subsets: list[Subset]) -> bytes:
     extra = _EXTRA[tokens]
     for width in range(2, int(extra.max()) + 1):
         own = np.flatnonzero(extra == width)
-        out.raw(bits.pack(gaps[own] - _EDGES[tokens[own]], width))
+        out.raw(bits.pack(gaps[own] & (1 << width) - 1, width))  # token edges are multiples of 2^width
     return out.done()
 
 

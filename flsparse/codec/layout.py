@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from flsparse.codec.errors import require
+from flsparse.codec import bits
 from flsparse.codec.specs import DTYPES, FLOATS, ArraySpec, Specs
 from flsparse.codec.wire import Reader
 
@@ -63,9 +63,8 @@ def write_forms(specs: Specs, layout: Layout) -> bytes:
 def read_forms(reader: Reader, specs: Specs) -> Layout:
     """Read what :func:`write_forms` wrote."""
     names = _floating(specs)
-    forms = np.unpackbits(np.asarray(reader.array("u1", (len(names) + 7) // 8), np.uint8))
-    require(not forms[len(names) :].any(), "padding bits are not 0")
-    return layout_of(specs, {name for name, form in zip(names, forms, strict=False) if form})
+    forms = bits.read_flags(reader, len(names))
+    return layout_of(specs, {name for name, form in zip(names, forms, strict=True) if form})
 
 
 def is_sparse(spec: ArraySpec, kept: int) -> bool:

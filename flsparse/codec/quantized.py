@@ -10,15 +10,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from flsparse.codec import bits, symbols
 from flsparse.codec import quantize as quant
-from flsparse.codec import symbols
 from flsparse.codec.errors import require
 from flsparse.codec.quantize import Floats, Integers
 from flsparse.codec.wire import Reader, Writer
 
-_LOG = 0x8000
 _COARSEST = {7: 0.875}  # int4 only: a step below this many rms spends bits on noise (see docs/codec.md)
-_FINE = {7: 8.0, 127: 64.0}  # steps per rms of small arrays' changes; without a reference always the second
+_FINE = {7: 4.0, 127: 64.0}  # steps per rms of small arrays' changes; without a reference always the second
 
 
 @dataclass(frozen=True)
@@ -39,23 +38,37 @@ class Quantizer:
     def code(self, x: Floats) -> int:
         """Return the step code for values of sparse or large dense arrays."""
         if self.rng is not None:
-            return quant.step_code(quant.widest_step(x, self.bound))
-        step = quant.least_squares_step(x, self.bound)
-        return quant.step_code(max(step, _COARSEST.get(self.bound, 0.0) * quant.rms(x)))
+            return quant.widest_code(x, self.bound)
+        coarse = _COARSEST.get(self.bound)
+        best = quant.least_squares_code(x, self.bound)
+        return best if coarse is None else max(best, quant.step_code(coarse * quant.rms(x)))
 
     def fine_code(self, x: Floats, relative: bool) -> int:
         """Return the step code for values of small dense arrays: nothing is clipped."""
         steps_per_rms = _FINE[self.bound if relative else 127]
-        return quant.step_code(max(quant.rms(x) / steps_per_rms, quant.widest_step(x, quant.FINE_BOUND)))
+        return max(quant.step_code(quant.rms(x) / steps_per_rms), quant.widest_code(x, quant.FINE_BOUND))
 
     def integers(self, x: Floats, code: int, bound: int) -> Integers:
         """Quantize with a step code."""
         return quant.quantize(x, quant.step_of(code), bound, self.rng)
 
 
-def _check_code(code: int) -> float:
-    require(1 <= code <= quant.MAX_CODE, f"step code 0x{code:04x} is not a positive finite step")
-    return quant.step_of(code)
+def _write_codes(out: Writer, codes: list[int]) -> None:
+    """Write step codes as folded differences, the first from a step of 1: mostly a byte each."""
+    for before, code in zip([quant.ONE_CODE, *codes], codes, strict=False):
+        step = code - before
+        out.varint(2 * step if step >= 0 else -2 * step - 1)
+
+
+def _read_codes(reader: Reader, count: int) -> list[float]:
+    """Read ``count`` step codes and return their steps."""
+    steps, code = [], quant.ONE_CODE
+    for _ in range(count):
+        folded = reader.varint(2 * quant.MAX_CODE)
+        code += -(folded + 1) // 2 if folded & 1 else folded // 2
+        require(1 <= code <= quant.MAX_CODE, f"step code {code} is not a positive finite step")
+        steps.append(quant.step_of(code))
+    return steps
 
 
 @dataclass(frozen=True)
@@ -91,11 +104,8 @@ def quantize_sparse(values: np.ndarray, base: np.ndarray | None, quantizer: Quan
 def write_sparse(runs: list[SparseRun]) -> bytes:
     """Write the values section: step codes inside, those outside, integers inside, those outside."""
     out = Writer()
-    for side in (0, 1):
-        for run in runs:
-            code = run.codes[side]
-            if code is not None:
-                out.raw(code.to_bytes(2, "little"))
+    codes = [run.codes[side] for side in (0, 1) for run in runs]
+    _write_codes(out, [code for code in codes if code is not None])
     for wanted in (True, False):
         parts = [run.q[run.inside == wanted] for run in runs]
         out.raw(symbols.encode_integers(np.concatenate([np.empty(0, np.int16), *parts])))
@@ -108,9 +118,8 @@ def read_sparse(
     """Read what :func:`write_sparse` wrote: the decoded kept values of every sparse array."""
     insides = [np.zeros(n, np.bool_) for n in sizes] if bases is None else [base != 0 for base in bases]
     counts = [(int(np.count_nonzero(inside)), int(np.count_nonzero(~inside))) for inside in insides]
-    steps = [
-        [_check_code(int(reader.array("u2", 1)[0])) if count[side] else 0.0 for count in counts] for side in (0, 1)
-    ]
+    known = iter(_read_codes(reader, sum(bool(count[side]) for count in counts for side in (0, 1))))
+    steps = [[next(known) if count[side] else 0.0 for count in counts] for side in (0, 1)]
     streams = [symbols.decode_integers(reader, sum(count[side] for count in counts)) for side in (0, 1)]
     for stream in streams:
         require(not stream.size or int(np.abs(stream).max()) <= bound, "a quantized value is out of range")
@@ -153,18 +162,26 @@ class DenseRun:
     base: np.ndarray | None
 
 
+def _positive(array: np.ndarray, base: np.ndarray | None) -> bool:
+    return bool((array > 0).all()) and (base is None or bool((base > 0).all()))
+
+
 def write_dense(arrays: list[np.ndarray], runs: list[DenseRun], quantizer: Quantizer) -> bytes:
-    """Write the dense section: step codes (top bit: logarithm), integers of large arrays, those of small ones."""
+    """Write the dense section: a bit per array (logarithm), step codes, integers of large arrays and of small ones."""
     out = Writer()
     parts: dict[bool, list[Integers]] = {False: [], True: []}
+    logarithms, codes = [], []
     for array, run in zip(arrays, runs, strict=True):
-        logarithm = run.fine and bool((array > 0).all()) and (run.base is None or bool((run.base > 0).all()))
+        logarithm = run.fine and _positive(array, run.base)
         x = quant.log_code(array) if logarithm else array.astype(np.float64)
         if run.base is not None:
             x -= quant.log_code(run.base) if logarithm else run.base
         code = quantizer.fine_code(x, run.base is not None) if run.fine else quantizer.code(x)
         parts[run.fine].append(quantizer.integers(x, code, quant.FINE_BOUND if run.fine else quantizer.bound))
-        out.raw((code | _LOG * logarithm).to_bytes(2, "little"))
+        logarithms.append(logarithm)
+        codes.append(code)
+    out.array(np.packbits(np.array(logarithms, np.bool_)))
+    _write_codes(out, codes)
     for fine in (False, True):
         out.raw(symbols.encode_integers(np.concatenate([np.empty(0, np.int16), *parts[fine]])))
     return out.done()
@@ -172,22 +189,21 @@ def write_dense(arrays: list[np.ndarray], runs: list[DenseRun], quantizer: Quant
 
 def read_dense(reader: Reader, runs: list[DenseRun], bound: int) -> list[np.ndarray]:
     """Read what :func:`write_dense` wrote: decoded flat arrays."""
-    codes = [int(code) for code in reader.array("u2", len(runs))]
+    logarithms = bits.read_flags(reader, len(runs))
+    steps = _read_codes(reader, len(runs))
     streams, at = {}, {False: 0, True: 0}
     for fine, most in ((False, bound), (True, quant.FINE_BOUND)):
         streams[fine] = symbols.decode_integers(reader, sum(run.size for run in runs if run.fine == fine))
         in_range = not streams[fine].size or int(np.abs(streams[fine]).max()) <= most
         require(in_range, "a quantized value is out of range")
     out = []
-    for code, run in zip(codes, runs, strict=True):
-        step = _check_code(code & ~_LOG)
+    for step, logarithm, run in zip(steps, logarithms, runs, strict=True):
         q = streams[run.fine][at[run.fine] : at[run.fine] + run.size]
         at[run.fine] += run.size
-        if not code & _LOG:
+        if not logarithm:
             out.append(quant.dequantize(q, step, run.base, run.dtype))
             continue
-        positive = run.fine and (run.base is None or bool((run.base > 0).all()))
-        require(positive, "a logarithmic step where values need not be positive")
+        require(run.fine and (run.base is None or bool((run.base > 0).all())), "a logarithm of what is not positive")
         with np.errstate(over="ignore"):
             x = q * np.float64(step)
         out.append(quant.log_value(x if run.base is None else x + quant.log_code(run.base), run.dtype))

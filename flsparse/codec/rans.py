@@ -22,9 +22,11 @@ from flsparse.codec.wire import Reader, Writer
 
 _LOW = 1 << 16
 _ROWS = 1024  # a lane costs about 3 bytes, a row a dozen NumPy calls
-_SCALAR = 24 * 1024
+_SCALAR = 12 * 1024
+_GATHER = 1 << 14  # table look-ups for this many symbols at once
 _MAX_LANES = 1 << 13
 _LANE_BYTES = 4
+_RENORM, _WORD = np.uint32(32 - BITS), np.uint32(16)
 
 
 def lane_count(symbols: int) -> int:
@@ -101,15 +103,21 @@ def _encode_lanes(
     inverse_of = 1.0 / np.maximum(frequency, 1)
     states = np.full(lanes, _LOW, np.uint32)
     chunks: list[NDArray[np.uint16]] = []
-    for at in range((index.size - 1) // lanes * lanes, -1, -lanes):
-        row = index[at : at + lanes]
-        x = states[: row.size]
-        over = x >> np.uint32(18) >= f_of[row]
-        chunks.append(x[over].astype(np.uint16))
-        x >>= over.astype(np.uint32) << np.uint32(4)
-        # floor(x / f): the half keeps the product at least 2^-15 away from any integer, far above rounding
-        quotient = ((x + 0.5) * inverse_of[row]).astype(np.uint32)
-        x += quotient * rest_of[row] + c_of[row]
+    block = lanes * max(1, _GATHER // lanes)
+    for first in range((index.size - 1) // block * block, -1, -block):
+        own = index[first : first + block]
+        f, c, rest, inverse = f_of[own], c_of[own], rest_of[own], inverse_of[own]
+        for at in range((own.size - 1) // lanes * lanes, -1, -lanes):
+            end = min(at + lanes, own.size)
+            x = states[: end - at]
+            over = x >> _RENORM >= f[at:end]
+            chunks.append(x[over].astype(np.uint16))
+            x >>= over * _WORD
+            # floor(x / f): the half keeps the product at least 2^-15 away from any integer, far above rounding
+            quotient = ((x + 0.5) * inverse[at:end]).astype(np.uint32)
+            quotient *= rest[at:end]
+            x += quotient
+            x += c[at:end]
     return states, np.concatenate(chunks[::-1])
 
 

@@ -8,6 +8,7 @@ from math import prod
 from types import MappingProxyType
 
 import numpy as np
+from numpy.typing import NDArray
 
 FLOATS = ("float16", "float32", "float64")
 INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
@@ -114,13 +115,15 @@ class Reference:
             array.flags.writeable = False
             frozen[name] = array
         self.arrays: Mapping[str, np.ndarray] = MappingProxyType(frozen)
+        self._supports: dict[str, NDArray[np.int64]] = {}
 
     @cached_property
     def id(self) -> str:
         """Content hash over names, shapes, dtypes and bytes: 32 hex characters."""
         digest = hashlib.blake2b(describe(self.specs), digest_size=16)
         for array in self.arrays.values():
-            digest.update(array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes())
+            little = array.astype(array.dtype.newbyteorder("<"), copy=False)
+            digest.update(little.reshape(-1).view(np.uint8).data)
         return digest.hexdigest()
 
     @cached_property
@@ -132,6 +135,15 @@ class Reference:
     def fingerprint(self) -> bytes:
         """See :func:`fingerprint`."""
         return fingerprint(self.specs)
+
+    def support(self, name: str) -> NDArray[np.int64]:
+        """Return the positions of one array that are not zero: flat, strictly increasing; kept where they are few."""
+        found = self._supports.get(name)
+        if found is None:
+            found = np.flatnonzero(self.flat(name) != 0)
+            if 2 * found.size <= self.specs[name].size:
+                self._supports[name] = found
+        return found
 
     def flat(self, name: str) -> np.ndarray:
         """Return one array as 1-D, without a copy."""

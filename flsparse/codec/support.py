@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from flsparse.codec import gaps, symbols
 from flsparse.codec.errors import require
 from flsparse.codec.gaps import Positions, Subset
+from flsparse.codec.specs import Reference
 from flsparse.codec.wire import Reader
 
 SAME, GAPS, BITMAP, RELATIVE = range(4)
@@ -33,16 +34,24 @@ class Known:
 
     Parameters
     ----------
-    arrays : list of np.ndarray
-        The reference's flat arrays, floating.
+    reference : Reference
+        The model.
+    names : list of str
+        Its sparse arrays, in order.
     """
 
-    arrays: list[np.ndarray]
+    reference: Reference
+    names: list[str]
+
+    @cached_property
+    def arrays(self) -> list[np.ndarray]:
+        """Return the flat arrays."""
+        return [self.reference.flat(name) for name in self.names]
 
     @cached_property
     def positions(self) -> list[Positions]:
         """Positions that are not zero, array by array."""
-        return [np.flatnonzero(array) for array in self.arrays]
+        return [self.reference.support(name) for name in self.names]
 
     @cached_property
     def magnitudes(self) -> NDArray[np.uint32]:
@@ -78,9 +87,9 @@ def _inside_out(known: Known, kept: list[Positions]) -> tuple[NDArray[np.bool_],
 
 
 def _encode_relative(known: Known, kept: list[Positions]) -> list[bytes]:
-    inside, outside, zeros = _inside_out(known, kept)
-    if inside.all() and not outside.size:
+    if all(np.array_equal(mine, at) for mine, at in zip(kept, known.positions, strict=True)):
         return [bytes([SAME])]
+    inside, outside, zeros = _inside_out(known, kept)
     tail = gaps.sparse_subset(zeros, outside)
     candidates = []
     for sub in (0, 1, 2, 3) if inside.size <= _TRY_ALL else (2,):

@@ -11,10 +11,16 @@ from flsparse.codec.wire import Reader, Writer
 PACKED, RANS, ZSTD, CONSTANT = range(4)
 _MAX_BOUND = 127  # larger integers travel as a symbol and raw low bits
 _ZSTD_LEVEL = 3
+_PROBE = 1 << 15
 
 
-def _compress(data: bytes) -> bytes:
-    return zstandard.ZstdCompressor(level=_ZSTD_LEVEL, write_content_size=True).compress(data)
+def _compress(data: bytes, rival: float) -> bytes | None:
+    """Compress, or return None when the entropy coder's ``rival`` bytes look better; of much data, the first tell."""
+    compressor = zstandard.ZstdCompressor(level=_ZSTD_LEVEL, write_content_size=True)
+    if len(data) > 2 * _PROBE and len(compressor.compress(data[:_PROBE])) / _PROBE > 1.1 * rival / len(data):
+        return None
+    squeezed = compressor.compress(data)
+    return squeezed if len(squeezed) + 2 < rival else None
 
 
 def _decompress(data: memoryview, size: int) -> bytes:
@@ -57,14 +63,12 @@ def encode_integers(q: NDArray[np.int16]) -> bytes:
     table = tables.choose(counts, signed=True)
     width = (2 * bound).bit_length()
     entropy = len(table.spec) + tables.cost_bits(counts, table.frequencies) / 8 + rans.overhead(q.size)
-    sizes = {PACKED: (q.size * width + 7) / 8, RANS: entropy}
-    squeezed = _compress(high.astype(np.int8).tobytes())
-    sizes[ZSTD] = len(squeezed) + 2
-    mode = min(sizes, key=lambda m: sizes[m])
+    mode, rival = min((PACKED, (q.size * width + 7) / 8), (RANS, entropy), key=lambda m: m[1])
+    squeezed = _compress(high.astype(np.int8).tobytes(), rival)
     out = Writer()
-    out.byte(mode | shift << 2)
+    out.byte((mode if squeezed is None else ZSTD) | shift << 2)
     out.raw(low)
-    if mode == ZSTD:
+    if squeezed is not None:
         out.varint(len(squeezed))
         out.raw(squeezed)
         return out.done()
@@ -111,20 +115,16 @@ def encode_bytes(data: NDArray[np.uint8]) -> bytes:
     if counts.max() == data.size:
         return bytes([CONSTANT, int(data[0])])
     table = tables.choose(counts, signed=False)
-    squeezed = _compress(data.tobytes())
-    sizes = {
-        PACKED: float(data.size),
-        RANS: len(table.spec) + tables.cost_bits(counts, table.frequencies) / 8 + rans.overhead(data.size),
-        ZSTD: len(squeezed) + 2.0,
-    }
-    mode = min(sizes, key=lambda m: sizes[m])
+    entropy = len(table.spec) + tables.cost_bits(counts, table.frequencies) / 8 + rans.overhead(data.size)
+    mode, rival = min((PACKED, float(data.size)), (RANS, entropy), key=lambda m: m[1])
+    squeezed = _compress(data.tobytes(), rival)
     out = Writer()
-    out.byte(mode)
-    if mode == PACKED:
-        out.raw(data.tobytes())
-    elif mode == ZSTD:
+    out.byte(mode if squeezed is None else ZSTD)
+    if squeezed is not None:
         out.varint(len(squeezed))
         out.raw(squeezed)
+    elif mode == PACKED:
+        out.raw(data.tobytes())
     else:
         out.raw(table.spec)
         out.raw(rans.encode(data, table.frequencies[None]))
