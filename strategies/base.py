@@ -70,8 +70,8 @@ class RoundLoop(Strategy):
         Valid replies without which a round fails.
     round_timeout_s : float, optional
         Deadline of a round in seconds, beside the ``timeout`` of :meth:`start`; the nearer one holds.
-    max_references : int (default: 16)
-        Broadcasts the server keeps, to send deltas against.
+    max_reference_bytes : int (default: 1 GiB)
+        Memory for the broadcasts that the server keeps, to send deltas against, in bytes.
     hello : bool (default: False)
         Ask each node for its partition id and what it holds before it takes part. Our device application answers; an
         app that has only our mod does not, and is sampled by node id.
@@ -90,11 +90,11 @@ class RoundLoop(Strategy):
         prunable: list[str] | None = None,
         min_replies: int = 1,
         round_timeout_s: float | None = None,
-        max_references: int = 16,
+        max_reference_bytes: int = 1024**3,
         hello: bool = False,
         seed: int = 0,
     ) -> None:
-        self.wire = Wire(values, rounding, Downlink(Codec(values=downlink_values), max_references), prunable, seed)
+        self.wire = Wire(values, rounding, Downlink(Codec(values=downlink_values), max_reference_bytes), prunable, seed)
         self.min_replies = min_replies
         self.round_timeout_s = round_timeout_s
         self.hello = hello

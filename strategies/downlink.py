@@ -42,13 +42,13 @@ class Downlink:
     ----------
     codec : Codec
         Values "raw" means the plain dense model to everybody, and no references.
-    max_references : int
-        How many references the server keeps; the least recently used go first.
+    max_reference_bytes : int
+        Memory for references, in bytes; the least recently used go first. Nodes that take turns hold different ones.
     """
 
-    def __init__(self, codec: Codec, max_references: int = 16) -> None:
+    def __init__(self, codec: Codec, max_reference_bytes: int = 1024**3) -> None:
         self.codec = codec
-        self.max_references = max_references
+        self.max_reference_bytes = max_reference_bytes
         self._kept: OrderedDict[str, Reference] = OrderedDict()
         self._arrays: Mapping[str, np.ndarray] = {}
         self._specs: dict[str, ArraySpec] = {}
@@ -67,20 +67,20 @@ class Downlink:
         """Return the model coded for a node that holds the reference of this id ("": none)."""
         against = self._kept.get(held) if self.uses_references else None
         key = against.id if against else ""
+        if against:
+            self._kept.move_to_end(key)
         if key not in self._coded:
             payload = self.codec.encode(self._arrays, reference=against)
             reference = Reference(decode(payload, like=self._specs, reference=against))
             self._coded[key] = Broadcast(payload, key, reference)
             if self.uses_references:
                 self._keep(reference)
-        if against:
-            self._kept.move_to_end(against.id)
         return self._coded[key]
 
     def _keep(self, reference: Reference) -> None:
         self._kept[reference.id] = reference
         self._kept.move_to_end(reference.id)
-        while len(self._kept) > self.max_references:
+        while len(self._kept) > 1 and sum(r.nbytes for r in self._kept.values()) > self.max_reference_bytes:
             self._kept.popitem(last=False)
 
     def state_dict(self) -> dict[str, Arrays]:
