@@ -12,7 +12,7 @@ from flsparse.sparsity.masks import (
 )
 from flsparse.sparsity.powerprop import inverse_power, power, spectral_exponent
 from flsparse.sparsity.ramp import sparsity_ramp
-from flsparse.sparsity.sparsify import begin_fit, export_dense, prunable_names, sparsify
+from flsparse.sparsity.sparsify import begin_fit, export_dense, layer_densities, prunable_names, sparsify
 from flsparse.sparsity.topk import kept_count, magnitude_threshold, top_k
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "export_dense",
     "inverse_power",
     "kept_count",
+    "layer_densities",
     "layer_sparsity",
     "magnitude_threshold",
     "mask_iou",

@@ -5,9 +5,9 @@ numpy does the work: its comparisons and bit packing are several times as fast a
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -17,6 +17,8 @@ from flsparse.sparsity.topk import kept_count, magnitude_threshold
 MIN_SIZE = 8192
 # A compact form that is larger than this fraction of the dense tensor is not worth its time.
 _WORTH = 0.6
+# Positions are stored as 16-bit offsets into runs of so many elements.
+_RUN = 1 << 16
 
 _NUMPY_DTYPES = (torch.float32, torch.float64, torch.float16)
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -37,7 +39,9 @@ def _flat(x: Tensor) -> Tensor:
 
 def pack_positive(x: Tensor) -> Tensor:
     """Return the bits (uint8, eight to a byte) of ``x > 0`` in storage order; ``x`` as `storage_order` returns it."""
-    return _pack(_flat(x).numpy() > 0) if _by_numpy(x) else _pack_torch(_flat(x) > 0)
+    if _by_numpy(x):
+        return torch.from_numpy(np.packbits(_flat(x).numpy() > 0))
+    return _pack_torch(_flat(x) > 0)
 
 
 def zero_where_unset(grad: Tensor, bits: Tensor, stride: tuple[int, ...]) -> Tensor:
@@ -50,10 +54,6 @@ def zero_where_unset(grad: Tensor, bits: Tensor, stride: tuple[int, ...]) -> Ten
 
 def _by_numpy(x: Tensor) -> bool:
     return x.device.type == "cpu" and x.dtype in _NUMPY_DTYPES
-
-
-def _pack(mask: Any) -> Tensor:
-    return torch.from_numpy(np.packbits(mask))
 
 
 def _pack_torch(mask: Tensor) -> Tensor:
@@ -103,43 +103,66 @@ def prune_below(x: Tensor, threshold: float) -> Tensor:
 
 @dataclass(frozen=True)
 class Layout:
-    """How to rebuild a pruned tensor: its geometry, and what the two saved tensors mean."""
+    """How to rebuild a pruned tensor: its geometry, and what stands beside its kept values.
+
+    Attributes
+    ----------
+    shape, stride
+        Of the tensor.
+    blocks : tuple[int, ...] | None
+        How many positions fall into each run of 65,536 elements; the positions are 16-bit offsets into their run.
+        None when the tensor beside the values holds bits (CPU) or whole positions (elsewhere).
+    """
 
     shape: torch.Size
     stride: tuple[int, ...]
-    as_bits: bool
+    blocks: tuple[int, ...] | None
 
     def rebuild(self, values: Tensor, where: Tensor) -> Tensor:
         """Return the dense tensor with zeros where nothing was kept."""
         flat = torch.zeros(self.shape.numel(), dtype=values.dtype, device=values.device)
-        if self.as_bits:
-            flat[_unpack(where, flat.numel())] = values
+        if self.blocks is not None:
+            positions = np.repeat(np.arange(len(self.blocks)) * _RUN, self.blocks)
+            positions += where.numpy().view(np.uint16)
+        elif where.dtype == torch.uint8:
+            positions = np.flatnonzero(np.unpackbits(where.numpy(), count=flat.numel()).view(np.bool_))
         else:
-            flat.index_copy_(0, where.long(), values)
-        return flat.as_strided(self.shape, self.stride)
+            return flat.index_copy_(0, where.long(), values).as_strided(self.shape, self.stride)
+        return flat.index_copy_(0, torch.from_numpy(positions), values).as_strided(self.shape, self.stride)
 
 
 def compact(x: Tensor, threshold: float) -> tuple[Tensor, Tensor, Layout] | None:
-    """Return kept values, where they were (int32 positions or bits) and the layout; None where it does not pay."""
+    """Return kept values, where they were, and the layout; None where that is hardly smaller than ``x``.
+
+    Kept is ``|x| >= threshold``, and of a threshold of 0 what is not 0. Places are 16-bit offsets or bits, whichever
+    is smaller.
+    """
     x = storage_order(x)
     flat = _flat(x)
-    mask: Any
-    if _by_numpy(x):
-        magnitude = np.abs(flat.numpy())
-        mask = magnitude >= threshold if threshold > 0 else magnitude > 0
-        kept = int(np.count_nonzero(mask))
-    else:
-        mask = flat.abs() >= threshold if threshold > 0 else flat != 0
-        kept = int(mask.sum())
-    as_bits = kept * 32 > x.numel()
-    place_bytes = x.numel() / 8 if as_bits else kept * 4
-    if kept * x.element_size() + place_bytes > _WORTH * x.numel() * x.element_size():
+    if not _by_numpy(x):
+        chosen = (flat.abs() >= threshold if threshold > 0 else flat != 0).nonzero().view(-1)
+        if chosen.numel() * (x.element_size() + 4) > _WORTH * x.nbytes:
+            return None
+        return flat[chosen], chosen.int(), Layout(x.shape, x.stride(), None)
+    mask = flat.numpy() >= threshold if threshold > 0 else flat.numpy() != 0
+    if threshold > 0:
+        mask |= flat.numpy() <= -threshold
+    kept = int(np.count_nonzero(mask))
+    if kept * x.element_size() + min(mask.size / 8, kept * 2) > _WORTH * x.nbytes:
         return None
-    if _by_numpy(x):
-        positions = torch.from_numpy(np.flatnonzero(mask))
-        bits = _pack(mask) if as_bits else None
-    else:
-        positions = mask.nonzero().view(-1)
-        bits = _pack_torch(mask) if as_bits else None
-    values = flat.index_select(0, positions)
-    return values, positions.int() if bits is None else bits, Layout(x.shape, x.stride(), as_bits)
+    bits = np.packbits(mask)
+    positions = np.flatnonzero(mask) if kept * 10 > mask.size else _set_bits(bits)
+    values = flat.index_select(0, torch.from_numpy(positions))
+    if kept * 16 > mask.size:
+        return values, torch.from_numpy(bits), Layout(x.shape, x.stride(), None)
+    borders = np.searchsorted(positions, np.arange(0, mask.size + _RUN, _RUN))
+    offsets = torch.from_numpy(positions.astype(np.uint16).view(np.int16))
+    return values, offsets, Layout(x.shape, x.stride(), tuple(np.diff(borders).tolist()))
+
+
+def _set_bits(bits: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
+    """Return the positions of the set bits; twice as fast as `numpy.flatnonzero` of the booleans when they are few."""
+    bytes_ = np.flatnonzero(bits != 0)
+    inside = np.flatnonzero(np.unpackbits(bits[bytes_]).view(np.bool_))
+    positions: npt.NDArray[np.int64] = (bytes_[inside >> 3] << 3) + (inside & 7)
+    return positions

@@ -194,6 +194,25 @@ def begin_fit(model: nn.Module) -> None:
             module.as_bits = zeros >= _BITS_FROM_SPARSITY * size
 
 
+def layer_densities(model: nn.Module) -> dict[str, tuple[float, float]]:
+    """Return ``(d_w, d_a)`` by module name: density of the weights, and of the inputs saved for their gradient.
+
+    Both are in [0, 1]. Modules that `sparsify` treated, or would treat; without activation pruning ``d_a`` is 1.
+    """
+    found: dict[str, list[tuple[int, int, bool]]] = {}
+    for name, weight in _plan(model).weights.items():
+        held = getattr(weight.owner, "powerprop", None)
+        pruning = isinstance(held, LayerState) and held.pruning
+        module = name[: -len(weight.name)].rstrip(".")
+        kept = int(torch.count_nonzero(weight.tensor.detach()))
+        found.setdefault(module, []).append((kept, weight.tensor.numel(), pruning))
+    densities = {}
+    for module, counts in found.items():
+        density = sum(kept for kept, _, _ in counts) / max(1, sum(size for _, size, _ in counts))
+        densities[module] = (density, density if counts[0][2] else 1.0)
+    return densities
+
+
 def _on_load(model: nn.Module, _incompatible_keys: Any) -> None:
     begin_fit(model)
 

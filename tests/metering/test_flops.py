@@ -1,0 +1,47 @@
+import pytest
+import torch
+from torch import nn
+
+from flsparse.metering.flops import training_flops
+from flsparse.sparsity import layer_densities, sparsify
+
+
+def test_three_products_of_a_linear_layer() -> None:
+    x = torch.ones(4, 10, requires_grad=True)
+    dense, sparse = training_flops(nn.Linear(10, 6), x, {"": (0.1, 0.5)})
+    assert dense == 3 * 2 * 60
+    assert sparse == pytest.approx(2 * 60 * (2 * 0.1 + 0.5))
+
+
+def test_the_first_layer_has_no_input_gradient() -> None:
+    dense, sparse = training_flops(nn.Linear(10, 6), torch.ones(4, 10), {"": (0.1, 0.5)})
+    assert dense == 2 * 2 * 60
+    assert sparse == pytest.approx(2 * 60 * (0.1 + 0.5))
+
+
+def net() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(512, 10))
+
+
+def test_a_model_and_its_sparsified_form_count_the_same() -> None:
+    model, x = net(), torch.randn(2, 3, 8, 8)
+    first, last = 2 * 3 * 8 * 9 * 64, 2 * 512 * 10
+    assert training_flops(model, x, {}) == (2 * first + 3 * last, 2 * first + 3 * last)
+    model[4].weight.data[:9] = 0.0
+    sparsify(model)
+    statistics, state = model[1].running_mean.clone(), torch.random.get_rng_state()
+    flops = training_flops(model, x, layer_densities(model))
+    assert flops.dense == 2 * first + 3 * last
+    assert flops.sparse == pytest.approx(2 * first + 3 * last * 0.1)
+    assert torch.equal(model[1].running_mean, statistics)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert model[4].powerprop.threshold is None
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_without_activation_pruning_the_weight_gradient_is_dense() -> None:
+    model = net()
+    model[4].weight.data[:9] = 0.0
+    sparsify(model, activation_pruning=False)
+    flops = training_flops(model, torch.randn(2, 3, 8, 8), layer_densities(model))
+    assert flops.dense - flops.sparse == pytest.approx(2 * 2 * 512 * 10 * 0.9)
