@@ -51,7 +51,7 @@ def dense_twin(setting: str) -> str:
 
 
 def tuned_at(setting: str) -> str:
-    """Name the setting whose learning rates serve this one too: long runs take those of short ones, all methods alike."""
+    """Name the setting whose learning rates serve this one too: long runs take those of short ones, for all methods."""
     return setting.replace("_100", "")
 
 
