@@ -111,7 +111,7 @@ def attack(count, seed):
 
 
 def test_mutated_payloads_raise_only_payload_errors():
-    assert attack(1_500, seed=1) > 0
+    assert attack(1_000, seed=1) > 0
 
 
 @pytest.mark.slow
@@ -122,7 +122,7 @@ def test_a_hundred_thousand_mutated_payloads_raise_only_payload_errors():
 
 def test_every_truncation_is_refused():
     for payload, like, reference in corpus()[::7]:
-        for length in range(0, len(payload), max(1, len(payload) // 60)):
+        for length in range(0, len(payload), max(1, len(payload) // 20)):
             with pytest.raises(PayloadError):
                 decode(reseal(payload[:length]), like=like, reference=reference)
         with pytest.raises(PayloadError):
@@ -141,7 +141,7 @@ def test_memory_and_time_stay_bounded():
     rng = np.random.default_rng(4)
     payloads = corpus(scale=30)
     nbytes = sum(spec.nbytes for spec in payloads[0][1].values())
-    for payload, like, reference in payloads[::13]:
+    for payload, like, reference in payloads[::29]:
         if reference is not None:
             for name in like:
                 reference.support(name)
