@@ -14,9 +14,10 @@ import numpy as np
 from sweep import Run, markdown, mean_and_spread, run_all
 
 SPARSITIES = (0.5, 0.8, 0.9, 0.95, 0.98)
+EPOCH = ("client.batch_size=32", "client.local_epochs=1")
 DATASETS = {
-    "digits": ["dataset=digits", "num_clients=20", "fraction_train=0.5", "num_rounds=40", "client.batch_size=16"],
-    "fashion_mnist": ["dataset=fashion_mnist", "num_clients=100", "fraction_train=0.1", "num_rounds=30"],
+    "digits": ["dataset=digits", "num_clients=20", "fraction_train=0.5", "num_rounds=40", *EPOCH],
+    "fashion_mnist": ["dataset=fashion_mnist", "num_clients=100", "fraction_train=0.1", "num_rounds=30", *EPOCH],
     "shakespeare": [
         *("dataset=shakespeare", "model=char_lstm", "num_clients=60", "fraction_train=0.1", "num_rounds=40"),
         *("client.local_steps=12", "client.clip_grad=5", "model.hidden=128", "client.lr=3.0", "client.lr_final=0.3"),
