@@ -16,7 +16,7 @@ from flsparse.report.run_folder import read_checkpoint, read_rows
 from flsparse.runtime import launch
 from flsparse.runtime.deployment import DeploymentError
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
 
 def deployed(folder: Path, **changes: Any) -> dict[str, Any]:
