@@ -69,7 +69,7 @@ class Trace:
 
 def simulate(task: Task, topology: Topology, setting: Setting, seed: int) -> Trace:
     """Run one setting."""
-    start = {name: array for name, array in state_arrays(task.model()).items()}
+    start = state_arrays(task.model())
     shapes = [array.shape for array in start.values()]
     sizes = [array.size for array in start.values()]
     x = np.tile(np.concatenate([array.ravel() for array in start.values()]), (topology.nodes, 1))

@@ -58,9 +58,7 @@ class Bench:
         file = self.out / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
         if not file.exists():
             started = time.perf_counter()
-            trace = simulate(
-                self.task(nodes, alpha, seed), make_topology({"name": graph}, nodes, seed), setting, seed
-            )
+            trace = simulate(self.task(nodes, alpha, seed), make_topology({"name": graph}, nodes, seed), setting, seed)
             file.write_text(json.dumps({"key": json.loads(key), "trace": asdict(trace)}))
             print(
                 f"{nodes} {graph} {alpha} seed {seed} {setting.method} L={setting.dither and setting.dither.levels} "
@@ -105,15 +103,12 @@ def main_table(bench: Bench, nodes: int, seeds: int) -> None:
     print(markdown(header, rows))
 
 
-def _main_rows(
-    bench: Bench, nodes: int, graph: str, alpha: float, tuned: Setting, seeds: int
-) -> list[list[object]]:
+def _main_rows(bench: Bench, nodes: int, graph: str, alpha: float, tuned: Setting, seeds: int) -> list[list[object]]:
     methods = {"D-PSGD": D_PSGD, f"CHOCO L=4 gamma {tuned.gamma}": tuned, "MALCOM L=2": MALCOM}
     traces = {name: [bench.run(nodes, graph, alpha, s, m) for s in range(seeds)] for name, m in methods.items()}
     targets = [final(trace) - 1 for trace in traces["D-PSGD"]]
     when = {
-        name: [reached(trace, target) for trace, target in zip(of, targets, strict=True)]
-        for name, of in traces.items()
+        name: [reached(trace, target) for trace, target in zip(of, targets, strict=True)] for name, of in traces.items()
     }
     _, middle, ours = methods
     rows: list[list[object]] = []

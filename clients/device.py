@@ -5,6 +5,7 @@ its owner's limits, and answers the hello.
 """
 
 from collections.abc import Callable
+
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from torch import nn

@@ -14,7 +14,6 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from logging import WARNING
-from typing import ClassVar
 
 import numpy as np
 from flwr.app import MetricRecord, RecordDict
@@ -263,9 +262,7 @@ class GossipLocal(ConversingMethod):
         if home is None:
             buffers = {name: array for name, array in arrays.items() if name not in layout.names}
             home = Home(mail.epoch, Neighbourhood(node, mail.copies_after, copies[node]), buffers, ())
-        return replace(
-            home, hood=home.hood.resynchronized(mail.copies_after, copies), prunable=tuple(mail.prunable)
-        )
+        return replace(home, hood=home.hood.resynchronized(mail.copies_after, copies), prunable=tuple(mail.prunable))
 
     @staticmethod
     def _buffers(arrays: Arrays, model: nn.Module) -> Arrays:

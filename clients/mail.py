@@ -103,15 +103,12 @@ class Mail:
             )
         ]
         copies = {
-            node: parts.take(size)
-            for node, size in zip(record.ints("copies"), record.ints("copy-sizes"), strict=True)
+            node: parts.take(size) for node, size in zip(record.ints("copies"), record.ints("copy-sizes"), strict=True)
         }
         return cls(
             round=record.int("round"),
             epoch=record.int("epoch"),
-            delivery=Delivery(
-                record.int("first"), record.int("last"), letters, frozenset(record.ints("accepted"))
-            ),
+            delivery=Delivery(record.int("first"), record.int("last"), letters, frozenset(record.ints("accepted"))),
             weights=dict(zip(record.ints("neighbours"), record.list("weights"), strict=True)),
             starts=bool(record.int("starts")),
             initial_id=record.str("initial-id"),
@@ -168,8 +165,7 @@ class Answer:
         record, parts = _Record(record_of(content)), _Parts(opaque_payload(content) or b"")
         payload = parts.take(record.int("size"))
         copies = {
-            node: parts.take(size)
-            for node, size in zip(record.ints("copies"), record.ints("copy-sizes"), strict=True)
+            node: parts.take(size) for node, size in zip(record.ints("copies"), record.ints("copy-sizes"), strict=True)
         }
         return cls(record.str("status"), record.int("applied"), payload, copies)
 
@@ -192,9 +188,7 @@ def from_bytes(data: bytes, size: int) -> np.ndarray:
     return np.frombuffer(data, "<f4").astype(np.float32)
 
 
-def _content(
-    record: Mapping[str, Any], extra: Mapping[str, Any], parts: Iterable[bytes], models: int
-) -> RecordDict:
+def _content(record: Mapping[str, Any], extra: Mapping[str, Any], parts: Iterable[bytes], models: int) -> RecordDict:
     blob = b"".join(parts)
     plain = {key: value for key, value in record.items() if value not in ([], "")}
     records: dict[str, Any] = {MAIL: pack(blob, OPAQUE)} if blob else {}

@@ -141,7 +141,7 @@ class Neighbourhood:
     @classmethod
     def start(cls, node: int, neighbours: Sequence[int], x: Vector, round: int = 0) -> "Neighbourhood":
         """Return the state after ``round`` at the common initialization: every copy is x, and no bit was sent."""
-        return cls(node, round, x, {j: x for j in (node, *neighbours)}, live=frozenset(neighbours))
+        return cls(node, round, x, dict.fromkeys((node, *neighbours), x), live=frozenset(neighbours))
 
     def taking_in(self, delivery: Delivery, sizes: Sequence[int], mix: Mix) -> "Neighbourhood":
         """Return the state after the rounds of a delivery; those taken in before are passed over.

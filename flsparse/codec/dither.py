@@ -70,7 +70,9 @@ class Dither:
         step : np.float32
             What q is to be multiplied by; 0 for a vector of zeros.
         """
-        length = float(np.abs(x).max(initial=0.0)) if self.norm == "max" else float(np.linalg.norm(x.astype(np.float64)))
+        length = (
+            float(np.abs(x).max(initial=0.0)) if self.norm == "max" else float(np.linalg.norm(x.astype(np.float64)))
+        )
         if length == 0.0:
             return np.zeros(x.size, np.int16), np.float32(0)
         magnitude = np.floor(np.abs(x) * np.float32(self.levels / length) + rng.random(x.size, np.float32))
