@@ -5,8 +5,8 @@ is zero where the graph has no edge. Metropolis weights need nothing but the nei
 
     W_ij = 1 / (1 + max(deg_i, deg_j))   for an edge,      W_ii = 1 - sum_j W_ij
 
-With eigenvalues 1 = l_1 > |l_2| >= ... the *spectral gap* is ``1 - |l_2|``: one round of gossip shrinks the disagreement
-of the nodes by ``1 - gap`` at least.
+With eigenvalues 1 = l_1 > |l_2| >= ... the *spectral gap* is ``1 - |l_2|``: one round of gossip leaves at most the
+fraction ``1 - gap`` of the nodes' disagreement.
 """
 
 from collections.abc import Mapping, Sequence
@@ -213,9 +213,9 @@ class Topology:
         ModuleNotFoundError
             networkx is not installed (torch normally brings it).
         """
-        import networkx
+        import networkx as nx
 
-        graph = networkx.Graph()
+        graph = nx.Graph()
         graph.add_nodes_from(range(self.nodes))
         graph.add_weighted_edges_from(
             (i, j, float(self.weights[i, j])) for i in range(self.nodes) for j in self.neighbours(i) if i < j

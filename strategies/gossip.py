@@ -52,7 +52,8 @@ class Gossip(RoundLoop):
     min_train_nodes, min_available_nodes : int (default: 1, 2)
         As in Flower.
     **wire
-        Parameters of :class:`RoundLoop`; ``values``, ``rounding`` and ``downlink_values`` mean nothing here.
+        Parameters of :class:`RoundLoop`. ``values``, ``rounding`` and ``downlink_values`` mean nothing here, and the
+        hello is always said: neighbours are partition ids.
     """
 
     name = "gossip"
@@ -71,7 +72,7 @@ class Gossip(RoundLoop):
         min_available_nodes: int = 2,
         **wire: object,
     ) -> None:
-        super().__init__(**{"values": "raw", **wire})  # type: ignore[arg-type]
+        super().__init__(**{**wire, "values": "raw", "hello": True})  # type: ignore[arg-type]
         if not isinstance(topology, Topology):
             if num_nodes is None:
                 raise ValueError("num_nodes must be set: a topology's configuration does not say how many nodes it has")

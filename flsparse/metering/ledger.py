@@ -59,7 +59,7 @@ class Ledger:
         Parameters
         ----------
         direction : {"uplink", "downlink", "evaluation"}
-            Uplink is from the node to the server; so is evaluation: what is fetched to look at a run, and trains nobody.
+            Uplink is from the node to the server; so is evaluation, what is fetched to look at a run.
         server_round : int
             Round the message belongs to; 0 for the hello.
         payload_bytes, wire_bytes, dense_bytes : int
