@@ -99,24 +99,27 @@ class Mail:
         letters = [
             Letter(sender, number, parts.take(size))
             for sender, number, size in zip(
-                record.ints("senders"), record.ints("rounds"), record.ints("sizes"), strict=True
+                record.numbers("senders"), record.numbers("rounds"), record.numbers("sizes"), strict=True
             )
         ]
         copies = {
-            node: parts.take(size) for node, size in zip(record.ints("copies"), record.ints("copy-sizes"), strict=True)
+            node: parts.take(size)
+            for node, size in zip(record.numbers("copies"), record.numbers("copy-sizes"), strict=True)
         }
         return cls(
-            round=record.int("round"),
-            epoch=record.int("epoch"),
-            delivery=Delivery(record.int("first"), record.int("last"), letters, frozenset(record.ints("accepted"))),
-            weights=dict(zip(record.ints("neighbours"), record.list("weights"), strict=True)),
-            starts=bool(record.int("starts")),
-            initial_id=record.str("initial-id"),
-            initial=parts.take(record.int("initial-size")),
-            prunable=record.list("prunable"),
+            round=record.number("round"),
+            epoch=record.number("epoch"),
+            delivery=Delivery(
+                record.number("first"), record.number("last"), letters, frozenset(record.numbers("accepted"))
+            ),
+            weights=dict(zip(record.numbers("neighbours"), record.values("weights"), strict=True)),
+            starts=bool(record.number("starts")),
+            initial_id=record.text("initial-id"),
+            initial=parts.take(record.number("initial-size")),
+            prunable=record.values("prunable"),
             copies=copies,
-            copies_after=record.int("copies-after"),
-            wanted=record.ints("wanted"),
+            copies_after=record.number("copies-after"),
+            wanted=record.numbers("wanted"),
         )
 
 
@@ -163,11 +166,12 @@ class Answer:
             The reply is no answer.
         """
         record, parts = _Record(record_of(content)), _Parts(opaque_payload(content) or b"")
-        payload = parts.take(record.int("size"))
+        payload = parts.take(record.number("size"))
         copies = {
-            node: parts.take(size) for node, size in zip(record.ints("copies"), record.ints("copy-sizes"), strict=True)
+            node: parts.take(size)
+            for node, size in zip(record.numbers("copies"), record.numbers("copy-sizes"), strict=True)
         }
-        return cls(record.str("status"), record.int("applied"), payload, copies)
+        return cls(record.text("status"), record.number("applied"), payload, copies)
 
 
 def to_bytes(copy: np.ndarray) -> bytes:
@@ -214,23 +218,23 @@ class _Record:
     def __init__(self, record: ConfigRecord) -> None:
         self.record = record
 
-    def int(self, key: str) -> int:
+    def number(self, key: str) -> int:
         value = self.record.get(key, 0)
         if not isinstance(value, int):
             raise ValueError(f"{key}={value!r} of a mail is not an integer")
         return value
 
-    def str(self, key: str) -> str:
+    def text(self, key: str) -> str:
         return str(self.record.get(key, ""))
 
-    def list(self, key: str) -> list[Any]:
+    def values(self, key: str) -> list[Any]:
         value = self.record.get(key, [])
         if not isinstance(value, list):
             raise ValueError(f"{key}={value!r} of a mail is not a list")
         return value
 
-    def ints(self, key: str) -> "list[int]":
-        values = self.list(key)
-        if not all(isinstance(value, int) for value in values):
-            raise ValueError(f"{key}={values!r} of a mail are not integers")
-        return values
+    def numbers(self, key: str) -> list[int]:
+        found = self.values(key)
+        if not all(isinstance(value, int) for value in found):
+            raise ValueError(f"{key}={found!r} of a mail are not integers")
+        return found

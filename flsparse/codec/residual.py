@@ -34,7 +34,7 @@ _LARGE = 4096  # elements from which on an array has statistics of its own
 
 def copy_checksum(copy: Vector) -> int:
     """Return the CRC-32 of a copy's bytes."""
-    return zlib.crc32(np.ascontiguousarray(copy))
+    return zlib.crc32(np.ascontiguousarray(copy).data)
 
 
 @dataclass(frozen=True)

@@ -34,4 +34,5 @@ def soft_threshold(z: npt.NDArray[Any], t: float) -> npt.NDArray[Any]:
     if not t >= 0:
         raise ValueError(f"a soft threshold of {t} is not possible: it is 0 or more")
     t = z.dtype.type(t)
-    return z - np.clip(z, -t, t)
+    shrunk: npt.NDArray[Any] = z - np.clip(z, -t, t)
+    return shrunk
