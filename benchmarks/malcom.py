@@ -1,11 +1,12 @@
 """MALCOM-PSGD beside CHOCO-SGD and D-PSGD: accuracy against the bytes on the links of the graph.
 
-    python benchmarks/malcom.py --data ROOT [--only main bits mu steps gamma] [--seeds 3] [--seeds16 1]
+    python benchmarks/malcom.py --data ROOT [--only main bits mu steps gamma main16] [--seeds 3] [--finished]
 
 Fashion-MNIST, a net 784-64-10 (50,890 parameters), 9 and 16 nodes of equal size, batch 32, learning rate 0.1, 600
 exchanges of one step each. The nodes run as one batched product (:mod:`gossip_simulation`), which a test holds against
 the real rounds. Sizes are those of real payloads, headers included: one message every 25 rounds is encoded by every
-coder. Finished runs are kept in --out and not repeated.
+coder. Finished runs are kept in --out and
+not repeated; with --finished nothing is run, and only rows whose runs are there are printed.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import json
 import sys
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -35,11 +37,15 @@ CHOCO_GAMMAS = (0.6, 1.0)
 SMOOTH = 3  # evaluations averaged before an accuracy counts as reached
 
 
+class Unfinished(Exception):
+    """A run is not there, and none may be started."""
+
+
 class Bench:
     """Runs settings, and keeps what came out."""
 
-    def __init__(self, data: Path, out: Path) -> None:
-        self.data, self.out = data, out
+    def __init__(self, data: Path, out: Path, finished: bool) -> None:
+        self.data, self.out, self.finished = data, out, finished
         out.mkdir(parents=True, exist_ok=True)
 
     def task(self, nodes: int, alpha: float, seed: int) -> Task:
@@ -57,12 +63,15 @@ class Bench:
         key = json.dumps([nodes, graph, alpha, seed, asdict(setting)], sort_keys=True)
         file = self.out / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
         if not file.exists():
+            if self.finished:
+                raise Unfinished
             started = time.perf_counter()
             trace = simulate(self.task(nodes, alpha, seed), make_topology({"name": graph}, nodes, seed), setting, seed)
             file.write_text(json.dumps({"key": json.loads(key), "trace": asdict(trace)}))
             print(
                 f"{nodes} {graph} {alpha} seed {seed} {setting.method} L={setting.dither and setting.dither.levels} "
-                f"gamma={setting.gamma} mu={setting.mu}: {time.perf_counter() - started:.0f} s",
+                f"gamma={setting.gamma} mu={setting.mu} local steps={setting.local_steps}: "
+                f"{time.perf_counter() - started:.0f} s",
                 file=sys.stderr,
                 flush=True,
             )
@@ -94,7 +103,8 @@ def main_table(bench: Bench, nodes: int, seeds: int) -> None:
     rows = []
     for graph in GRAPHS:
         for alpha in ALPHAS:
-            rows += _main_rows(bench, nodes, graph, alpha, choco(bench, nodes, graph, alpha), seeds)
+            with suppress(Unfinished):
+                rows += _main_rows(bench, nodes, graph, alpha, choco(bench, nodes, graph, alpha), seeds)
     print(f"\n### {nodes} nodes, {seeds} seed(s)\n")
     header = [
         "graph, alpha", "method", "consensus model %", "nodes, mean %", "nodes, worst %", "consensus error",
@@ -172,18 +182,20 @@ def bits_table(bench: Bench) -> None:
 def mu_table(bench: Bench) -> None:
     """Print accuracy, sparsity and bytes by L and mu, then what a longer run or a later start of mu changes."""
     rows = []
-    for levels in (2, 4, 16):
+    for levels in (2, 16):
         for mu in (0.0, 1e-5, 1e-4, 1e-3, 3e-3):
-            trace = bench.run(9, "torus", 0.1, 0, replace(MALCOM, dither=Dither(levels), mu=mu))
-            rows.append([levels, f"{mu:g}", *_mu_cells(trace)])
+            with suppress(Unfinished):
+                trace = bench.run(9, "torus", 0.1, 0, replace(MALCOM, dither=Dither(levels), mu=mu))
+                rows.append([levels, f"{mu:g}", *_mu_cells(trace)])
     print("\n### L x mu (9 nodes, torus, alpha 0.1, 600 rounds, seed 0)\n")
     columns = ["accuracy %", "nodes, mean %", "sparsity of x", "of the mean", "bytes a message", "entropy"]
     print(markdown(["L", "mu", *columns], rows))
     rows = []
-    for rounds in (600, 1800):
-        for mu, begin in ((0.0, 0.0), (1e-3, 0.0), (1e-3, 0.5), (3e-3, 0.5)):
-            setting = replace(MALCOM, mu=mu, mu_from=begin, rounds=rounds, decay_rounds=0.0)
-            rows.append([rounds, f"{mu:g}", begin, *_mu_cells(bench.run(9, "torus", 0.1, 0, setting))])
+    for rounds in (600, 1500):
+        for mu, begin in ((0.0, 0.0), (1e-3, 0.0), (1e-3, 0.5)):
+            setting = replace(MALCOM, mu=mu, mu_from=begin, rounds=rounds)
+            with suppress(Unfinished):
+                rows.append([rounds, f"{mu:g}", begin, *_mu_cells(bench.run(9, "torus", 0.1, 0, setting))])
     print("\n### A longer run, or mu from half-time on (L = 2)\n")
     print(markdown(["rounds", "mu", "from", *columns], rows))
 
@@ -204,9 +216,12 @@ def steps_table(bench: Bench) -> None:
     rows = []
     for steps in (1, 4, 16):
         for rounds in sorted({600, 600 // steps}):
-            setting = replace(MALCOM, local_steps=steps, rounds=rounds, evaluate_every=max(1, rounds // 24))
-            setting = replace(setting, sample_every=max(1, rounds // 24))
-            trace = bench.run(9, "torus", 0.1, 0, setting)
+            every = max(1, rounds // 24)
+            setting = replace(MALCOM, local_steps=steps, rounds=rounds, evaluate_every=every, sample_every=every)
+            try:
+                trace = bench.run(9, "torus", 0.1, 0, setting)
+            except Unfinished:
+                continue
             total = rounds * _size(trace, "coded")
             rows.append(
                 [
@@ -224,7 +239,7 @@ def steps_table(bench: Bench) -> None:
 
 def gamma_table(bench: Bench) -> None:
     """Print the consensus error by quantizer, gamma and graph: where gossip is stable."""
-    gammas = (0.1, 0.3, 1.0)
+    gammas = (0.1, 0.3, 0.6, 1.0, 1.3)
     quantizers = {
         "max, layer, least squares, L=1": (Dither(1), False),
         "max, layer, least squares, L=2": (Dither(2), False),
@@ -242,12 +257,16 @@ def gamma_table(bench: Bench) -> None:
             cells = []
             for gamma in gammas:
                 setting = replace(
-                    MALCOM, dither=dither, whole=whole, gamma=gamma, rounds=80, evaluate_every=40, coders=()
+                    MALCOM, dither=dither, whole=whole, gamma=gamma, rounds=120, evaluate_every=40, coders=()
                 )
-                trace = bench.run(9, graph, 0.1, 0, setting)
+                try:
+                    trace = bench.run(9, graph, 0.1, 0, setting)
+                except Unfinished:
+                    cells.append("-")
+                    continue
                 cells.append("diverged" if trace.diverged else f"{trace.consensus_error[-1]:.2g}")
             rows.append([name, *cells])
-        print(f"\n### Consensus error after 80 rounds on the {graph} (9 nodes, alpha 0.1)\n")
+        print(f"\n### Consensus error after 120 rounds on the {graph} (9 nodes, alpha 0.1)\n")
         print(markdown(["quantizer", *(f"gamma {gamma}" for gamma in gammas)], rows))
 
 
@@ -261,10 +280,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/malcom"), help="where finished runs are kept")
     parser.add_argument("--seeds", type=int, default=3, help="of the runs with 9 nodes")
     parser.add_argument("--seeds16", type=int, default=3, help="of the runs with 16 nodes")
+    parser.add_argument("--finished", action="store_true", help="run nothing, print what is there")
     parser.add_argument("--only", nargs="*", choices=TABLES, default=list(TABLES))
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    bench = Bench(options.data, options.out)
+    bench = Bench(options.data, options.out, options.finished)
     chosen: Iterable[str] = options.only
     tables = {
         "main": lambda: main_table(bench, 9, options.seeds),

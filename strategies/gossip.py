@@ -90,6 +90,7 @@ class Gossip(RoundLoop):
         self.fraction_train, self.min_train_nodes = fraction_train, min_train_nodes
         self._min_available_nodes = max(min_available_nodes, min_train_nodes)
         self.relay = Relay(topology, max_backlog)
+        self.wire.counts["resynchronized"] = 0
         self._evaluate_fn: EvaluateFn | None = None
         self._initial: Arrays = {}
         self._initial_id = ""
@@ -120,9 +121,9 @@ class Gossip(RoundLoop):
         evaluate_config: ConfigRecord | None = None,
         evaluate_fn: EvaluateFn | None = None,
     ) -> Result:
-        """Run the rounds; ``initial_arrays`` is the common initialization."""
+        """Run the rounds; ``initial_arrays`` is the common initialization, or where a resumed run goes on."""
         self._evaluate_fn = evaluate_fn
-        self._set_initial(to_numpy(initial_arrays))
+        self._set_initial(to_numpy(initial_arrays) if self._next_round == 1 else self._initial)
         return super().start(grid, initial_arrays, num_rounds, timeout, train_config, evaluate_config, evaluate_fn)
 
     def _set_initial(self, arrays: Arrays) -> None:
@@ -301,6 +302,7 @@ class Gossip(RoundLoop):
         """Restore what :meth:`state_dict` gave."""
         super().load_state_dict(state)
         self.relay.load_state_dict(state["relay"])
+        self._initial = dict(state["initial"])
 
 
 def mean_model(models: Mapping[int, Arrays]) -> Arrays:
