@@ -1,20 +1,26 @@
 """The device's side: mods for any ClientApp, and the device application that carries every method."""
 
 from flsparse.clients.base import METHODS, Fit, LocalMethod, load_arrays, make_method, register, state_arrays
+from flsparse.clients.choco_sgd import ChocoSGDLocal
 from flsparse.clients.compress import CompressMod, Limits
+from flsparse.clients.d_psgd import DPSGDLocal
 from flsparse.clients.device import device_app
 from flsparse.clients.fedavg import FedAvgLocal
+from flsparse.clients.malcom_psgd import MalcomPSGDLocal
 from flsparse.clients.sparsyfed import SparsyFedLocal, SparsyFedMod
 from flsparse.clients.state import NodeState
 from flsparse.clients.topk import TopKLocal, TopKMod
 
 __all__ = [
     "METHODS",
+    "ChocoSGDLocal",
     "CompressMod",
+    "DPSGDLocal",
     "FedAvgLocal",
     "Fit",
     "Limits",
     "LocalMethod",
+    "MalcomPSGDLocal",
     "NodeState",
     "SparsyFedLocal",
     "SparsyFedMod",

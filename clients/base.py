@@ -12,14 +12,17 @@ A training loop calls, in this order::
 Our own loop is ``flsparse.tasks.training``; a user's own loop can call the same five hooks.
 """
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, Protocol, get_args, get_origin, get_type_hints
 
 import numpy as np
 import torch
+from flwr.app import ConfigRecord, RecordDict
 from torch import nn
 
+from flsparse.clients.compress import Limits
 from flsparse.clients.state import NodeState
 
 Scalar = int | float | str | bool
@@ -96,6 +99,67 @@ class LocalMethod:
     def hyperparameters(self) -> dict[str, Scalar]:
         """Return the fields as plain values, as a message carries them."""
         return {f.name: getattr(self, f.name) for f in fields(self)}
+
+
+class TaskLike(Protocol):
+    """What the device application needs of a task; ``flsparse.tasks.Task`` is one."""
+
+    def model(self) -> nn.Module: ...
+    def train_data(self, node: int) -> Any: ...
+    def optimizer(self, model: nn.Module, config: Mapping[str, Scalar]) -> torch.optim.Optimizer: ...
+    def fit(self, fit: Fit, method: LocalMethod, data: Any) -> Arrays: ...
+    def evaluate(self, model: nn.Module, data: Any) -> dict[str, float]: ...
+
+
+@dataclass(frozen=True)
+class Visit:
+    """One message to a method that reads and answers messages itself.
+
+    Attributes
+    ----------
+    content : RecordDict
+        Of the message.
+    method : ConversingMethod
+        What the message asks for.
+    asked : ConfigRecord
+        The ``flsparse`` record of the message.
+    config : Mapping[str, int | float | str | bool]
+        The training configuration.
+    task : TaskLike
+        Model, data and training loop of the node.
+    node : int
+        Partition id.
+    state : NodeState
+        What this node keeps.
+    limits : Limits
+        The owner's; payload and epochs have been checked.
+    """
+
+    content: RecordDict
+    method: "ConversingMethod"
+    asked: ConfigRecord
+    config: Mapping[str, Scalar]
+    task: TaskLike
+    node: int
+    state: NodeState
+    limits: Limits
+
+
+@dataclass(kw_only=True)
+class ConversingMethod(LocalMethod):
+    """A method whose messages are no broadcast and no update: it reads and answers them itself.
+
+    Its payloads travel as one array of type :data:`flsparse.clients.protocol.OPAQUE`, counted, but opened by nobody
+    else.
+    """
+
+    @abstractmethod
+    def on_train(self, visit: Visit) -> RecordDict:
+        """Answer a training message."""
+
+    @abstractmethod
+    def on_evaluate(self, visit: Visit) -> RecordDict:
+        """Answer an evaluation message."""
 
 
 METHODS: dict[str, type[LocalMethod]] = {}

@@ -4,33 +4,40 @@ The server's message names the method and brings its hyper-parameters; the devic
 its owner's limits, and answers the hello.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from collections.abc import Callable
 
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from torch import nn
-from torch.optim import Optimizer
 
 import flsparse
-from flsparse.clients.base import METHODS, Arrays, Fit, LocalMethod, Scalar, load_arrays, make_method
+from flsparse.clients.base import (
+    METHODS,
+    Arrays,
+    ConversingMethod,
+    Fit,
+    LocalMethod,
+    Scalar,
+    TaskLike,
+    Visit,
+    load_arrays,
+    make_method,
+)
 from flsparse.clients.compress import CompressMod, Limits
-from flsparse.clients.protocol import RECORD, Blueprint, arrayrecord_key, record_of, to_numpy, to_record
+from flsparse.clients.protocol import (
+    RECORD,
+    Blueprint,
+    arrayrecord_key,
+    opaque_payload,
+    record_of,
+    to_numpy,
+    to_record,
+)
 from flsparse.clients.state import NodeState
 from flsparse.codec.wire import VERSION
 
 CONFIG = "config"
 METRICS = "metrics"
-
-
-class TaskLike(Protocol):
-    """What the device application needs of a task; ``flsparse.tasks.Task`` is one."""
-
-    def model(self) -> nn.Module: ...
-    def train_data(self, node: int) -> Any: ...
-    def optimizer(self, model: nn.Module, config: Mapping[str, Scalar]) -> Optimizer: ...
-    def fit(self, fit: Fit, method: LocalMethod, data: Any) -> Arrays: ...
-    def evaluate(self, model: nn.Module, data: Any) -> dict[str, float]: ...
 
 
 def device_app(load_task: Callable[[Context], TaskLike], limits: Limits | None = None) -> ClientApp:
@@ -46,11 +53,23 @@ def device_app(load_task: Callable[[Context], TaskLike], limits: Limits | None =
     limits = limits or Limits()
     app = ClientApp(mods=[CompressMod(limits=limits)])
 
+    def conversation(message: Message, context: Context, task: TaskLike) -> Visit | None:
+        asked = record_of(message.content)
+        method = asked_method(asked)
+        if not isinstance(method, ConversingMethod):
+            return None
+        limits.check("max_payload_bytes", len(opaque_payload(message.content) or b""))
+        config = _plain(message.content.config_records.get(CONFIG, ConfigRecord()))
+        state = NodeState(context, limits.max_state_bytes)
+        return Visit(message.content, method, asked, config, task, partition_id(context), state, limits)
+
     @app.train()
     def train(message: Message, context: Context) -> Message:
         task, node = load_task(context), partition_id(context)
         config = _plain(message.content.config_records[CONFIG])
         limits.check("max_local_epochs", float(config.get("local-epochs", 0)))
+        if (visit := conversation(message, context, task)) is not None:
+            return Message(visit.method.on_train(visit), reply_to=message)
         method, model, received = _prepared(message, task)
         state = NodeState(context, limits.max_state_bytes)
         asked = record_of(message.content)
@@ -75,6 +94,8 @@ def device_app(load_task: Callable[[Context], TaskLike], limits: Limits | None =
     @app.evaluate()
     def evaluate(message: Message, context: Context) -> Message:
         task = load_task(context)
+        if (visit := conversation(message, context, task)) is not None:
+            return Message(visit.method.on_evaluate(visit), reply_to=message)
         _, model, _ = _prepared(message, task)
         metrics = MetricRecord(dict(task.evaluate(model, task.train_data(partition_id(context)))))
         return Message(RecordDict({METRICS: metrics}), reply_to=message)

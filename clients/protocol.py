@@ -26,23 +26,29 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from flsparse.codec import ArraySpec, PayloadError
 
 STYPE = "flsparse.v1"
+OPAQUE = "flsparse.opaque.v1"  # payloads of methods that hold their own conversation: neither mod nor wire opens them
 RECORD = "flsparse"
 PAYLOAD = "payload"
 MISSING_REFERENCE = "missing-reference"
 _MAX_BLUEPRINT_BYTES = 16 * 1024 * 1024
 
 
-def pack(payload: bytes) -> ArrayRecord:
+def pack(payload: bytes, stype: str = STYPE) -> ArrayRecord:
     """Wrap a payload as the only array of a record."""
-    return ArrayRecord({PAYLOAD: Array(dtype="uint8", shape=(len(payload),), stype=STYPE, data=payload)})
+    return ArrayRecord({PAYLOAD: Array(dtype="uint8", shape=(len(payload),), stype=stype, data=payload)})
 
 
-def packed_payload(content: RecordDict) -> bytes | None:
+def packed_payload(content: RecordDict, stype: str = STYPE) -> bytes | None:
     """Return the payload of a message's content, or None where its one array record is not a packed array."""
     for record in content.array_records.values():
-        if len(content.array_records) == 1 and list(record) == [PAYLOAD] and record[PAYLOAD].stype == STYPE:
+        if len(content.array_records) == 1 and list(record) == [PAYLOAD] and record[PAYLOAD].stype == stype:
             return record[PAYLOAD].data
     return None
+
+
+def opaque_payload(content: RecordDict) -> bytes | None:
+    """Return the payload that only its method may open, None where the content has none."""
+    return packed_payload(content, OPAQUE)
 
 
 def arrayrecord_key(content: RecordDict) -> str:

@@ -110,6 +110,16 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "strategy.server_optimizer": _one_of("none", "momentum", "adam"),
     "strategy.min_replies": _at_least(1),
     "strategy.round_timeout_s": _POSITIVE,
+    "strategy.levels": (lambda value: isinstance(value, int) and 0 <= value <= 1024, "a whole number, 0 to 1024"),
+    "strategy.mu": _NOT_NEGATIVE,
+    "strategy.gamma": _POSITIVE,
+    "strategy.decay_rounds": _NOT_NEGATIVE,
+    "strategy.norm": _one_of("max", "l2"),
+    "strategy.unit": _one_of("layer", "whole"),
+    "strategy.scaling": _one_of("least_squares", "contractive", "unbiased"),
+    "strategy.coder": _one_of("golomb", "rans", "fixed"),
+    "strategy.evaluate_every": _at_least(1),
+    "strategy.max_backlog": _at_least(1),
 }
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from logging import INFO
 from typing import Any
 
+import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
@@ -101,6 +102,7 @@ class RoundLoop(Strategy):
         self.seed = seed
         self.nodes: dict[int, Node] = {}
         self.callbacks: list[Callable[[RoundReport], None]] = []
+        self.node_models: dict[int, dict[str, np.ndarray]] = {}  # of methods without one model, by partition id
         self.round_metrics: dict[str, Any] = {}
         self._mute: set[int] = set()
         self._num_rounds = 1
@@ -125,6 +127,10 @@ class RoundLoop(Strategy):
     def prepare(self, model: nn.Module) -> nn.Module:
         """Turn a plain model into the one the nodes train, in place: the arrays to start from are its state."""
         return asked_method(ConfigRecord(dict(self.method(Node(0, 0), 1)))).prepare(model)
+
+    def conclude(self, grid: Grid, server_round: int, arrays: ArrayRecord, timeout_s: float) -> ArrayRecord:
+        """Return the model that a round ends with; a server that never sees one in training fetches it here."""
+        return arrays
 
     # -- the loop ---------------------------------------------------------------------------------------------------
 
@@ -170,6 +176,8 @@ class RoundLoop(Strategy):
             arrays = result.arrays = aggregated
             if train_metrics is not None:
                 result.train_metrics_clientapp[server_round] = train_metrics
+
+            arrays = result.arrays = self.conclude(grid, server_round, arrays, deadline)
 
             messages = self.configure_evaluate(server_round, arrays, evaluate_config, grid)
             evaluated = self.aggregate_evaluate(server_round, self._exchange(grid, messages, deadline))

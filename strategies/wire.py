@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from logging import WARNING
 
+import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
@@ -15,13 +16,14 @@ from flsparse.clients.protocol import (
     RECORD,
     Blueprint,
     arrayrecord_key,
+    opaque_payload,
     pack,
     packed_payload,
     record_of,
     to_numpy,
 )
 from flsparse.codec import ArraySpec, Codec, Layer, PayloadError, Reference, decode_layers, specs_of
-from flsparse.metering.ledger import Ledger
+from flsparse.metering.ledger import Direction, Ledger
 from flsparse.sparsity import default_prunable, match_prunable
 from flsparse.strategies.downlink import Broadcast, Downlink
 
@@ -55,6 +57,7 @@ class _Exchange:
     """What is under way in one exchange of messages."""
 
     server_round: int = 0
+    uplink: Direction = "uplink"
     sent: dict[str, Node] = field(default_factory=dict)  # by message id
     pending: set[str] = field(default_factory=set)  # message ids
     dense: dict[int, Message] = field(default_factory=dict)  # by node id, as the strategy made it
@@ -120,6 +123,7 @@ class Wire:
         method: Callable[[Node], Mapping[str, Value]],
         server_round: int,
         timeout_s: float,
+        uplink: Direction = "uplink",
     ) -> Iterator[Message]:
         """Send dense messages packed, and return the replies in the messages' order, each as soon as its turn has come.
 
@@ -140,8 +144,10 @@ class Wire:
             The round to count bytes under.
         timeout_s : float
             Seconds after which replies are no longer waited for.
+        uplink : {"uplink", "evaluation"}
+            What the replies are counted as.
         """
-        self._exchange = _Exchange(server_round)
+        self._exchange = _Exchange(server_round, uplink)
         self._method = method
         deadline = time.monotonic() + timeout_s
         order: list[int] = []
@@ -165,14 +171,7 @@ class Wire:
         yield from (waiting[node_id] for node_id in order[turn:] if node_id in waiting)
 
     def _push(self, grid: Grid, message: Message, node: Node) -> None:
-        payload = packed_payload(message.content)
-        self.ledger.count(
-            "downlink",
-            self._exchange.server_round,
-            payload_bytes=len(payload or b""),
-            wire_bytes=wire_size(message),
-            dense_bytes=self._blueprint.nbytes if payload else 0,
-        )
+        self._count("downlink", message)
         ids = [message_id for message_id in grid.push_messages([message]) if message_id]
         if ids:
             self._exchange.sent[ids[0]] = node
@@ -192,20 +191,26 @@ class Wire:
                     continue
                 self._exchange.pending.discard(message_id)
                 node = self.sender(reply)
-                payload = packed_payload(reply.content) if reply.has_content() else None
-                self.ledger.count(
-                    "uplink",
-                    self._exchange.server_round,
-                    payload_bytes=len(payload or b""),
-                    wire_bytes=wire_size(reply),
-                    dense_bytes=self._blueprint.nbytes if payload else 0,
-                )
+                self._count(self._exchange.uplink, reply)
                 if reply.has_content() and record_of(reply.content).get("status") == MISSING_REFERENCE:
                     self._send_full(grid, node)
                     continue
                 yield reply
             if not replies:
                 time.sleep(pause)
+
+    def _count(self, direction: Direction, message: Message) -> None:
+        payload, models = None, 1
+        if message.has_content():
+            payload = packed_payload(message.content) or opaque_payload(message.content)
+            models = int(record_of(message.content).get("models", 1))  # type: ignore[arg-type]
+        self.ledger.count(
+            direction,
+            self._exchange.server_round,
+            payload_bytes=len(payload or b""),
+            wire_bytes=wire_size(message),
+            dense_bytes=self._blueprint.nbytes * models if payload else 0,
+        )
 
     def sender(self, reply: Message) -> Node:
         """Return the node a reply of this exchange comes from: an error that Flower made up names another."""
@@ -223,7 +228,7 @@ class Wire:
     def _packed(self, message: Message, node: Node) -> Message:
         """Return the message with its dense arrays packed, coded for what the node holds."""
         content = message.content
-        if not content.array_records or packed_payload(content) is not None:
+        if not content.array_records or packed_payload(content) is not None or opaque_payload(content) is not None:
             return message
         key = arrayrecord_key(content)
         self._set_model(content.array_records[key])
@@ -254,6 +259,10 @@ class Wire:
         self._model_record = record
         arrays = to_numpy(record)
         self.downlink.set_model(arrays)
+        self.describe(arrays)
+
+    def describe(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Learn the names, shapes and dtypes of the model, once, and which of its arrays may be pruned."""
         if not self._blueprint.specs:
             default = self._patterns is None
             prunable = default_prunable(arrays) if default else match_prunable(arrays, self._patterns or [])

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Literal
 
-Direction = Literal["uplink", "downlink"]
+Direction = Literal["uplink", "downlink", "evaluation"]
 
 
 @dataclass
@@ -58,8 +58,8 @@ class Ledger:
 
         Parameters
         ----------
-        direction : {"uplink", "downlink"}
-            Uplink is from the node to the server.
+        direction : {"uplink", "downlink", "evaluation"}
+            Uplink is from the node to the server; so is evaluation, what is fetched to look at a run.
         server_round : int
             Round the message belongs to; 0 for the hello.
         payload_bytes, wire_bytes, dense_bytes : int

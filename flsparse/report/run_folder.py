@@ -6,6 +6,7 @@
 ``summary.json``            the run in numbers; ``status`` is completed, interrupted or failed
 ``checkpoint/``             the state after the last round, for ``resume=``
 ``model.safetensors``       the trained weights, plain ``w``, by state-dict key
+``node-models/``            of decentralized methods, each node's own weights, by partition id
 =========================== ==================================================================
 """
 
@@ -111,12 +112,13 @@ class RunFolder:
             if old != kept:
                 shutil.rmtree(old, ignore_errors=True)
 
-    def save_model(self, weights: Mapping[str, np.ndarray]) -> None:
-        """Replace ``model.safetensors``; ``weights`` by state-dict key."""
-        partial = self.path / "model.safetensors.partial"
+    def save_model(self, weights: Mapping[str, np.ndarray], file: str = "model.safetensors") -> None:
+        """Replace ``model.safetensors``, or another file of weights; ``weights`` by state-dict key."""
+        partial = self.path / f"{file}.partial"
         try:
+            partial.parent.mkdir(parents=True, exist_ok=True)
             save_file({name: np.array(array, order="C") for name, array in weights.items()}, partial)
-            os.replace(partial, self.path / "model.safetensors")
+            os.replace(partial, self.path / file)
         except OSError as error:
             partial.unlink(missing_ok=True)
             raise RunFolderError(f"cannot write the model to {self.path}: {error}") from error
@@ -124,7 +126,8 @@ class RunFolder:
     def _clear(self) -> None:
         for name in ("summary.json", "metrics.jsonl", "model.safetensors"):
             (self.path / name).unlink(missing_ok=True)
-        shutil.rmtree(self.path / "checkpoint", ignore_errors=True)
+        for name in ("checkpoint", "node-models"):
+            shutil.rmtree(self.path / name, ignore_errors=True)
 
     def _write(self, name: str, text: str) -> None:
         """Write a file whole or not at all."""

@@ -175,6 +175,8 @@ class _Run:
         summary = self._summary(status, error)
         if self.folder:
             self.folder.save_model(self.weights())
+            for partition, arrays in self.strategy.node_models.items():
+                self.folder.save_model(arrays, f"node-models/{partition}.safetensors")
         for observer in self.observers:
             observer.on_end(summary)
         if leave is not None:

@@ -12,6 +12,7 @@ from flsparse.sparsity.masks import (
 )
 from flsparse.sparsity.powerprop import inverse_power, power, spectral_exponent
 from flsparse.sparsity.ramp import sparsity_ramp
+from flsparse.sparsity.soft_threshold import soft_threshold
 from flsparse.sparsity.sparsify import begin_fit, export_dense, layer_densities, prunable_names, sparsify
 from flsparse.sparsity.topk import kept_count, magnitude_threshold, top_k
 
@@ -31,6 +32,7 @@ __all__ = [
     "prune_global",
     "prune_per_layer",
     "regrowth",
+    "soft_threshold",
     "sparsify",
     "sparsity_of",
     "sparsity_ramp",

@@ -13,10 +13,11 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from federation_kit import digits, run
 
-from flsparse.strategies import STRATEGIES, FedAvg, RoundLoop, SparsyFed, TopK
+from flsparse.strategies import DPSGD, STRATEGIES, ChocoSGD, FedAvg, MalcomPSGD, RoundLoop, SparsyFed, TopK
 
 FILE = Path(__file__).with_name("trajectories.json")
 SPARSE = {"sparsity": 0.9, "hello": True}
+RING = {"topology": {"name": "ring"}, "num_nodes": 4}
 CASES: dict[str, RoundLoop] = {
     "fedavg": FedAvg(values="raw", downlink_values="raw", hello=True),
     "fedavg_int8_adam": FedAvg(values="int8", server_optimizer="adam", server_lr=0.01, hello=True),
@@ -24,8 +25,11 @@ CASES: dict[str, RoundLoop] = {
     "sparsyfed": SparsyFed(**SPARSE),
     "sparsyfed_paper": SparsyFed(**SPARSE, ramp=False, reprune=False, activation_pruning=True, values="fp32"),
     "sparsyfed_spectral_layers": SparsyFed(**SPARSE, beta="spectral", scope="layer", fraction_train=0.5),
+    "malcom_psgd": MalcomPSGD(**RING, mu=0.001),
+    "choco_sgd": ChocoSGD(**RING, gamma=0.6, coder="rans"),
+    "d_psgd": DPSGD(**RING),
 }
-KEYS = ("train_loss", "uplink_bytes", "downlink_bytes", "broadcast_sparsity", "mask_iou", "regrowth")
+KEYS = ("train_loss", "uplink_bytes", "downlink_bytes", "broadcast_sparsity", "mask_iou", "regrowth", "consensus_error")
 
 
 def trajectory(strategy: RoundLoop) -> list[dict[str, float]]:

@@ -8,12 +8,14 @@ from torch import nn
 
 from flsparse.tasks.models.char_lstm import char_lstm
 from flsparse.tasks.models.cnn import cnn
+from flsparse.tasks.models.mlp import mlp
 from flsparse.tasks.models.resnet import resnet18, resnet20
 from flsparse.tasks.models.vit import vit_tiny
 from flsparse.tasks.models.zoo import torchvision_model
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "cnn": cnn,
+    "mlp": mlp,
     "resnet20": resnet20,
     "resnet18": resnet18,
     "char_lstm": char_lstm,

@@ -1,0 +1,80 @@
+"""MALCOM-PSGD on the device (arXiv 2311.05760): decentralized proximal SGD with quantized residuals.
+
+    x_half  = x_i - eta * g_i(x_i)                                            local_steps times
+    q_i     = Q(x_half - xhat_i)                                              dithered, sent to the neighbours
+    xhat_j += q_j                                                             for j in N(i) and i
+    x_i     = soft(x_half + gamma * sum_j W_ij (xhat_j - xhat_i),  eta * mu)  soft(z, t) = sign(z) max(|z| - t, 0)
+
+x_i is sparse, for the local losses plus ``mu ||x||_1``. Biases and norms are not thresholded. With several local steps
+between two exchanges the threshold is that of all of them, ``local_steps * eta * mu``, so that mu keeps its meaning.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from flsparse.clients.base import Fit, register
+from flsparse.clients.gossip import GossipLocal, Layout
+from flsparse.clients.neighbourhood import Exchange
+from flsparse.codec.dither import Dither, Vector
+from flsparse.codec.residual import ResidualCodec
+from flsparse.sparsity import soft_threshold
+
+
+@dataclass(kw_only=True)
+class QuantizedGossipLocal(GossipLocal):
+    """Gossip of dithered residuals: the quantizer and the coder.
+
+    Attributes
+    ----------
+    levels : int
+        L, quantization levels on either side of 0; 0 sends the model whole.
+    norm : {"max", "l2"}
+        What the levels divide.
+    unit : {"layer", "whole"}
+        One scale for each array, or one for the whole vector.
+    scaling : {"least_squares", "contractive", "unbiased"}
+        See :class:`flsparse.codec.dither.Dither`.
+    coder : {"golomb", "rans", "fixed"}
+        See :mod:`flsparse.codec.residual`.
+    """
+
+    levels: int = 2
+    norm: Literal["max", "l2"] = "max"
+    unit: Literal["layer", "whole"] = "layer"
+    scaling: Literal["least_squares", "contractive", "unbiased"] = "least_squares"
+    coder: Literal["golomb", "rans", "fixed"] = "golomb"
+
+    def quantizer(self) -> Dither | None:
+        """Return the dithered quantizer."""
+        return Dither(self.levels, self.norm, self.scaling) if self.levels else None
+
+    def residual_codec(self, sizes: Sequence[int]) -> ResidualCodec:
+        """Return the codec of the quantizer's integers."""
+        return ResidualCodec(sizes, self.quantizer(), self.unit == "whole", self.coder)
+
+
+@register
+@dataclass(kw_only=True)
+class MalcomPSGDLocal(QuantizedGossipLocal):
+    """Consensus and proximal step after the exchange.
+
+    Attributes
+    ----------
+    mu : float
+        Weight of the l1 norm, at least 0.
+    """
+
+    name: ClassVar[str] = "malcom_psgd"
+    mu: float = 1e-5
+
+    def threshold(self, fit: Fit) -> float:
+        """Return ``eta_t * mu`` for each local step."""
+        return float(fit.optimizer.param_groups[0]["lr"]) * self.mu * fit.step
+
+    def after_exchange(self, exchange: Exchange, weights: Mapping[int, float], layout: Layout) -> Vector:
+        """Take the consensus step, then the proximal one."""
+        x = self.consensus(exchange.x, exchange.own, exchange.neighbours, weights, exchange.round)
+        if exchange.threshold > 0:
+            x[layout.prunable] = soft_threshold(x[layout.prunable], exchange.threshold)
+        return x

@@ -1,0 +1,215 @@
+"""What a node of a decentralized run holds, and how it takes in what its neighbours sent.
+
+Node i holds its model x_i and, for itself and each neighbour j, a *copy* xhat_j: what everybody who hears j takes j's
+model to be. A copy changes by the residuals that j sends, and by nothing else; its holders must never disagree.
+
+The relay has the last word. A residual counts if and only if the relay took it in within its round; the relay then
+tells the sender so, and hands it to every neighbour. So a sender keeps its residual *pending*, and changes its own copy
+only when it hears that all others will. Rounds are the sequence numbers: a delivery says which rounds it covers, each
+is taken in once and in order, and what a node missed is told it later. The checksum in each residual finds what slips
+through all the same.
+
+Two nodes mix in a round if both their residuals of that round counted. As both are told the same, the weights stay
+symmetric, and the mean of all models is moved by training alone, whatever is lost.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from flsparse.codec import PayloadError
+from flsparse.codec.dither import Vector
+from flsparse.codec.residual import apply_residual, read_stamp
+
+Copies = dict[int, Vector]
+
+
+class OutOfStep(Exception):
+    """What was sent does not follow on what this node holds: it must be given its neighbours' copies anew."""
+
+
+@dataclass(frozen=True)
+class Letter:
+    """One residual on its way.
+
+    Attributes
+    ----------
+    sender : int
+        Partition id.
+    round : int
+        The round it counts in.
+    payload : bytes
+        Coded, see :mod:`flsparse.codec.residual`.
+    """
+
+    sender: int
+    round: int
+    payload: bytes
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """What the relay tells one node.
+
+    Attributes
+    ----------
+    first, last : int
+        The rounds it covers, both included; none when last < first.
+    letters : sequence of Letter
+        The residuals of the node's neighbours that counted in these rounds.
+    accepted : frozenset of int
+        The rounds among them in which the node's own residual counted.
+    """
+
+    first: int
+    last: int
+    letters: Sequence[Letter] = ()
+    accepted: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True)
+class Pending:
+    """A residual that was sent and of which the relay has not spoken yet.
+
+    Attributes
+    ----------
+    round : int
+    payload : bytes
+    threshold : float
+        Of the proximal step that ends the round.
+    """
+
+    round: int
+    payload: bytes
+    threshold: float
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """One round's exchange, as the method that is to mix sees it.
+
+    Attributes
+    ----------
+    x : np.ndarray
+        Shape (d,): the node's model after its local steps.
+    own : np.ndarray
+        Shape (d,): its own copy, this round's residual included.
+    neighbours : Mapping[int, np.ndarray]
+        The copies of those neighbours that took part in the round.
+    round : int
+    threshold : float
+        As stored with the pending residual.
+    """
+
+    x: Vector
+    own: Vector
+    neighbours: Mapping[int, Vector]
+    round: int
+    threshold: float
+
+
+Mix = Callable[[Exchange], Vector]
+
+
+@dataclass(frozen=True)
+class Neighbourhood:
+    """A node's view of the graph at the end of a round. Immutable: what fails halfway has changed nothing.
+
+    Attributes
+    ----------
+    node : int
+        Partition id.
+    round : int
+        The last round that was taken in; 0 before the first.
+    x : np.ndarray
+        Shape (d,), float32: the model.
+    copies : dict[int, np.ndarray]
+        Shape (d,) each, by partition id; its own among them.
+    pending : Pending, optional
+    live : frozenset of int
+        Neighbours that took part in the last round taken in.
+    """
+
+    node: int
+    round: int
+    x: Vector
+    copies: Copies = field(default_factory=dict)
+    pending: Pending | None = None
+    live: frozenset[int] = frozenset()
+
+    @classmethod
+    def start(cls, node: int, neighbours: Sequence[int], x: Vector, round: int = 0) -> "Neighbourhood":
+        """Return the state after ``round`` at the common initialization: every copy is x, and no bit was sent."""
+        return cls(node, round, x, dict.fromkeys((node, *neighbours), x), live=frozenset(neighbours))
+
+    def taking_in(self, delivery: Delivery, sizes: Sequence[int], mix: Mix) -> "Neighbourhood":
+        """Return the state after the rounds of a delivery; those taken in before are passed over.
+
+        Parameters
+        ----------
+        delivery : Delivery
+        sizes : sequence of int
+            Elements of each array in the flat vectors.
+        mix : Callable[[Exchange], np.ndarray]
+            Ends a round in which this node took part with training: consensus, proximal step.
+
+        Raises
+        ------
+        OutOfStep
+            A round is missing, or a residual does not belong to the copy that is held.
+        """
+        if delivery.first > self.round + 1:
+            raise OutOfStep(f"rounds {self.round + 1} to {delivery.first - 1} are missing")
+        state = self
+        for number in range(self.round + 1, delivery.last + 1):
+            letters = [each for each in delivery.letters if each.round == number]
+            state = state._after(number, letters, number in delivery.accepted, sizes, mix)
+        return state
+
+    def _after(
+        self, number: int, letters: Sequence[Letter], accepted: bool, sizes: Sequence[int], mix: Mix
+    ) -> "Neighbourhood":
+        """Return the state after one round."""
+        own = self.pending if self.pending is not None and self.pending.round == number else None
+        if accepted and own is None:
+            raise OutOfStep(f"the residual of round {number} counted, but this node no longer knows it")
+        if accepted and own is not None:
+            letters = [*letters, Letter(self.node, number, own.payload)]
+        copies = dict(self.copies)
+        for letter in letters:
+            copies[letter.sender] = self._applied(letter, sizes)
+        live = frozenset(letter.sender for letter in letters if letter.sender != self.node)
+        x = self.x
+        if own is not None:
+            heard = {j: copies[j] for j in sorted(live)} if accepted else {}
+            x = mix(Exchange(x, copies[self.node], heard, number, own.threshold))
+        pending = self.pending if self.pending is not None and self.pending.round > number else None
+        return replace(self, round=number, x=x, copies=copies, pending=pending, live=live)
+
+    def _applied(self, letter: Letter, sizes: Sequence[int]) -> Vector:
+        if letter.sender not in self.copies:
+            raise OutOfStep(f"node {letter.sender} is no neighbour of node {self.node}")
+        try:
+            stamp = read_stamp(letter.payload)
+            if (stamp.sender, stamp.round) != (letter.sender, letter.round):
+                raise OutOfStep(f"a residual of node {stamp.sender}, round {stamp.round}, came under another name")
+            return apply_residual(letter.payload, self.copies[letter.sender], sizes)
+        except PayloadError as error:
+            raise OutOfStep(f"the residual of node {letter.sender}, round {letter.round}: {error}") from error
+
+    def sending(self, x: Vector, pending: Pending) -> "Neighbourhood":
+        """Return the state once a residual has been sent."""
+        return replace(self, x=x, pending=pending)
+
+    def resynchronized(self, round: int, copies: Copies) -> "Neighbourhood":
+        """Return the state with all copies as their other holders have them after a round; the model stays."""
+        return Neighbourhood(self.node, round, self.x, dict(copies), live=frozenset())
+
+
+def weighted_pull(own: Vector, neighbours: Mapping[int, Vector], weights: Mapping[int, float]) -> Vector:
+    """Return ``sum_j W_ij (xhat_j - xhat_i)`` over the given neighbours, in float32 and in the order of their ids."""
+    total = np.zeros_like(own)
+    for j in sorted(neighbours):
+        total += np.float32(weights[j]) * (neighbours[j] - own)
+    return total

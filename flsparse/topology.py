@@ -1,0 +1,289 @@
+"""Who talks to whom, and how much each counts: graphs and mixing matrices of decentralized training.
+
+A graph is a symmetric boolean adjacency matrix without loops, a mixing matrix W a symmetric, doubly stochastic one that
+is zero where the graph has no edge. Metropolis weights need nothing but the neighbours' degrees::
+
+    W_ij = 1 / (1 + max(deg_i, deg_j))   for an edge,      W_ii = 1 - sum_j W_ij
+
+With eigenvalues 1 = l_1 > |l_2| >= ... the *spectral gap* is ``1 - |l_2|``: one round of gossip leaves at most the
+fraction ``1 - gap`` of the nodes' disagreement.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flsparse import rng
+
+Matrix = NDArray[np.float64]
+Adjacency = NDArray[np.bool_]
+NAMES = ("ring", "torus", "complete", "star", "erdos_renyi", "given")
+_TOLERANCE = 1e-9
+_DRAWS = 1000
+
+
+def ring(nodes: int) -> Adjacency:
+    """Each node has the one before and the one after it; two nodes share one edge, one has none."""
+    index = np.arange(nodes)
+    return _symmetric(nodes, np.stack([index, (index + 1) % nodes], axis=1))
+
+
+def torus(nodes: int) -> Adjacency:
+    """A grid as square as the number of nodes allows, wrapped at its borders: four neighbours, fewer when it is thin.
+
+    Raises
+    ------
+    ValueError
+        The number of nodes is a prime above 3: its only grid is a ring.
+    """
+    rows = max(r for r in range(1, int(nodes**0.5) + 1) if nodes % r == 0)
+    if rows == 1 and nodes > 3:
+        raise ValueError(f"a torus of {nodes} nodes would be a ring: take {nodes + 1} nodes, or topology=ring")
+    row, column = np.divmod(np.arange(nodes), nodes // rows)
+    columns = nodes // rows
+    right = row * columns + (column + 1) % columns
+    below = (row + 1) % rows * columns + column
+    here = np.arange(nodes)
+    return _symmetric(nodes, np.concatenate([np.stack([here, right], 1), np.stack([here, below], 1)]))
+
+
+def complete(nodes: int) -> Adjacency:
+    """Everybody with everybody."""
+    adjacency: Adjacency = ~np.eye(nodes, dtype=bool)
+    return adjacency
+
+
+def star(nodes: int) -> Adjacency:
+    """Node 0 with everybody else."""
+    others = np.arange(1, nodes)
+    return _symmetric(nodes, np.stack([np.zeros_like(others), others], axis=1))
+
+
+def erdos_renyi(nodes: int, probability: float, seed: int) -> Adjacency:
+    """Each edge with this probability; drawn again until the graph is connected.
+
+    Parameters
+    ----------
+    nodes : int
+    probability : float
+        In (0, 1].
+    seed : int
+        The run's seed.
+
+    Raises
+    ------
+    ValueError
+        The probability is out of range, or so small that no draw is connected.
+    """
+    if not 0 < probability <= 1:
+        raise ValueError(f"topology.probability={probability} is not in (0, 1]")
+    stream = rng.stream(seed, 0, -1, "topology")
+    for _ in range(_DRAWS):
+        adjacency: Adjacency = np.triu(stream.random((nodes, nodes)) < probability, 1)
+        adjacency = adjacency | adjacency.T
+        if is_connected(adjacency):
+            return adjacency
+    raise ValueError(
+        f"topology.probability={probability} gave no connected graph of {nodes} nodes in {_DRAWS} draws; "
+        f"take more than log(n)/n = {np.log(nodes) / nodes:.2f}"
+    )
+
+
+def from_edges(nodes: int, edges: Sequence[Sequence[int]]) -> Adjacency:
+    """Return the graph with these edges, pairs of partition ids.
+
+    Raises
+    ------
+    ValueError
+        An edge is no pair of two different nodes that exist.
+    """
+    for edge in edges:
+        if len(edge) != 2 or edge[0] == edge[1] or not all(0 <= node < nodes for node in edge):
+            raise ValueError(f"topology.edges: {list(edge)} is not a pair of different nodes of 0..{nodes - 1}")
+    return _symmetric(nodes, np.array([list(edge) for edge in edges], np.intp).reshape(-1, 2))
+
+
+def is_connected(adjacency: Adjacency) -> bool:
+    """Tell whether every node can be reached from node 0."""
+    reached = np.zeros(len(adjacency), bool)
+    reached[0] = True
+    while True:
+        wider = reached | adjacency[reached].any(axis=0)
+        if (wider == reached).all():
+            return bool(reached.all())
+        reached = wider
+
+
+def metropolis(adjacency: Adjacency) -> Matrix:
+    """Return the Metropolis weights of a graph.
+
+    Examples
+    --------
+    >>> metropolis(ring(4))[0].round(3).tolist()
+    [0.333, 0.333, 0.0, 0.333]
+    """
+    degree = adjacency.sum(axis=1)
+    weights: Matrix = np.where(adjacency, 1.0 / (1 + np.maximum.outer(degree, degree)), 0.0)
+    np.fill_diagonal(weights, 1.0 - weights.sum(axis=1))
+    return weights
+
+
+def check_mixing(weights: Matrix) -> None:
+    """Check that a matrix mixes: square, symmetric, doubly stochastic, and one connected graph.
+
+    Raises
+    ------
+    ValueError
+        With the first row or entry that is wrong.
+    """
+    if weights.ndim != 2 or weights.shape[0] != weights.shape[1]:
+        raise ValueError(f"a mixing matrix is square, this one has shape {weights.shape}")
+    if not np.isfinite(weights).all() or (weights < -_TOLERANCE).any():
+        i, j = np.argwhere(~np.isfinite(weights) | (weights < -_TOLERANCE))[0]
+        raise ValueError(f"W[{i}][{j}]={weights[i, j]}: the entries of a mixing matrix are 0 or more")
+    if (wrong := np.argwhere(np.abs(weights - weights.T) > _TOLERANCE)).size:
+        i, j = wrong[0]
+        raise ValueError(f"W[{i}][{j}]={weights[i, j]}, but W[{j}][{i}]={weights[j, i]}: it must be symmetric")
+    sums = weights.sum(axis=1)
+    if (off := np.flatnonzero(np.abs(sums - 1) > _TOLERANCE)).size:
+        raise ValueError(f"row {off[0]} of the mixing matrix sums to {sums[off[0]]}, not to 1")
+    if not is_connected(_edges_of(weights)):
+        raise ValueError("the graph of the mixing matrix falls into parts that never hear of each other")
+
+
+def spectral_gap(weights: Matrix) -> float:
+    """Return ``1 - |l_2|`` of a mixing matrix, in [0, 1]; 1 for a single node."""
+    if len(weights) == 1:
+        return 1.0
+    moduli = np.sort(np.abs(np.linalg.eigvalsh(weights)))
+    return float(max(0.0, 1.0 - moduli[-2]))
+
+
+@dataclass(frozen=True)
+class Topology:
+    """A graph of nodes 0..n-1 and its mixing matrix, checked.
+
+    Parameters
+    ----------
+    name : str
+        One of :data:`NAMES`.
+    weights : np.ndarray
+        Shape (n, n), float64: W.
+
+    Raises
+    ------
+    ValueError
+        See :func:`check_mixing`.
+    """
+
+    name: str
+    weights: Matrix
+
+    def __post_init__(self) -> None:
+        check_mixing(self.weights)
+
+    @property
+    def nodes(self) -> int:
+        """Number of nodes."""
+        return len(self.weights)
+
+    @property
+    def adjacency(self) -> Adjacency:
+        """Shape (n, n), bool: where W has an edge."""
+        return _edges_of(self.weights)
+
+    @cached_property
+    def gap(self) -> float:
+        """The spectral gap, in (0, 1]."""
+        return spectral_gap(self.weights)
+
+    def neighbours(self, node: int) -> list[int]:
+        """Return a node's neighbours, ascending, without itself."""
+        return [int(j) for j in np.flatnonzero(self.adjacency[node])]
+
+    def draw(self) -> Any:
+        """Return the graph as a ``networkx.Graph`` with edge attribute ``weight``, for ``networkx.draw``.
+
+        Raises
+        ------
+        ModuleNotFoundError
+            networkx is not installed (torch normally brings it).
+        """
+        import networkx as nx
+
+        graph = nx.Graph()
+        graph.add_nodes_from(range(self.nodes))
+        graph.add_weighted_edges_from(
+            (i, j, float(self.weights[i, j])) for i in range(self.nodes) for j in self.neighbours(i) if i < j
+        )
+        return graph
+
+
+def make_topology(config: Mapping[str, Any], nodes: int, seed: int) -> Topology:
+    """Build the topology of a configuration.
+
+    Parameters
+    ----------
+    config : Mapping
+        ``name``, one of :data:`NAMES`. ``erdos_renyi`` takes ``probability``; ``given`` takes ``edges`` (pairs of
+        partition ids) or ``weights`` (the rows of W). Other graphs take nothing.
+    nodes : int
+        Number of nodes, at least 1.
+    seed : int
+        The run's seed; Erdos-Renyi graphs follow it.
+
+    Raises
+    ------
+    ValueError
+        The name or a setting is unknown, or the graph or the matrix is no good.
+
+    Examples
+    --------
+    >>> make_topology({"name": "torus"}, 16, seed=0).neighbours(0)
+    [1, 3, 4, 12]
+    """
+    settings = {key: value for key, value in config.items() if key != "name" and value is not None}
+    name = config.get("name")
+    takes = {"erdos_renyi": {"probability"}, "given": {"edges", "weights"}}
+    if name not in NAMES:
+        raise ValueError(f"topology.name={name!r} is none of {', '.join(NAMES)}")
+    if unknown := set(settings) - takes.get(name, set()):
+        raise ValueError(f"topology.{min(unknown)} is not a setting of {name}")
+    if name == "given":
+        return _given(settings, nodes)
+    if name == "erdos_renyi":
+        adjacency = erdos_renyi(nodes, float(settings.get("probability", 0.5)), seed)
+    else:
+        adjacency = {"ring": ring, "torus": torus, "complete": complete, "star": star}[name](nodes)
+    return Topology(name, metropolis(adjacency))
+
+
+def _given(settings: Mapping[str, Any], nodes: int) -> Topology:
+    if len(settings) != 1:
+        raise ValueError("topology=given needs topology.edges, pairs of nodes, or topology.weights, the rows of W")
+    if "edges" in settings:
+        return Topology("given", metropolis(from_edges(nodes, settings["edges"])))
+    rows = settings["weights"]
+    if any(len(row) != len(rows) for row in rows):
+        raise ValueError("topology.weights is not square: as many rows as columns")
+    if len(rows) != nodes:
+        raise ValueError(f"topology.weights has {len(rows)} rows, but there are {nodes} nodes (num_clients)")
+    return Topology("given", np.array(rows, np.float64))
+
+
+def _edges_of(weights: Matrix) -> Adjacency:
+    edges: Adjacency = np.abs(weights) > _TOLERANCE
+    np.fill_diagonal(edges, False)
+    return edges
+
+
+def _symmetric(nodes: int, edges: NDArray[np.intp]) -> Adjacency:
+    adjacency: Adjacency = np.zeros((nodes, nodes), bool)
+    adjacency[edges[:, 0], edges[:, 1]] = True
+    adjacency |= adjacency.T
+    np.fill_diagonal(adjacency, False)
+    return adjacency

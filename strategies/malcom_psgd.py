@@ -1,0 +1,84 @@
+"""MALCOM-PSGD on the server (arXiv 2311.05760): a relay between neighbours, no central model.
+
+The algorithm runs on the nodes (:mod:`flsparse.clients.malcom_psgd`); here are its hyper-parameters::
+
+    gamma  consensus rate        L   levels           mu   weight of the l1 norm
+    W      topology              Q   norm, unit, scaling   eta  client.lr
+"""
+
+from collections.abc import Mapping
+
+from flsparse.codec.dither import Dither
+from flsparse.codec.residual import CODERS
+from flsparse.strategies.gossip import Gossip
+from flsparse.strategies.wire import Node, Value
+
+
+class QuantizedGossip(Gossip):
+    """Gossip of dithered residuals.
+
+    Parameters
+    ----------
+    levels : int (default: 2)
+        L, quantization levels on either side of 0, at most 1024; 0 sends models whole.
+    norm : {"max", "l2"} (default: "max")
+        What the levels divide. With "l2" and long vectors gamma must be small, about ``1 / (1 + sqrt(d) / L)``.
+    unit : {"layer", "whole"} (default: "layer")
+        One scale for each array, or one for the whole vector.
+    scaling : {"least_squares", "contractive", "unbiased"} (default: "least_squares")
+        Of the quantized residual; the default is a contraction for every draw of the dither.
+    coder : {"golomb", "rans", "fixed"} (default: "golomb")
+        The paper's source code, our own entropy coder, or fixed-width fields.
+    **gossip
+        Parameters of :class:`Gossip`.
+    """
+
+    name = "quantized_gossip"
+
+    def __init__(
+        self,
+        *,
+        levels: int = 2,
+        norm: str = "max",
+        unit: str = "layer",
+        scaling: str = "least_squares",
+        coder: str = "golomb",
+        **gossip: object,
+    ) -> None:
+        super().__init__(**gossip)  # type: ignore[arg-type]
+        if levels:
+            Dither(levels, norm, scaling)  # refuses what does not exist
+        if unit not in ("layer", "whole"):
+            raise ValueError(f"unit={unit!r} is neither 'layer' nor 'whole'")
+        if coder not in CODERS:
+            raise ValueError(f"coder={coder!r} is none of {', '.join(CODERS)}")
+        self.levels, self.norm, self.unit, self.scaling, self.coder = levels, norm, unit, scaling, coder
+
+    def method(self, node: Node, server_round: int) -> Mapping[str, Value]:
+        """Add the quantizer and the coder."""
+        keys = ("levels", "norm", "unit", "scaling", "coder")
+        return {**super().method(node, server_round), **{f"method.{key}": getattr(self, key) for key in keys}}
+
+
+class MalcomPSGD(QuantizedGossip):
+    """Decentralized proximal SGD with quantized residuals.
+
+    Parameters
+    ----------
+    mu : float (default: 1e-5)
+        Weight of the l1 norm, at least 0.
+    **quantized
+        Parameters of :class:`QuantizedGossip`.
+    """
+
+    name = "malcom_psgd"
+
+    def __init__(self, *, mu: float = 1e-5, **quantized: object) -> None:
+        super().__init__(**quantized)  # type: ignore[arg-type]
+        if not mu >= 0:
+            raise ValueError(f"mu={mu} must be at least 0")
+        self.mu = mu
+
+    def method(self, node: Node, server_round: int) -> Mapping[str, Value]:
+        """Add the weight of the l1 norm."""
+        return {**super().method(node, server_round), "method.mu": self.mu}

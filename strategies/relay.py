@@ -1,0 +1,195 @@
+"""The server of a decentralized run: it carries payloads between neighbours and opens none.
+
+It keeps, round by round, whose residual *counted*: the first one that came from a node within the round. A node is told
+all rounds that it has not confirmed; a residual that came too late or twice counts for nobody. A node that has lost its
+state, or was away for longer than the log reaches back, is given copies anew by those who hold them; if nobody does,
+all start again from a common model.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from flsparse.clients.mail import LOST, OK, Answer, Mail
+from flsparse.clients.neighbourhood import Delivery, Letter
+from flsparse.topology import Topology
+
+
+class Relay:
+    """Who has sent what, who has taken in what.
+
+    Parameters
+    ----------
+    topology : Topology
+        Nodes are partition ids.
+    max_backlog : int
+        Rounds that are kept for a node that is away, at least 1.
+
+    Attributes
+    ----------
+    epoch : int
+        The round after which all copies were the common initialization.
+    link_bytes : dict[tuple[int, int], int]
+        Payload bytes by directed link (from, to) of the graph, as if nodes spoke to each other: over the whole run.
+    """
+
+    def __init__(self, topology: Topology, max_backlog: int = 16) -> None:
+        if max_backlog < 1:
+            raise ValueError(f"max_backlog={max_backlog} must be at least 1")
+        self.topology, self.max_backlog = topology, max_backlog
+        self.epoch = 0
+        self.link_bytes: dict[tuple[int, int], int] = {}
+        self._log: dict[int, dict[int, bytes]] = {}  # round -> sender -> payload
+        self._applied: dict[int, int] = {}  # last round that a node confirmed; absent: it has not started
+        self._lost: set[int] = set()
+        self._copies: dict[int, bytes] = {}  # handed over in the last round, for those that lack them
+        self._copies_after = -1
+
+    # -- to the nodes -----------------------------------------------------------------------------------------------
+
+    def open(self, server_round: int) -> None:
+        """Begin a round."""
+        self._log.setdefault(server_round, {})
+
+    def mail(self, node: int, server_round: int) -> Mail | None:
+        """Return what a node is to be told before this round; None while it waits to be resynchronized.
+
+        Parameters
+        ----------
+        node : int
+            Partition id.
+        server_round : int
+            The round it is to take part in; in an evaluation, one more than the last round.
+        """
+        base = self._applied.get(node, self.epoch)
+        if node not in self._lost and base + 1 < min(self._log, default=server_round):
+            self._lost.add(node)
+        copies: dict[int, bytes] = {}
+        if node in self._lost:
+            needed = self._needed(node)
+            if not needed <= set(self._copies):
+                return None
+            base, copies = self._copies_after, {j: self._copies[j] for j in sorted(needed)}
+        neighbours = self.topology.neighbours(node)
+        rounds = range(base + 1, server_round)
+        letters = [Letter(j, r, self._log[r][j]) for r in rounds for j in neighbours if j in self._log[r]]
+        return Mail(
+            round=server_round,
+            epoch=self.epoch,
+            delivery=Delivery(
+                base + 1, server_round - 1, letters, frozenset(r for r in rounds if node in self._log[r])
+            ),
+            weights={j: float(self.topology.weights[node, j]) for j in neighbours},
+            starts=node not in self._applied and not copies,
+            copies=copies,
+            copies_after=base if copies else 0,
+        )
+
+    def _needed(self, node: int) -> set[int]:
+        return {node, *self.topology.neighbours(node)}
+
+    def wanted(self, present: Iterable[int]) -> dict[int, list[int]]:
+        """Return which nodes are to hand over which copies in this round, for those that are lost and present.
+
+        To be asked for after the round's mails, which find out who is lost.
+        """
+        present = set(present)
+        asked: dict[int, list[int]] = {}
+        for node in sorted(self._lost & present):
+            if self._needed(node) <= set(self._copies):
+                continue  # it is given them in this round
+            for copy in sorted(self._needed(node)):  # all of them: copies of different rounds do not go together
+                holders = [j for j in self._holders(copy) if j in present]
+                if holders and not any(copy in copies for copies in asked.values()):
+                    asked.setdefault(holders[0], []).append(copy)
+        return asked
+
+    def _holders(self, copy: int) -> list[int]:
+        """Return the nodes that have started and are not lost and hold a copy; its own node first."""
+        nodes = [copy, *self.topology.neighbours(copy)]
+        return [j for j in nodes if j in self._applied and j not in self._lost]
+
+    @property
+    def must_restart(self) -> bool:
+        """Whether some lost node needs a copy that nobody holds any more."""
+        return any(not self._holders(copy) for node in self._lost for copy in self._needed(node))
+
+    def restart(self, epoch: int) -> None:
+        """Forget everything: after round ``epoch`` all copies are a common model again."""
+        self.epoch = epoch
+        self._log = {r: {} for r in self._log if r > epoch}
+        self._applied, self._lost, self._copies, self._copies_after = {}, set(), {}, -1
+
+    # -- from the nodes ---------------------------------------------------------------------------------------------
+
+    def hear(self, node: int, server_round: int, answer: Answer, *, training: bool = True) -> bool:
+        """Take in a node's answer; tell whether its residual counts.
+
+        Parameters
+        ----------
+        node : int
+            Partition id.
+        server_round : int
+            The round it answers in.
+        answer : Answer
+        training : bool
+            Whether it brings a residual; an evaluation does not.
+        """
+        if answer.status == LOST:
+            self._lost.add(node)
+        if answer.status != OK:
+            return False
+        if answer.applied < self._applied.get(node, self.epoch):
+            return False
+        self._applied[node] = answer.applied
+        self._lost.discard(node)
+        if not training or node in self._log.get(server_round, {}):
+            return False
+        self._take_copies(answer)
+        self._log[server_round][node] = answer.payload
+        for j in self.topology.neighbours(node):
+            self.link_bytes[node, j] = self.link_bytes.get((node, j), 0) + len(answer.payload)
+        return True
+
+    def _take_copies(self, answer: Answer) -> None:
+        """Keep what was handed over."""
+        if not answer.copies:
+            return
+        if answer.applied != self._copies_after:
+            self._copies, self._copies_after = {}, answer.applied
+        self._copies.update(answer.copies)
+
+    def close(self, server_round: int) -> None:
+        """End a round: forget what nobody needs any more."""
+        if not self._lost or server_round - self._copies_after > self.max_backlog + 1:
+            self._copies, self._copies_after = {}, -1
+        reached = [self._applied[j] for j in self._applied if j not in self._lost]
+        everyone = len(reached) == self.topology.nodes
+        oldest = min(reached) + 1 if everyone else 0
+        oldest = max(oldest, server_round + 1 - self.max_backlog)
+        if self._copies:
+            oldest = min(oldest, self._copies_after + 1)
+        self._log = {r: letters for r, letters in self._log.items() if r >= oldest}
+
+    # -- state ------------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything that the next round depends on."""
+        return {
+            "epoch": self.epoch,
+            "log": {str(r): {str(j): data for j, data in letters.items()} for r, letters in self._log.items()},
+            "applied": {str(j): r for j, r in self._applied.items()},
+            "lost": sorted(self._lost),
+            "link_bytes": {f"{i}-{j}": count for (i, j), count in self.link_bytes.items()},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what :meth:`state_dict` gave; copies on their way are asked for anew."""
+        self.epoch = state["epoch"]
+        self._log = {
+            int(r): {int(j): bytes(data) for j, data in letters.items()} for r, letters in state["log"].items()
+        }
+        self._applied = {int(j): r for j, r in state["applied"].items()}
+        self._lost = set(state["lost"])
+        links = (key.split("-") for key in state["link_bytes"])
+        self.link_bytes = {(int(i), int(j)): state["link_bytes"][f"{i}-{j}"] for i, j in links}
+        self._copies, self._copies_after = {}, -1

@@ -1,0 +1,141 @@
+"""Whatever is lost, late, doubled or forgotten: two holders of a copy never disagree, and gossip keeps the mean."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from flsparse.clients.mail import LOST, OK, Answer, from_bytes, to_bytes
+from flsparse.clients.neighbourhood import Delivery, Letter, Neighbourhood, OutOfStep, Pending, weighted_pull
+from flsparse.codec.dither import Dither
+from flsparse.codec.residual import ResidualCodec, Stamp, copy_checksum
+from flsparse.strategies.relay import Relay
+from flsparse.topology import make_topology
+
+SIZES = (6, 3)
+CODEC = ResidualCodec(SIZES, Dither(3), coder="golomb")
+START = np.linspace(-1, 1, 9).astype(np.float32)
+
+
+class Node:
+    """A node without a network: it moves its model at random and sends the residual."""
+
+    def __init__(self, partition: int) -> None:
+        self.partition = partition
+        self.hood: Neighbourhood | None = None
+        self.epoch = -1
+        self.moved = np.zeros(9)
+
+    def answer(self, mail, *, train: bool = True) -> Answer:
+        hood = self.hood if self.epoch == mail.epoch else None
+        if mail.copies:
+            copies = {j: from_bytes(data, 9) for j, data in mail.copies.items()}
+            hood = hood or Neighbourhood(self.partition, mail.copies_after, copies[self.partition])
+            hood = hood.resynchronized(mail.copies_after, copies)
+        elif hood is None:
+            if not mail.starts:
+                return Answer(LOST)
+            hood = Neighbourhood.start(self.partition, list(mail.weights), START, mail.epoch)
+        try:
+            hood = hood.taking_in(
+                mail.delivery, SIZES, lambda e: e.x + np.float32(0.5) * weighted_pull(e.own, e.neighbours, mail.weights)
+            )
+        except OutOfStep:
+            return Answer(LOST)
+        copies = {j: to_bytes(hood.copies[j]) for j in mail.wanted}
+        if train and hood.pending is None:
+            rng = np.random.default_rng([self.partition, mail.round])
+            step = (0.1 * rng.standard_normal(9)).astype(np.float32)
+            x = hood.x + step
+            self.moved = self.moved + step
+            own = hood.copies[self.partition]
+            stamp = Stamp(self.partition, mail.round, copy_checksum(own))
+            payload, _ = CODEC.encode(x, own, stamp, rng)
+            hood = hood.sending(x, Pending(mail.round, payload, 0.0))
+        self.hood, self.epoch = hood, mail.epoch
+        return Answer(OK, hood.round, hood.pending.payload if train else b"", copies)
+
+
+def agree(nodes: list[Node]) -> None:
+    """Check that every two holders of a copy that stand after the same round hold the same bytes."""
+    seen: dict[tuple[int, int, int], bytes] = {}
+    for node in nodes:
+        for owner, copy in node.hood.copies.items() if node.hood else ():
+            key = (node.epoch, owner, node.hood.round)
+            assert seen.setdefault(key, copy.tobytes()) == copy.tobytes(), key
+
+
+FATES = st.sampled_from(["ok", "ok", "ok", "not delivered", "reply lost", "doubled", "forgets", "asked twice"])
+
+
+def play(graph: str, count: int, fates: list[list[str]], backlog: int) -> tuple[Relay, list[Node]]:
+    relay = Relay(make_topology({"name": graph}, count, 0), backlog)
+    nodes = [Node(i) for i in range(count)]
+    for number, row in enumerate([*fates, *[["ok"] * count] * 5], start=1):
+        relay.open(number)
+        mails = {i: relay.mail(i, number) for i in range(count)}
+        wanted = relay.wanted(range(count))
+        for node, fate in zip(nodes, row, strict=True):
+            mail = mails[node.partition]
+            if fate == "forgets":
+                node.hood = None
+            if mail is None or fate == "not delivered":
+                continue
+            mail = replace(mail, wanted=wanted.get(node.partition, []))
+            answer = node.answer(mail)
+            if fate == "asked twice":
+                assert node.answer(mail) == answer
+            if fate != "reply lost":
+                relay.hear(node.partition, number, answer)
+            if fate == "doubled":
+                assert not relay.hear(node.partition, number, answer)
+        if relay.must_restart:
+            relay.restart(number - 1)
+        relay.close(number)
+        agree(nodes)
+    return relay, nodes
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(data=st.data(), graph=st.sampled_from(["ring", "complete", "star"]), backlog=st.integers(1, 4))
+def test_holders_of_a_copy_never_disagree(data, graph, backlog):
+    count = data.draw(st.integers(2, 5))
+    fates = data.draw(st.lists(st.lists(FATES, min_size=count, max_size=count), min_size=1, max_size=8))
+    relay, nodes = play(graph, count, fates, backlog)
+    assert {node.hood.round for node in nodes} == {nodes[0].hood.round}  # five quiet rounds bring everybody back
+    assert all(set(node.hood.copies) == {node.partition, *relay.topology.neighbours(node.partition)} for node in nodes)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    fates=st.lists(
+        st.lists(st.sampled_from(["ok", "not delivered", "reply lost", "doubled"]), min_size=4, max_size=4),
+        min_size=1,
+        max_size=6,
+    )
+)
+def test_the_mean_is_moved_by_training_alone_whatever_is_lost(fates):
+    _, nodes = play("ring", 4, fates, 16)
+    mean = np.mean([node.hood.x for node in nodes], axis=0)
+    np.testing.assert_allclose(mean, START + np.mean([node.moved for node in nodes], axis=0), atol=1e-5)
+
+
+def test_a_gap_a_foreign_letter_and_a_swapped_one_are_found_out():
+    hood = Neighbourhood.start(0, [1, 2], START)
+    payload, _ = CODEC.encode(START + 1, START, Stamp(1, 1, copy_checksum(START)), np.random.default_rng(0))
+    for delivery in (
+        Delivery(2, 2),
+        Delivery(1, 1, [Letter(3, 1, payload)]),
+        Delivery(1, 1, [Letter(2, 1, payload)]),
+        Delivery(1, 1, [Letter(1, 1, payload[:-1])]),
+        Delivery(1, 1, [], frozenset({1})),
+    ):
+        with pytest.raises(OutOfStep):
+            hood.taking_in(delivery, SIZES, lambda e: e.x)
+    once = hood.taking_in(Delivery(1, 1, [Letter(1, 1, payload)]), SIZES, lambda e: e.x)
+    again = once.taking_in(Delivery(1, 1, [Letter(1, 1, payload)]), SIZES, lambda e: e.x)
+    np.testing.assert_array_equal(once.copies[1], again.copies[1])
+    with pytest.raises(OutOfStep):
+        once.taking_in(Delivery(2, 2, [Letter(1, 2, payload)]), SIZES, lambda e: e.x)
