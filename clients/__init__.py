@@ -3,7 +3,10 @@
 from flsparse.clients.base import METHODS, Fit, LocalMethod, load_arrays, make_method, register, state_arrays
 from flsparse.clients.compress import CompressMod, Limits
 from flsparse.clients.device import device_app
+from flsparse.clients.dppf import DPPFLocal
 from flsparse.clients.fedavg import FedAvgLocal
+from flsparse.clients.local_sgd import LocalSGDLocal
+from flsparse.clients.scaffold import ScaffoldLocal
 from flsparse.clients.sparsyfed import SparsyFedLocal, SparsyFedMod
 from flsparse.clients.state import NodeState
 from flsparse.clients.topk import TopKLocal, TopKMod
@@ -11,11 +14,14 @@ from flsparse.clients.topk import TopKLocal, TopKMod
 __all__ = [
     "METHODS",
     "CompressMod",
+    "DPPFLocal",
     "FedAvgLocal",
     "Fit",
     "Limits",
     "LocalMethod",
+    "LocalSGDLocal",
     "NodeState",
+    "ScaffoldLocal",
     "SparsyFedLocal",
     "SparsyFedMod",
     "TopKLocal",

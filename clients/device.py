@@ -9,18 +9,18 @@ from typing import Any, Protocol
 
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 import flsparse
 from flsparse.clients.base import METHODS, Arrays, Fit, LocalMethod, Scalar, load_arrays, make_method
 from flsparse.clients.compress import CompressMod, Limits
-from flsparse.clients.protocol import RECORD, Blueprint, arrayrecord_key, record_of, to_numpy, to_record
+from flsparse.clients.probes import METRICS, STATISTICS, VALLEY, answer_statistics, answer_valley
+from flsparse.clients.protocol import CONTROL, RECORD, Blueprint, arrayrecord_key, record_of, to_numpy, to_record
 from flsparse.clients.state import NodeState
 from flsparse.codec.wire import VERSION
 
 CONFIG = "config"
-METRICS = "metrics"
 
 
 class TaskLike(Protocol):
@@ -31,6 +31,7 @@ class TaskLike(Protocol):
     def optimizer(self, model: nn.Module, config: Mapping[str, Scalar]) -> Optimizer: ...
     def fit(self, fit: Fit, method: LocalMethod, data: Any) -> Arrays: ...
     def evaluate(self, model: nn.Module, data: Any) -> dict[str, float]: ...
+    def sample(self, data: Any, size: int) -> list[tuple[Tensor, Tensor]]: ...
 
 
 def device_app(load_task: Callable[[Context], TaskLike], limits: Limits | None = None) -> ClientApp:
@@ -79,6 +80,19 @@ def device_app(load_task: Callable[[Context], TaskLike], limits: Limits | None =
         metrics = MetricRecord(dict(task.evaluate(model, task.train_data(partition_id(context)))))
         return Message(RecordDict({METRICS: metrics}), reply_to=message)
 
+    @app.evaluate(STATISTICS)
+    def statistics(message: Message, context: Context) -> Message:
+        task = load_task(context)
+        _, model, _ = _prepared(message, task)
+        return Message(answer_statistics(model, _sample(message, context, task)), reply_to=message)
+
+    @app.evaluate(VALLEY)
+    def valley(message: Message, context: Context) -> Message:
+        task, state = load_task(context), NodeState(context, limits.max_state_bytes)
+        _, model, _ = _prepared(message, task)
+        asked = message.content.config_records[CONFIG]
+        return Message(answer_valley(model, _sample(message, context, task), asked, state), reply_to=message)
+
     @app.query()
     def hello(message: Message, context: Context) -> Message:
         record = ConfigRecord(
@@ -109,12 +123,18 @@ def partition_id(context: Context) -> int:
     return int(context.node_config["partition-id"])
 
 
+def _sample(message: Message, context: Context, task: TaskLike) -> list[tuple[Tensor, Tensor]]:
+    """Return the sample of the node's data that a message asks to measure on."""
+    samples = message.content.config_records[CONFIG].get("samples", 0)
+    return task.sample(task.train_data(partition_id(context)), int(samples))  # type: ignore[arg-type]
+
+
 def _prepared(message: Message, task: TaskLike) -> tuple[LocalMethod, nn.Module, Arrays]:
     """Return the method the message asks for and the task's model, prepared for it, with the received arrays."""
     method = asked_method(record_of(message.content))
     model = method.prepare(task.model())
     received = to_numpy(message.content.array_records[arrayrecord_key(message.content)])
-    load_arrays(model, received)
+    load_arrays(model, {name: array for name, array in received.items() if not name.startswith(CONTROL)})
     return method, model, received
 
 

@@ -10,6 +10,8 @@ and one ``ConfigRecord`` named ``flsparse``. To the node::
     values, rounding   how the node is to code its reply
     seed, round, node  what randomness is derived from; node is the partition id
     method, method.*   the local method and its hyper-parameters
+    mirror, density    code the reply against what this node sent last, as both sides hold it, in place of the model
+                       received, and change only that fraction of the weights (see flsparse.clients.mirror)
 
 From the node: the payload, which names the reference it was coded against, and ``held``, the reference that the node
 now keeps; or ``status = "missing-reference"`` and no payload, upon which the server sends the full model.
@@ -28,6 +30,8 @@ from flsparse.codec import ArraySpec, PayloadError
 STYPE = "flsparse.v1"
 RECORD = "flsparse"
 PAYLOAD = "payload"
+MIRROR = "mirror"  # name of a node's mirror in its state
+CONTROL = "control/"  # prefix of arrays that travel beside the model and are no part of its state dict
 MISSING_REFERENCE = "missing-reference"
 _MAX_BLUEPRINT_BYTES = 16 * 1024 * 1024
 
@@ -43,6 +47,11 @@ def packed_payload(content: RecordDict) -> bytes | None:
         if len(content.array_records) == 1 and list(record) == [PAYLOAD] and record[PAYLOAD].stype == STYPE:
             return record[PAYLOAD].data
     return None
+
+
+def payload_size(content: RecordDict) -> int:
+    """Return the bytes of all arrays of a message's content, packed or plain, without framing."""
+    return sum(len(array.data) for record in content.array_records.values() for array in record.values())
 
 
 def arrayrecord_key(content: RecordDict) -> str:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from logging import INFO
 from typing import Any
 
+import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
@@ -122,6 +123,10 @@ class RoundLoop(Strategy):
         """Return the local method a node is to run, as ``{"method": name, "method.<key>": value}``."""
         return {}
 
+    def refine(self, grid: Grid, server_round: int, arrays: ArrayRecord, timeout_s: float) -> ArrayRecord:
+        """Return the round's model after further exchanges about it, before it is evaluated; here, as it is."""
+        return arrays
+
     def prepare(self, model: nn.Module) -> nn.Module:
         """Turn a plain model into the one the nodes train, in place: the arrays to start from are its state."""
         return asked_method(ConfigRecord(dict(self.method(Node(0, 0), 1)))).prepare(model)
@@ -167,7 +172,7 @@ class RoundLoop(Strategy):
             aggregated, train_metrics = self.aggregate_train(server_round, self._exchange(grid, messages, deadline))
             if aggregated is None:
                 raise RoundFailed(self._why_failed(server_round))
-            arrays = result.arrays = aggregated
+            arrays = result.arrays = self.refine(grid, server_round, aggregated, deadline)
             if train_metrics is not None:
                 result.train_metrics_clientapp[server_round] = train_metrics
 
@@ -275,13 +280,21 @@ class RoundLoop(Strategy):
             grid, messages, self.nodes, lambda node: self.method(node, server_round), server_round, timeout_s
         )
 
-    def update(self, reply: Message) -> tuple[list[Layer], Reference] | None:
+    def update(
+        self, reply: Message, mirror: Mapping[str, np.ndarray] | None = None
+    ) -> tuple[list[Layer], Reference] | None:
         """Decode one training reply (see :meth:`Wire.update`) and note what its node now holds."""
-        update, node_id = self.wire.update(reply), self.wire.sender(reply).node_id
-        if update and node_id in self.nodes:
+        update = self.wire.update(reply, mirror)
+        if update:
+            self.note_held(reply)
+        return update
+
+    def note_held(self, reply: Message) -> None:
+        """Note the reference that a node says it keeps: the next broadcast is a delta against it."""
+        node_id = self.wire.sender(reply).node_id
+        if node_id in self.nodes:
             held = str(record_of(reply.content).get("held", ""))
             self.nodes[node_id] = replace(self.nodes[node_id], held=held)
-        return update
 
     # -- state ------------------------------------------------------------------------------------------------------
 

@@ -6,10 +6,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from logging import WARNING
 
+import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from flsparse._flwr import log, wire_size
+from flsparse.clients.mirror import reference_with
 from flsparse.clients.protocol import (
     MISSING_REFERENCE,
     RECORD,
@@ -17,10 +19,11 @@ from flsparse.clients.protocol import (
     arrayrecord_key,
     pack,
     packed_payload,
+    payload_size,
     record_of,
     to_numpy,
 )
-from flsparse.codec import ArraySpec, Codec, Layer, PayloadError, Reference, decode_layers, specs_of
+from flsparse.codec import ArraySpec, Codec, Layer, PayloadError, Reference, decode_layers, payload_info, specs_of
 from flsparse.metering.ledger import Ledger
 from flsparse.sparsity import default_prunable, match_prunable
 from flsparse.strategies.downlink import Broadcast, Downlink
@@ -169,9 +172,9 @@ class Wire:
         self.ledger.count(
             "downlink",
             self._exchange.server_round,
-            payload_bytes=len(payload or b""),
+            payload_bytes=payload_size(message.content),
             wire_bytes=wire_size(message),
-            dense_bytes=self._blueprint.nbytes if payload else 0,
+            dense_bytes=self._blueprint.nbytes if payload else payload_size(message.content),
         )
         ids = [message_id for message_id in grid.push_messages([message]) if message_id]
         if ids:
@@ -193,12 +196,13 @@ class Wire:
                 self._exchange.pending.discard(message_id)
                 node = self.sender(reply)
                 payload = packed_payload(reply.content) if reply.has_content() else None
+                size = payload_size(reply.content) if reply.has_content() else 0
                 self.ledger.count(
                     "uplink",
                     self._exchange.server_round,
-                    payload_bytes=len(payload or b""),
+                    payload_bytes=size,
                     wire_bytes=wire_size(reply),
-                    dense_bytes=self._blueprint.nbytes if payload else 0,
+                    dense_bytes=self._blueprint.nbytes if payload else size,
                 )
                 if reply.has_content() and record_of(reply.content).get("status") == MISSING_REFERENCE:
                     self._send_full(grid, node)
@@ -259,8 +263,17 @@ class Wire:
             prunable = default_prunable(arrays) if default else match_prunable(arrays, self._patterns or [])
             self._blueprint = Blueprint(specs_of(arrays), prunable)
 
-    def update(self, reply: Message) -> tuple[list[Layer], Reference] | None:
+    def update(
+        self, reply: Message, mirror: Mapping[str, np.ndarray] | None = None
+    ) -> tuple[list[Layer], Reference] | None:
         """Check and decode one training reply; None where it is no use, which is logged and counted.
+
+        Parameters
+        ----------
+        reply : Message
+            Of this exchange.
+        mirror : Mapping[str, np.ndarray], optional
+            The node's mirror, where the server has one: the reply may be coded against it, or against the broadcast.
 
         Returns
         -------
@@ -279,7 +292,8 @@ class Wire:
             return None
         reference = self._exchange.broadcasts[node.node_id].reference
         try:
-            layers = decode_layers(payload, like=self.specs, reference=None if self.values == "raw" else reference)
+            base = reference if mirror is None else _named(payload, reference_with(mirror, reference), reference)
+            layers = decode_layers(payload, like=self.specs, reference=None if self.values == "raw" else base)
         except PayloadError as error:
             self.drop(node.node_id, f"its payload was refused: {error}", "rejected_payloads")
             return None
@@ -291,3 +305,9 @@ class Wire:
         self.counts[counter] += 1
         self.problems.append(f"node {node_id}: {last_line}")
         log(WARNING, "Round %d: node %d dropped: %s", self._exchange.server_round, node_id, last_line)
+
+
+def _named(payload: bytes, mirrored: Reference, broadcast: Reference) -> Reference:
+    """Return the one of two references that a payload names; the broadcast where it names another one."""
+    named = payload_info(payload).reference_id
+    return mirrored if named is not None and mirrored.id.startswith(named) else broadcast
