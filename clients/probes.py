@@ -73,8 +73,10 @@ def answer_valley(model: nn.Module, batches: Batches, asked: ConfigRecord, state
 def _losses_along(
     loss: Loss, average: Mapping[str, np.ndarray], worker: Mapping[str, np.ndarray], asked: ConfigRecord, steps: int
 ) -> list[float]:
-    names = list(asked.get("names", []))  # type: ignore[call-overload]
-    ray = line(average, worker, names or None)
+    names = asked.get("names", [])
+    if not isinstance(names, list):
+        raise ValueError(f"names={names!r} is no list of parameters")
+    ray = line(average, worker, [str(name) for name in names] or None)
     if ray is None:
         return []
     return [loss(ray.point(count * float(asked["step"]))) for count in range(1, steps + 1)]  # type: ignore[arg-type]

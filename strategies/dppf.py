@@ -20,7 +20,7 @@ from logging import INFO
 from math import cos, pi
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
 from flwr.serverapp import Grid
 from torch import nn
 
@@ -262,8 +262,15 @@ class DPPF(LocalSGD):
         kind = f"{MessageType.EVALUATE}.{VALLEY}"
 
         def losses(model: ArrayRecord, point: str) -> list[float]:
-            record = ConfigRecord({**config, "point": point})  # type: ignore[dict-item]
-            return _mean_losses(self.ask(grid, server_round, kind, model, record, timeout_s, hold=False))
+            record = ConfigRecord({**config, "point": point})
+            expected = 1 if point == "average" else self.valley_steps
+            rows, weights = [], []
+            for reply in self.ask(grid, server_round, kind, model, record, timeout_s, hold=False):
+                weighed, row = self._weigh(reply), _losses_of(reply, expected)
+                if weighed is not None and row is not None:
+                    rows.append(row)
+                    weights.append(weighed[0])
+            return [float(x) for x in np.average(rows, axis=0, weights=weights)] if rows else []
 
         at_average = losses(arrays, "average")
         asked = sorted(n.partition for n in self._asked if self._accepted.get(n.partition) == server_round)
@@ -277,6 +284,7 @@ class DPPF(LocalSGD):
         self.round_metrics |= {
             "mean_valley": self.valley.mean_valley,
             "valley_reached": float(np.mean(self.valley.reached)),
+            "valley_step": self.valley_step,
             "valley_losses": {
                 str(p): [loss for _, loss in curve] for p, curve in zip(curves, self.valley.curves, strict=True)
             },
@@ -302,16 +310,11 @@ def _model_of(arrays: Arrays) -> Arrays:
     return {name: array for name, array in arrays.items() if not name.startswith(CONTROL)}
 
 
-def _mean_losses(replies: Iterable[Message]) -> list[float]:
-    """Average the nodes' losses, point by point, weighted by their examples; empty without a reply."""
-    rows, weights = [], []
-    for reply in replies:
-        found = reply.content.metric_records[METRICS]
-        rows.append(np.atleast_1d(np.asarray(found["losses"], np.float64)))
-        weights.append(float(found["num-examples"]))  # type: ignore[arg-type]
-    if not rows or len({len(row) for row in rows}) > 1 or not rows[0].size:
-        return []
-    return [float(x) for x in np.average(rows, axis=0, weights=weights)]
+def _losses_of(reply: Message, expected: int) -> np.ndarray | None:
+    """Return the losses a node measured; None where they are not the numbers that were asked for."""
+    found = reply.content.metric_records.get(METRICS, MetricRecord()).get("losses")
+    losses = np.asarray(found if isinstance(found, list) else [], np.float64)
+    return losses if losses.size == expected and not np.isnan(losses).any() else None
 
 
 def _require(condition: bool, message: str) -> None:

@@ -19,7 +19,7 @@ from flwr.serverapp import Grid
 
 from flsparse._flwr import log
 from flsparse.batch_norm import pooled, statistics_names
-from flsparse.clients.probes import METRICS, STATISTICS
+from flsparse.clients.probes import STATISTICS
 from flsparse.clients.protocol import to_numpy, to_record
 from flsparse.codec import Layer
 from flsparse.schedules import learning_rate, quadratic_synchronization
@@ -132,10 +132,11 @@ class LocalSGD(FedAvg):
         config = ConfigRecord({"samples": self.statistics_samples})
         parts = []
         for reply in self.ask(grid, server_round, f"{MessageType.EVALUATE}.{STATISTICS}", arrays, config, timeout_s):
+            if (weighed := self._weigh(reply)) is None:
+                continue
             found = to_numpy(reply.content.array_records.get(STATISTICS, ArrayRecord()))
-            weight = float(reply.content.metric_records[METRICS]["num-examples"])  # type: ignore[arg-type]
-            if _sound(found, names, to_numpy(arrays)) and weight > 0:
-                parts.append((weight, found))
+            if _sound(found, names, to_numpy(arrays)):
+                parts.append((weighed[0], found))
             else:
                 self.wire.drop(self.wire.sender(reply).node_id, "its statistics are no use", "rejected_payloads")
         if not parts:

@@ -13,6 +13,7 @@ from flwr.serverapp import Grid
 from flsparse._flwr import log, wire_size
 from flsparse.clients.mirror import reference_with
 from flsparse.clients.protocol import (
+    CONTROL,
     MISSING_REFERENCE,
     RECORD,
     Blueprint,
@@ -259,8 +260,9 @@ class Wire:
         arrays = to_numpy(record)
         self.downlink.set_model(arrays)
         if not self._blueprint.specs:
+            model = {name: array for name, array in arrays.items() if not name.startswith(CONTROL)}
             default = self._patterns is None
-            prunable = default_prunable(arrays) if default else match_prunable(arrays, self._patterns or [])
+            prunable = default_prunable(model) if default else match_prunable(model, self._patterns or [])
             self._blueprint = Blueprint(specs_of(arrays), prunable)
 
     def update(
