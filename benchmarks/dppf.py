@@ -33,6 +33,7 @@ _T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9
 RAW = ["codec=raw"]
 DIGITS = ["dataset=digits", "dataset.validation_fraction=0", "dataset.train_samples=600"]
 NET = ["model=cnn", "model.width=8", "model.norm=batch", "client.weight_decay=0.001", "evaluate.every=1000"]
+FOUR = ["num_clients=4", "fraction_train=1"]
 
 
 class Federation(_Run):
@@ -103,13 +104,13 @@ def interval(differences: Sequence[float]) -> str:
     return f"{np.mean(differences):+.2f} ± {half:.2f}"
 
 
-def width(out: Path, rounds: int) -> None:
+def width(out: Path, rounds: int, counts: Sequence[int]) -> None:
     """Print the distance the workers end at, over the one that was set."""
     rows = []
-    for workers in (4, 8):
+    for workers in counts:
         for partition, alpha in ((p, a) for p in ("inf", "0.1") for a in (0.5, 0.9)):
             base = [
-                "strategy=dppf", *DIGITS, *NET, f"num_clients={workers}", f"partition.alpha={partition}",
+                "strategy=dppf", *DIGITS, *NET, f"num_clients={workers}", "fraction_train=1", f"partition.alpha={partition}",
                 f"strategy.alpha={alpha}", f"num_rounds={rounds}", "client.local_steps=2", "client.batch_size=16",
             ]  # fmt: skip
             exact, coded = result(out, [*base, *RAW]), result(out, base)
@@ -132,7 +133,7 @@ def valley(out: Path, rounds: int, seeds: int) -> None:
     for seed in range(seeds):
         for w in widths:
             push = [f"strategy.relative_width={w}", "strategy.valley_every=1000000", "strategy.valley_steps=1"]
-            base = ["strategy=dppf", *DIGITS, *NET, *RAW, f"num_rounds={rounds}", "partition.alpha=inf", *push]
+            base = ["strategy=dppf", *DIGITS, *NET, *FOUR, *RAW, f"num_rounds={rounds}", "partition.alpha=inf", *push]
             runs[seed, w] = result(out, [*base, f"seed={seed}"], valley=True)
     rows = []
     for w in widths:
@@ -177,7 +178,7 @@ def bootstrap(x: np.ndarray, y: np.ndarray, draws: int = 2000) -> tuple[float, f
 def accuracy(out: Path, data: Path, samples: int, rounds: int, seeds: int) -> None:
     """Print accuracy and bytes of local SGD, exact and coded DPPF, at equal exchanges."""
     cifar = ["dataset=cifar10", f"dataset.root={data}", f"dataset.train_samples={samples}"]
-    base = [*cifar, *NET, "dataset.validation_fraction=0", f"num_rounds={rounds}", "partition.alpha=inf"]
+    base = [*cifar, *NET, *FOUR, "dataset.validation_fraction=0", f"num_rounds={rounds}", "partition.alpha=inf"]
     methods = {
         "local SGD": ["strategy=local_sgd"],
         "DPPF, exact": ["strategy=dppf", *RAW],
@@ -214,11 +215,12 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--rounds", type=int, default=60)
     parser.add_argument("--samples", type=int, default=2000, help="training images, for accuracy")
+    parser.add_argument("--workers", type=int, nargs="*", default=[4, 8], help="numbers of workers, for width")
     given = parser.parse_args()
     logging.getLogger("flwr").setLevel(logging.WARNING)
     with hydra.initialize_config_module("flsparse.conf", version_base="1.3"):
         if given.what == "width":
-            width(given.out, given.rounds)
+            width(given.out, given.rounds, given.workers)
         elif given.what == "valley":
             valley(given.out, given.rounds, given.seeds)
         else:

@@ -66,7 +66,7 @@ class DPPF(LocalSGD):
         The distance workers converge to, as a fraction of the average's norm; at least 0.
     schedule : {"increasing", "constant", "decreasing"} (default: "increasing")
         Of the push, over the rounds.
-    uplink_density : float (default: 0.1)
+    uplink_density : float (default: 0.15)
         Fraction of the weights that a coded reply changes in the worker's mirror, in (0, 1]; no use with values "raw".
     control_variates : bool (default: False)
         Correct the local steps as SCAFFOLD does; doubles what travels.
@@ -101,7 +101,7 @@ class DPPF(LocalSGD):
         lambda_: float | None = None,
         relative_width: float = 0.05,
         schedule: str = "increasing",
-        uplink_density: float = 0.1,
+        uplink_density: float = 0.15,
         control_variates: bool = False,
         sparsity: float = 0.0,
         ramp: bool = True,
