@@ -5,8 +5,11 @@ from flsparse.clients.choco_sgd import ChocoSGDLocal
 from flsparse.clients.compress import CompressMod, Limits
 from flsparse.clients.d_psgd import DPSGDLocal
 from flsparse.clients.device import device_app
+from flsparse.clients.dppf import DPPFLocal
 from flsparse.clients.fedavg import FedAvgLocal
+from flsparse.clients.local_sgd import LocalSGDLocal
 from flsparse.clients.malcom_psgd import MalcomPSGDLocal
+from flsparse.clients.scaffold import ScaffoldLocal
 from flsparse.clients.sparsyfed import SparsyFedLocal, SparsyFedMod
 from flsparse.clients.state import NodeState
 from flsparse.clients.topk import TopKLocal, TopKMod
@@ -15,13 +18,16 @@ __all__ = [
     "METHODS",
     "ChocoSGDLocal",
     "CompressMod",
+    "DPPFLocal",
     "DPSGDLocal",
     "FedAvgLocal",
     "Fit",
     "Limits",
     "LocalMethod",
+    "LocalSGDLocal",
     "MalcomPSGDLocal",
     "NodeState",
+    "ScaffoldLocal",
     "SparsyFedLocal",
     "SparsyFedMod",
     "TopKLocal",

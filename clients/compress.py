@@ -17,7 +17,9 @@ from flwr.app import ConfigRecord, Context, Message, MessageType, RecordDict
 from flwr.clientapp.typing import ClientAppCallable
 
 from flsparse import rng
+from flsparse.clients.mirror import reference_with, towards
 from flsparse.clients.protocol import (
+    MIRROR,
     MISSING_REFERENCE,
     RECORD,
     Blueprint,
@@ -150,11 +152,18 @@ class CompressMod:
 
         started = time.perf_counter()
         codec = Codec(values=str(asked["values"]), rounding=str(asked["rounding"]))
+        mirrored = bool(asked.get("mirror", False))
+        if mirrored:
+            if (mirror := state.get(MIRROR)) is not None:
+                received = reference_with(mirror, received)
+            sent = towards(sent, received.arrays, float(asked["density"]))  # type: ignore[arg-type]
         generator = rng.stream(int(asked["seed"]), int(asked["round"]), int(asked["node"]), "rounding")  # type: ignore[arg-type]
         reference = None if codec.values == "raw" else received
         payload = codec.encode(sent, reference=reference, rng=generator)
         metrics["encode-ms"] = (time.perf_counter() - started) * 1e3
 
+        if mirrored:
+            state.put(MIRROR, decode(payload, like=sent, reference=reference))
         if self.error_feedback:
             decoded = decode(payload, like=sent, reference=reference)
             floating = [name for name, array in sent.items() if array.dtype.kind == "f"]

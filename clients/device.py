@@ -4,11 +4,11 @@ The server's message names the method and brings its hyper-parameters; the devic
 its owner's limits, and answers the hello.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
-from torch import nn
+from torch import Tensor, nn
 
 import flsparse
 from flsparse.clients.base import (
@@ -24,7 +24,9 @@ from flsparse.clients.base import (
     make_method,
 )
 from flsparse.clients.compress import CompressMod, Limits
+from flsparse.clients.probes import METRICS, STATISTICS, VALLEY, answer_statistics, answer_valley
 from flsparse.clients.protocol import (
+    CONTROL,
     RECORD,
     Blueprint,
     arrayrecord_key,
@@ -37,7 +39,6 @@ from flsparse.clients.state import NodeState
 from flsparse.codec.wire import VERSION
 
 CONFIG = "config"
-METRICS = "metrics"
 
 
 def device_app(load_task: Callable[[Context], TaskLike], limits: Limits | None = None) -> ClientApp:
@@ -67,7 +68,8 @@ def device_app(load_task: Callable[[Context], TaskLike], limits: Limits | None =
     def train(message: Message, context: Context) -> Message:
         task, node = load_task(context), partition_id(context)
         config = _plain(message.content.config_records[CONFIG])
-        limits.check("max_local_epochs", float(config.get("local-epochs", 0)))
+        data = task.train_data(node)
+        limits.check("max_local_epochs", _epochs(config, len(data)))
         if (visit := conversation(message, context, task)) is not None:
             return Message(visit.method.on_train(visit), reply_to=message)
         method, model, received = _prepared(message, task)
@@ -85,7 +87,7 @@ def device_app(load_task: Callable[[Context], TaskLike], limits: Limits | None =
             state=state,
             prunable=_prunable(state),
         )
-        arrays = task.fit(fit, method, task.train_data(node))
+        arrays = task.fit(fit, method, data)
         metrics = MetricRecord(dict(fit.metrics))
         return Message(
             RecordDict({arrayrecord_key(message.content): to_record(arrays), METRICS: metrics}), reply_to=message
@@ -99,6 +101,19 @@ def device_app(load_task: Callable[[Context], TaskLike], limits: Limits | None =
         _, model, _ = _prepared(message, task)
         metrics = MetricRecord(dict(task.evaluate(model, task.train_data(partition_id(context)))))
         return Message(RecordDict({METRICS: metrics}), reply_to=message)
+
+    @app.evaluate(STATISTICS)
+    def statistics(message: Message, context: Context) -> Message:
+        task = load_task(context)
+        _, model, _ = _prepared(message, task)
+        return Message(answer_statistics(model, _sample(message, context, task)), reply_to=message)
+
+    @app.evaluate(VALLEY)
+    def valley(message: Message, context: Context) -> Message:
+        task, state = load_task(context), NodeState(context, limits.max_state_bytes)
+        _, model, _ = _prepared(message, task)
+        asked = message.content.config_records[CONFIG]
+        return Message(answer_valley(model, _sample(message, context, task), asked, state), reply_to=message)
 
     @app.query()
     def hello(message: Message, context: Context) -> Message:
@@ -130,12 +145,25 @@ def partition_id(context: Context) -> int:
     return int(context.node_config["partition-id"])
 
 
+def _epochs(config: Mapping[str, Scalar], examples: int) -> float:
+    """Return the passes over the local data that a message asks for, in epochs or in steps."""
+    if steps := float(config.get("local-steps", 0)):
+        return steps * float(config.get("batch-size", 1)) / max(examples, 1)
+    return float(config.get("local-epochs", 0))
+
+
+def _sample(message: Message, context: Context, task: TaskLike) -> list[tuple[Tensor, Tensor]]:
+    """Return the sample of the node's data that a message asks to measure on."""
+    samples = message.content.config_records[CONFIG].get("samples", 0)
+    return task.sample(task.train_data(partition_id(context)), int(samples))  # type: ignore[arg-type]
+
+
 def _prepared(message: Message, task: TaskLike) -> tuple[LocalMethod, nn.Module, Arrays]:
     """Return the method the message asks for and the task's model, prepared for it, with the received arrays."""
     method = asked_method(record_of(message.content))
     model = method.prepare(task.model())
     received = to_numpy(message.content.array_records[arrayrecord_key(message.content)])
-    load_arrays(model, received)
+    load_arrays(model, {name: array for name, array in received.items() if not name.startswith(CONTROL)})
     return method, model, received
 
 

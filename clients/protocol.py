@@ -10,6 +10,8 @@ and one ``ConfigRecord`` named ``flsparse``. To the node::
     values, rounding   how the node is to code its reply
     seed, round, node  what randomness is derived from; node is the partition id
     method, method.*   the local method and its hyper-parameters
+    mirror, density    code the reply against what this node sent last, as both sides hold it, in place of the model
+                       received, and change only that fraction of the weights (see flsparse.clients.mirror)
 
 From the node: the payload, which names the reference it was coded against, and ``held``, the reference that the node
 now keeps; or ``status = "missing-reference"`` and no payload, upon which the server sends the full model.
@@ -29,6 +31,8 @@ STYPE = "flsparse.v1"
 OPAQUE = "flsparse.opaque.v1"  # payloads of methods that hold their own conversation: neither mod nor wire opens them
 RECORD = "flsparse"
 PAYLOAD = "payload"
+MIRROR = "mirror"  # name of a node's mirror in its state
+CONTROL = "control/"  # prefix of arrays that travel beside the model and are no part of its state dict
 MISSING_REFERENCE = "missing-reference"
 _MAX_BLUEPRINT_BYTES = 16 * 1024 * 1024
 
@@ -49,6 +53,11 @@ def packed_payload(content: RecordDict, stype: str = STYPE) -> bytes | None:
 def opaque_payload(content: RecordDict) -> bytes | None:
     """Return the payload that only its method may open, None where the content has none."""
     return packed_payload(content, OPAQUE)
+
+
+def payload_size(content: RecordDict) -> int:
+    """Return the bytes of all arrays of a message's content, packed or plain, without framing."""
+    return sum(len(array.data) for record in content.array_records.values() for array in record.values())
 
 
 def arrayrecord_key(content: RecordDict) -> str:

@@ -4,27 +4,34 @@ from flsparse.strategies.base import RoundFailed, RoundLoop, RoundReport
 from flsparse.strategies.choco_sgd import ChocoSGD
 from flsparse.strategies.compressed import Compressed
 from flsparse.strategies.d_psgd import DPSGD
+from flsparse.strategies.dppf import DPPF
 from flsparse.strategies.fedavg import FedAvg
+from flsparse.strategies.local_sgd import LocalSGD
 from flsparse.strategies.malcom_psgd import MalcomPSGD
+from flsparse.strategies.scaffold import Scaffold
 from flsparse.strategies.sparsyfed import SparsyFed
 from flsparse.strategies.topk import TopK
 from flsparse.strategies.wire import Node
 
 STRATEGIES: dict[str, type[RoundLoop]] = {
-    strategy.name: strategy for strategy in (FedAvg, TopK, SparsyFed, MalcomPSGD, ChocoSGD, DPSGD)
+    strategy.name: strategy
+    for strategy in (FedAvg, TopK, SparsyFed, LocalSGD, Scaffold, DPPF, MalcomPSGD, ChocoSGD, DPSGD)
 }
 
 __all__ = [
+    "DPPF",
     "DPSGD",
     "STRATEGIES",
     "ChocoSGD",
     "Compressed",
     "FedAvg",
+    "LocalSGD",
     "MalcomPSGD",
     "Node",
     "RoundFailed",
     "RoundLoop",
     "RoundReport",
+    "Scaffold",
     "SparsyFed",
     "TopK",
 ]

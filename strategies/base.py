@@ -129,7 +129,7 @@ class RoundLoop(Strategy):
         return asked_method(ConfigRecord(dict(self.method(Node(0, 0), 1)))).prepare(model)
 
     def conclude(self, grid: Grid, server_round: int, arrays: ArrayRecord, timeout_s: float) -> ArrayRecord:
-        """Return the model that a round ends with; a server that never sees one in training fetches it here."""
+        """Return the model that a round ends with, after further exchanges about it; here, the aggregated one."""
         return arrays
 
     # -- the loop ---------------------------------------------------------------------------------------------------
@@ -173,11 +173,9 @@ class RoundLoop(Strategy):
             aggregated, train_metrics = self.aggregate_train(server_round, self._exchange(grid, messages, deadline))
             if aggregated is None:
                 raise RoundFailed(self._why_failed(server_round))
-            arrays = result.arrays = aggregated
+            arrays = result.arrays = self.conclude(grid, server_round, aggregated, deadline)
             if train_metrics is not None:
                 result.train_metrics_clientapp[server_round] = train_metrics
-
-            arrays = result.arrays = self.conclude(grid, server_round, arrays, deadline)
 
             messages = self.configure_evaluate(server_round, arrays, evaluate_config, grid)
             evaluated = self.aggregate_evaluate(server_round, self._exchange(grid, messages, deadline))
@@ -283,13 +281,21 @@ class RoundLoop(Strategy):
             grid, messages, self.nodes, lambda node: self.method(node, server_round), server_round, timeout_s
         )
 
-    def update(self, reply: Message) -> tuple[list[Layer], Reference] | None:
+    def update(
+        self, reply: Message, mirror: Mapping[str, np.ndarray] | None = None
+    ) -> tuple[list[Layer], Reference] | None:
         """Decode one training reply (see :meth:`Wire.update`) and note what its node now holds."""
-        update, node_id = self.wire.update(reply), self.wire.sender(reply).node_id
-        if update and node_id in self.nodes:
+        update = self.wire.update(reply, mirror)
+        if update:
+            self.note_held(reply)
+        return update
+
+    def note_held(self, reply: Message) -> None:
+        """Note the reference that a node says it keeps: the next broadcast is a delta against it."""
+        node_id = self.wire.sender(reply).node_id
+        if node_id in self.nodes:
             held = str(record_of(reply.content).get("held", ""))
             self.nodes[node_id] = replace(self.nodes[node_id], held=held)
-        return update
 
     # -- state ------------------------------------------------------------------------------------------------------
 

@@ -57,6 +57,7 @@ class FedAvg(RoundLoop):
     """
 
     name = "fedavg"
+    weighted = True  # subclasses whose mean is over nodes, not over examples, say False
 
     def __init__(
         self,
@@ -155,7 +156,9 @@ class FedAvg(RoundLoop):
             if (weighed := self._weigh(reply)) is None:
                 continue
             (layers, reference), (weight, metrics) = update, weighed
+            weight = weight if self.weighted else 1.0
             accumulator.add(layers, weight)
+            self.accept(reply, layers)
             references.setdefault(reference.id, _Weighted(reference)).weight += weight
             self.observe(layers, reference)
             accepted.append((weight, metrics))
@@ -168,6 +171,9 @@ class FedAvg(RoundLoop):
 
     def before_aggregation(self) -> None:
         """Run before the first reply of a round; for subclasses."""
+
+    def accept(self, reply: Message, layers: list[Layer]) -> None:
+        """Note who an accepted update came from; for subclasses."""
 
     def observe(self, layers: list[Layer], reference: Reference) -> None:
         """Look at one accepted update; for subclasses."""

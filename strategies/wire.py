@@ -11,7 +11,9 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from flsparse._flwr import log, wire_size
+from flsparse.clients.mirror import reference_with
 from flsparse.clients.protocol import (
+    CONTROL,
     MISSING_REFERENCE,
     RECORD,
     Blueprint,
@@ -19,10 +21,11 @@ from flsparse.clients.protocol import (
     opaque_payload,
     pack,
     packed_payload,
+    payload_size,
     record_of,
     to_numpy,
 )
-from flsparse.codec import ArraySpec, Codec, Layer, PayloadError, Reference, decode_layers, specs_of
+from flsparse.codec import ArraySpec, Codec, Layer, PayloadError, Reference, decode_layers, payload_info, specs_of
 from flsparse.metering.ledger import Direction, Ledger
 from flsparse.sparsity import default_prunable, match_prunable
 from flsparse.strategies.downlink import Broadcast, Downlink
@@ -171,7 +174,7 @@ class Wire:
         yield from (waiting[node_id] for node_id in order[turn:] if node_id in waiting)
 
     def _push(self, grid: Grid, message: Message, node: Node) -> None:
-        self._count("downlink", message)
+        self.count("downlink", message)
         ids = [message_id for message_id in grid.push_messages([message]) if message_id]
         if ids:
             self._exchange.sent[ids[0]] = node
@@ -191,7 +194,7 @@ class Wire:
                     continue
                 self._exchange.pending.discard(message_id)
                 node = self.sender(reply)
-                self._count(self._exchange.uplink, reply)
+                self.count(self._exchange.uplink, reply)
                 if reply.has_content() and record_of(reply.content).get("status") == MISSING_REFERENCE:
                     self._send_full(grid, node)
                     continue
@@ -199,17 +202,19 @@ class Wire:
             if not replies:
                 time.sleep(pause)
 
-    def _count(self, direction: Direction, message: Message) -> None:
-        payload, models = None, 1
+    def count(self, direction: Direction, message: Message) -> None:
+        """Enter one message into the ledger."""
+        size, models, coded = 0, 1, False
         if message.has_content():
-            payload = packed_payload(message.content) or opaque_payload(message.content)
-            models = int(record_of(message.content).get("models", 1))  # type: ignore[arg-type]
+            content = message.content
+            size, models = payload_size(content), int(record_of(content).get("models", 1))  # type: ignore[arg-type]
+            coded = packed_payload(content) is not None or opaque_payload(content) is not None
         self.ledger.count(
             direction,
             self._exchange.server_round,
-            payload_bytes=len(payload or b""),
+            payload_bytes=size,
             wire_bytes=wire_size(message),
-            dense_bytes=self._blueprint.nbytes * models if payload else 0,
+            dense_bytes=self._blueprint.nbytes * models if coded else size,
         )
 
     def sender(self, reply: Message) -> Node:
@@ -264,12 +269,22 @@ class Wire:
     def describe(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Learn the names, shapes and dtypes of the model, once, and which of its arrays may be pruned."""
         if not self._blueprint.specs:
+            model = {name: array for name, array in arrays.items() if not name.startswith(CONTROL)}
             default = self._patterns is None
-            prunable = default_prunable(arrays) if default else match_prunable(arrays, self._patterns or [])
+            prunable = default_prunable(model) if default else match_prunable(model, self._patterns or [])
             self._blueprint = Blueprint(specs_of(arrays), prunable)
 
-    def update(self, reply: Message) -> tuple[list[Layer], Reference] | None:
+    def update(
+        self, reply: Message, mirror: Mapping[str, np.ndarray] | None = None
+    ) -> tuple[list[Layer], Reference] | None:
         """Check and decode one training reply; None where it is no use, which is logged and counted.
+
+        Parameters
+        ----------
+        reply : Message
+            Of this exchange.
+        mirror : Mapping[str, np.ndarray], optional
+            The node's mirror, where the server has one: the reply may be coded against it, or against the broadcast.
 
         Returns
         -------
@@ -288,7 +303,8 @@ class Wire:
             return None
         reference = self._exchange.broadcasts[node.node_id].reference
         try:
-            layers = decode_layers(payload, like=self.specs, reference=None if self.values == "raw" else reference)
+            base = reference if mirror is None else _named(payload, reference_with(mirror, reference), reference)
+            layers = decode_layers(payload, like=self.specs, reference=None if self.values == "raw" else base)
         except PayloadError as error:
             self.drop(node.node_id, f"its payload was refused: {error}", "rejected_payloads")
             return None
@@ -300,3 +316,9 @@ class Wire:
         self.counts[counter] += 1
         self.problems.append(f"node {node_id}: {last_line}")
         log(WARNING, "Round %d: node %d dropped: %s", self._exchange.server_round, node_id, last_line)
+
+
+def _named(payload: bytes, mirrored: Reference, broadcast: Reference) -> Reference:
+    """Return the one of two references that a payload names; the broadcast where it names another one."""
+    named = payload_info(payload).reference_id
+    return mirrored if named is not None and mirrored.id.startswith(named) else broadcast

@@ -1,4 +1,7 @@
-"""``python -m flsparse.report RUN_FOLDER...``: a table of one run or several, and accuracy against bytes as a PNG."""
+"""``python -m flsparse.report RUN_FOLDER...``: a table of one run or several, and accuracy against bytes as a PNG.
+
+A run that measured its valley gets a plot of the last one, too.
+"""
 
 import argparse
 import sys
@@ -7,7 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from flsparse.report.plots import accuracy_against_bytes
+from flsparse.report.plots import accuracy_against_bytes, loss_along_directions
 from flsparse.report.run_folder import read_rows
 from flsparse.report.tables import comparison_table, read_summary, run_table
 
@@ -34,10 +37,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Console().print(run_table(summaries[0]) if len(folders) == 1 else comparison_table(summaries, labels))
         rows = {label: read_rows(folder / "metrics.jsonl") for label, folder in zip(labels, folders, strict=True)}
         plot = accuracy_against_bytes(rows, args.plot or args.folders[0] / "accuracy_against_bytes.png")
+        valleys = [
+            loss_along_directions(measured[-1], folder / "valley.png")
+            for label, folder in zip(labels, folders, strict=True)
+            if (measured := [row for row in rows[label] if row.get("valley_losses")])
+        ]
     except (FileNotFoundError, ModuleNotFoundError) as error:
         print(error, file=sys.stderr)
         return 1
-    print(f"plot: {plot}")
+    for path in (plot, *valleys):
+        print(f"plot: {path}")
     return 0
 
 

@@ -26,14 +26,7 @@ def accuracy_against_bytes(runs: Mapping[str, Sequence[Mapping[str, Any]]], path
     ModuleNotFoundError
         matplotlib is not installed.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("plots need matplotlib: pip install 'flsparse[report]'") from error
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
+    figure, axes = _figure()
     for label, rows in runs.items():
         sent = accumulate(float(row["uplink_bytes"] + row["downlink_bytes"]) for row in rows)
         points = [
@@ -47,3 +40,51 @@ def accuracy_against_bytes(runs: Mapping[str, Sequence[Mapping[str, Any]]], path
     axes.legend()
     figure.savefig(path, dpi=150)
     return Path(path)
+
+
+def loss_along_directions(row: Mapping[str, Any], path: Path | str) -> Path:
+    """Draw the loss from the average model through each worker, and the wall (see :mod:`flsparse.valley`).
+
+    Parameters
+    ----------
+    row : Mapping[str, Any]
+        A row of ``metrics.jsonl`` in which the valley was measured.
+    path : Path or str
+        The PNG to write.
+
+    Returns
+    -------
+    Path
+        ``path``.
+
+    Raises
+    ------
+    ValueError
+        The row holds no valley.
+    ModuleNotFoundError
+        matplotlib is not installed.
+    """
+    if not row.get("valley_losses"):
+        raise ValueError(f"round {row.get('server_round')} measured no valley: set strategy.valley_every")
+    figure, axes = _figure()
+    for worker, losses in row["valley_losses"].items():
+        distances = [i * row["valley_step"] for i in range(len(losses))]
+        axes.plot(distances, losses, marker=".", label=f"worker {worker}")
+    axes.axvline(row["mean_valley"], color="gray", linestyle="--", label="Mean Valley")
+    axes.set(yscale="log", xlabel="distance from the average, normalized coordinates", ylabel="training loss")
+    axes.set_title(f"round {row['server_round']}")
+    axes.grid(alpha=0.3, which="both")
+    axes.legend()
+    figure.savefig(path, dpi=150)
+    return Path(path)
+
+
+def _figure() -> tuple[Any, Any]:
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("plots need matplotlib: pip install 'flsparse[report]'") from error
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots()

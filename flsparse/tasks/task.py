@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from flsparse import rng
 from flsparse.tasks import datasets, training
@@ -137,6 +137,22 @@ class Task:
     def evaluate(self, model: nn.Module, data: Data) -> dict[str, float]:
         """Return ``loss``, ``accuracy`` and ``num-examples`` (see :func:`flsparse.tasks.training.evaluate`)."""
         return training.evaluate(model, data)
+
+    def sample(self, data: Data, size: int) -> list[tuple[Tensor, Tensor]]:
+        """Return batches of a fixed random sample of some data, prepared as the model takes them, with their targets.
+
+        Parameters
+        ----------
+        data : Data
+        size : int
+            Samples in all, at most; 0: all of them. A batch holds 100, and never one alone where there are more.
+        """
+        order = rng.stream(self.seed, 0, -1, "sample").permutation(len(data))[: size or None]
+        index = data.index[torch.from_numpy(order)]
+        parts = torch.chunk(index, max(1, len(index) // 100))
+        inputs = [data.prepare(data.all_inputs[part].to(self.device)) for part in parts]
+        targets = [data.all_targets[part].long().to(self.device) for part in parts]
+        return list(zip(inputs, targets, strict=True))
 
     def _train_view(self, index: np.ndarray) -> Data:
         source = self.source

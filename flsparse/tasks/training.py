@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from flsparse import rng
+from flsparse.schedules import learning_rate
 from flsparse.tasks.cost import TrainingFlops, peak_memory_bytes
 from flsparse.tasks.data import Data, batches
-from flsparse.tasks.schedules import learning_rate
 
 if TYPE_CHECKING:
     from flsparse.clients.base import Fit, LocalMethod, Scalar
@@ -34,14 +34,15 @@ def make_optimizer(model: nn.Module, config: Mapping[str, "Scalar"]) -> torch.op
     model : nn.Module
         Weight decay applies to all its parameters.
     config : Mapping
-        ``lr``; optionally ``lr-final`` with ``server-round`` and ``num-rounds`` (see :func:`learning_rate`),
-        ``momentum``, ``weight-decay``.
+        ``lr``; optionally ``lr-final`` and ``lr-schedule`` with ``server-round`` and ``num-rounds`` (see
+        :func:`learning_rate`), ``momentum``, ``weight-decay``.
     """
     rate = learning_rate(
         int(config.get("server-round", 1)),
         int(config.get("num-rounds", 1)),
         float(config["lr"]),
         float(config.get("lr-final", 0.0)),
+        str(config.get("lr-schedule", "geometric")),
     )
     return torch.optim.SGD(
         model.parameters(),

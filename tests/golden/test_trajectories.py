@@ -13,7 +13,19 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from federation_kit import digits, run
 
-from flsparse.strategies import DPSGD, STRATEGIES, ChocoSGD, FedAvg, MalcomPSGD, RoundLoop, SparsyFed, TopK
+from flsparse.strategies import (
+    DPPF,
+    DPSGD,
+    STRATEGIES,
+    ChocoSGD,
+    FedAvg,
+    LocalSGD,
+    MalcomPSGD,
+    RoundLoop,
+    Scaffold,
+    SparsyFed,
+    TopK,
+)
 
 FILE = Path(__file__).with_name("trajectories.json")
 SPARSE = {"sparsity": 0.9, "hello": True}
@@ -24,12 +36,28 @@ CASES: dict[str, RoundLoop] = {
     "topk": TopK(**SPARSE),
     "sparsyfed": SparsyFed(**SPARSE),
     "sparsyfed_paper": SparsyFed(**SPARSE, ramp=False, reprune=False, activation_pruning=True, values="fp32"),
+    "local_sgd": LocalSGD(values="raw", downlink_values="raw", hello=True),
+    "scaffold": Scaffold(values="int8", hello=True),
+    "dppf": DPPF(values="int8", hello=True),
+    "dppf_exact": DPPF(alpha=0.5, lambda_=0.5, schedule="constant", values="raw", downlink_values="raw", hello=True),
+    "dppf_sparse_with_control": DPPF(
+        sparsity=0.9, control_variates=True, values="int8", fraction_train=0.5, hello=True
+    ),
     "sparsyfed_spectral_layers": SparsyFed(**SPARSE, beta="spectral", scope="layer", fraction_train=0.5),
     "malcom_psgd": MalcomPSGD(**RING, mu=0.001),
     "choco_sgd": ChocoSGD(**RING, gamma=0.6, coder="rans"),
     "d_psgd": DPSGD(**RING),
 }
-KEYS = ("train_loss", "uplink_bytes", "downlink_bytes", "broadcast_sparsity", "mask_iou", "regrowth", "consensus_error")
+KEYS = (
+    "train_loss",
+    "uplink_bytes",
+    "downlink_bytes",
+    "broadcast_sparsity",
+    "mask_iou",
+    "regrowth",
+    "consensus_error",
+    "width",
+)
 
 
 def trajectory(strategy: RoundLoop) -> list[dict[str, float]]:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from flsparse.report.__main__ import main, run_folders
+from flsparse.report.plots import loss_along_directions
 
 SUMMARY: dict[str, Any] = {"strategy": "topk", "dataset": "digits", "rounds": 2, "final_accuracy": 0.8}
 ROWS = [
@@ -40,3 +41,13 @@ def test_a_sweep_stands_for_its_runs(tmp_path: Path, capsys: pytest.CaptureFixtu
 def test_a_folder_without_a_run_is_said_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path)]) == 1
     assert "no summary.json" in capsys.readouterr().err
+
+
+def test_a_run_that_measured_its_valley_gets_a_plot_of_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = make_run(tmp_path / "run")
+    row = {**ROWS[1], "valley_losses": {"0": [0.1, 0.15, 0.3]}, "valley_step": 0.1, "mean_valley": 0.13}
+    (run / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+    assert main([str(run)]) == 0
+    assert (run / "valley.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(ValueError, match="valley_every"):
+        loss_along_directions(ROWS[0], tmp_path / "none.png")

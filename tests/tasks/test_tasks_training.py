@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
+from flsparse.schedules import learning_rate
 from flsparse.sparsity import begin_fit, sparsify
 from flsparse.tasks import build_task
 from flsparse.tasks.data import batches
-from flsparse.tasks.schedules import learning_rate
 
 FitNode = Callable[..., Any]
 

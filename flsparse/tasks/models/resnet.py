@@ -13,12 +13,12 @@ from flsparse.tasks.torchvision_compat import import_torchvision
 _GROUPS = 8
 
 
-def norm_layer(kind: str) -> Callable[[int], nn.Module]:
+def norm_layer(kind: str, groups: int = _GROUPS) -> Callable[[int], nn.Module]:
     """Return what builds a norm of so many channels: ``batch``, or ``group``, which keeps no running statistics."""
     if kind == "batch":
         return nn.BatchNorm2d
     if kind == "group":
-        return partial(nn.GroupNorm, _GROUPS)
+        return partial(nn.GroupNorm, groups)
     raise ValueError(f"model.norm={kind!r} must be batch or group")
 
 

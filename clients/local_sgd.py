@@ -1,0 +1,92 @@
+"""Local SGD on the device (Stich 2019, arXiv 1805.09767): workers that keep their optimizer between exchanges.
+
+    x_m <- x_A                        every exchange starts from the average, as the server sent it
+    x_m <- SGD from x_m               tau steps; the momentum goes on where it was         (local-steps, local-epochs)
+
+The worker's state lives in its node-state store. It goes on only where server and worker agree on the round of the
+worker's last accepted reply (``continues``): a worker that lost its state, or whose last reply the server does not
+have, joins from the average with a fresh optimizer.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import nn
+
+from flsparse.clients.base import Arrays, Fit, LocalMethod, register, state_arrays
+from flsparse.clients.protocol import MIRROR
+
+_WORKER, _ROUND = "worker", "worker-round"
+_SEPARATOR = "|"
+
+
+@register
+@dataclass(kw_only=True)
+class LocalSGDLocal(LocalMethod):
+    """Train from the average with one's own momentum.
+
+    Attributes
+    ----------
+    continues : int
+        Round of the last reply that the server has from this worker; 0: none, so it starts anew.
+    """
+
+    name: ClassVar[str] = "local_sgd"
+    continues: int = 0
+
+    def before_fit(self, fit: Fit) -> None:
+        """Go on as the worker of the last exchange, or join."""
+        kept = fit.state.get(_WORKER) if 0 < self.continues == fit.state.values.get(_ROUND) else None
+        fit.metrics["joined"] = float(kept is None)
+        if kept is None:
+            fit.state.drop(MIRROR)
+            return
+        load_optimizer(fit.model, fit.optimizer, kept)
+        self.pull(fit, kept)
+
+    def pull(self, fit: Fit, kept: Arrays) -> None:
+        """Move from where the worker was to where it trains on; here, to the average, which is loaded already."""
+
+    def after_fit(self, fit: Fit) -> Arrays:
+        """Keep the worker; send its weights."""
+        fit.state.put(_WORKER, {**self.kept(fit), **optimizer_arrays(fit.model, fit.optimizer)})
+        fit.state.values[_ROUND] = fit.server_round
+        return state_arrays(fit.model)
+
+    def kept(self, fit: Fit) -> Arrays:
+        """Return what the worker keeps beside its optimizer; names must not hold a ``|``."""
+        return {}
+
+
+def parameter_arrays(model: nn.Module) -> Arrays:
+    """Return a module's parameters, without its buffers, as NumPy arrays of their own."""
+    return {name: np.array(p.detach().cpu().numpy()) for name, p in model.named_parameters()}
+
+
+def load_parameters(model: nn.Module, arrays: Arrays) -> None:
+    """Load parameters by name and leave buffers as they are."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(torch.from_numpy(arrays[name]))
+
+
+def optimizer_arrays(model: nn.Module, optimizer: torch.optim.Optimizer) -> Arrays:
+    """Return an optimizer's tensors as ``{"momentum_buffer|conv.weight": array}``."""
+    return {
+        f"{key}{_SEPARATOR}{name}": np.array(value.detach().cpu().numpy())
+        for name, parameter in model.named_parameters()
+        for key, value in optimizer.state.get(parameter, {}).items()
+        if isinstance(value, torch.Tensor)
+    }
+
+
+def load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, arrays: Arrays) -> None:
+    """Load what :func:`optimizer_arrays` gave; other names are passed over."""
+    parameters = dict(model.named_parameters())
+    for full_name, array in arrays.items():
+        key, found, name = full_name.partition(_SEPARATOR)
+        if found and name in parameters:
+            value = torch.from_numpy(np.array(array))
+            optimizer.state[parameters[name]][key] = value.to(parameters[name].device) if value.ndim else value

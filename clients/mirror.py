@@ -1,0 +1,55 @@
+"""Mirrors: what a node has sent so far, as both sides hold it, and replies coded against that.
+
+    p   = Q(top-k(x_m - h_m))       h_m: the mirror of x_m; k = density * N, by magnitude
+    h_m <- h_m + p                  on the node and on the server, from the same bytes
+
+A worker that is pushed away from the average never comes near it, so its distance to the average costs the same bits
+in every round; the distance to its own mirror shrinks as training settles, and what is not sent now stays in the
+difference and is sent later. A mirror starts as the broadcast that its node received; the payload names the mirror it
+was coded against by a hash of its content, so mirrors that have drifted apart are refused, never added up.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from flsparse.clients.protocol import CONTROL
+from flsparse.codec import Reference
+from flsparse.sparsity import default_prunable, prune_global
+
+Arrays = dict[str, np.ndarray]
+
+
+def towards(arrays: Mapping[str, np.ndarray], mirror: Mapping[str, np.ndarray], density: float) -> Arrays:
+    """Return the mirror moved to the arrays where that matters most.
+
+    Parameters
+    ----------
+    arrays : Mapping[str, np.ndarray]
+        ``x_m``: what is to be mirrored.
+    mirror : Mapping[str, np.ndarray]
+        ``h_m``: the same names and shapes.
+    density : float
+        Fraction of the weights (floating arrays of two or more dimensions) that move, in (0, 1], by the magnitude of
+        their difference over all of them. The other arrays move whole, and zeros of ``x_m`` are taken over as zeros:
+        in the codec a position that is not kept costs no value.
+
+    Raises
+    ------
+    ValueError
+        ``density`` is out of range.
+    """
+    if not 0 < density <= 1:
+        raise ValueError(f"density={density} is not in (0, 1]: it is the fraction of weights that a reply changes")
+    names = [name for name in default_prunable(arrays) if not name.startswith(CONTROL)]
+    if density == 1 or not names:
+        return dict(arrays)
+    differences = {name: np.subtract(arrays[name], mirror[name]) for name in names}
+    chosen = prune_global(differences, 1 - density, names)
+    moved = {n: np.where((chosen[n] != 0) | (arrays[n] == 0), arrays[n], mirror[n]) for n in names}
+    return {name: moved.get(name, array) for name, array in arrays.items()}
+
+
+def reference_with(mirror: Mapping[str, np.ndarray], received: Reference) -> Reference:
+    """Return the reference a reply is coded against: the mirror, and for arrays beside the model what was received."""
+    return Reference({n: a if n.startswith(CONTROL) else mirror.get(n, a) for n, a in received.arrays.items()})

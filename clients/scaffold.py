@@ -1,0 +1,72 @@
+"""SCAFFOLD on the device (Karimireddy et al. 2020, arXiv 1910.06378): steps corrected by control variates.
+
+    g   <- g_i(y) - c_i + c                  every step                               c: received, c_i: this node's own
+    c_i <- mean over the steps of g_i(y)     at the end; equals option II, c_i - c + (x - y)/(K lr), for plain SGD, and
+                                             also holds with momentum and weight decay
+
+``c`` travels with the model under ``control/``; what goes back is ``c + (c_i_new - c_i)``, so that the server's mean
+minus ``c`` is the mean change.
+"""
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import numpy as np
+import torch
+
+from flsparse.clients.base import Arrays, Fit, LocalMethod, register, state_arrays
+from flsparse.clients.protocol import CONTROL
+
+_OWN = "control"
+
+
+@dataclass
+class ControlVariates:
+    """The correction of one local training; a method that wants it calls these four in its own hooks."""
+
+    correction: dict[str, torch.Tensor] = field(default_factory=dict)
+    total: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    def start(self, fit: Fit) -> None:
+        """Take ``c - c_i`` for every parameter; a node without ``c_i`` starts at 0."""
+        own = fit.state.get(_OWN) or {}
+        for name, parameter in fit.model.named_parameters():
+            difference = fit.received[CONTROL + name] - own.get(name, np.float32(0))
+            self.correction[name] = torch.from_numpy(np.array(difference)).to(parameter)
+            self.total[name] = torch.zeros_like(parameter)
+
+    def correct(self, fit: Fit) -> None:
+        """Add the correction to the gradients, and the plain gradients to their sum."""
+        with torch.no_grad():
+            for name, parameter in fit.model.named_parameters():
+                if parameter.grad is not None:
+                    self.total[name] += parameter.grad
+                    parameter.grad += self.correction[name]
+
+    def finish(self, fit: Fit) -> Arrays:
+        """Keep the new ``c_i`` and return what the server is to average, by its names."""
+        old = fit.state.get(_OWN) or {}
+        new = {name: (total / max(fit.step, 1)).cpu().numpy() for name, total in self.total.items()}
+        fit.state.put(_OWN, new)
+        return {CONTROL + n: fit.received[CONTROL + n] + c - old.get(n, np.float32(0)) for n, c in new.items()}
+
+
+@register
+@dataclass(kw_only=True)
+class ScaffoldLocal(LocalMethod):
+    """Local SGD with control variates, from the received weights."""
+
+    name: ClassVar[str] = "scaffold"
+
+    def before_fit(self, fit: Fit) -> None:
+        """Take the correction."""
+        self.control = ControlVariates()
+        self.control.start(fit)
+
+    def after_backward(self, fit: Fit) -> None:
+        """Correct the gradients."""
+        self.control.correct(fit)
+
+    def after_fit(self, fit: Fit) -> Arrays:
+        """Send the weights, and the control variate behind them."""
+        return {**state_arrays(fit.model), **self.control.finish(fit)}

@@ -1,0 +1,195 @@
+"""Local SGD on the server (Stich 2019, arXiv 1805.09767): the mean of stateful workers, every few steps.
+
+    x_A <- mean over the sampled of x_m          uniform
+    tau <- max(tau_base, floor((b / lr)^2))      local steps of a round by the quadratic synchronization rule   (qsr)
+
+The server remembers the round of each worker's last accepted reply and sends it along: a worker with the state of that
+very round goes on, any other one joins from the average (see flsparse.clients.local_sgd). A worker that was asked and
+did not deliver is to join, too, so a late one does not go on from weights that nobody averaged.
+
+Models with batch norm: after an exchange the nodes estimate its statistics at the average, and the server pools them.
+"""
+
+from collections.abc import Iterable, Mapping
+from logging import INFO
+
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+
+from flsparse._flwr import log
+from flsparse.batch_norm import pooled, statistics_names
+from flsparse.clients.probes import STATISTICS
+from flsparse.clients.protocol import to_numpy, to_record
+from flsparse.codec import Layer
+from flsparse.schedules import learning_rate, quadratic_synchronization
+from flsparse.strategies.fedavg import FedAvg
+from flsparse.strategies.wire import Node, Value
+
+
+class LocalSGD(FedAvg):
+    """The mean of workers that keep their optimizer.
+
+    Parameters
+    ----------
+    qsr : float (default: 0.0)
+        ``b`` of the quadratic synchronization rule, in units of the learning rate; 0: the same local steps every round
+        (``client.local_steps``, which the rule takes for ``tau_base``, or ``client.local_epochs``).
+    qsr_max_steps : int (default: 100)
+        Bound of what the rule asks for, at least 1.
+    statistics_every : int (default: 1)
+        Rounds between estimates of the average's batch-norm statistics, and always in the last one; 0: never, the mean
+        of the workers' running statistics is kept. Models without batch norm have no use for it.
+    statistics_samples : int (default: 500)
+        Examples of each node for such an estimate; 0: all.
+    **fedavg
+        Parameters of :class:`FedAvg`. The mean is over workers, whatever their examples.
+    """
+
+    name = "local_sgd"
+    weighted = False
+
+    def __init__(
+        self,
+        *,
+        qsr: float = 0.0,
+        qsr_max_steps: int = 100,
+        statistics_every: int = 1,
+        statistics_samples: int = 500,
+        **fedavg: object,
+    ) -> None:
+        super().__init__(**fedavg)  # type: ignore[arg-type]
+        if qsr < 0 or qsr_max_steps < 1:
+            raise ValueError(f"qsr={qsr} must be at least 0 and qsr_max_steps={qsr_max_steps} at least 1")
+        if statistics_every < 0 or statistics_samples < 0:
+            raise ValueError(
+                f"statistics_every={statistics_every} and statistics_samples={statistics_samples} must be at least 0"
+            )
+        self.qsr, self.qsr_max_steps = qsr, qsr_max_steps
+        self.statistics_every, self.statistics_samples = statistics_every, statistics_samples
+        self._accepted: dict[int, int] = {}  # round of the last accepted reply, by partition
+        self._once: set[int] = set()  # partitions that have ever been accepted
+        self._asked: list[Node] = []
+
+    def method(self, node: Node, server_round: int) -> Mapping[str, Value]:
+        """Tell the worker which state of its to go on from."""
+        return {"method": self.name, "method.continues": self._accepted.get(node.partition, 0)}
+
+    def summary(self) -> None:
+        """Log the configuration."""
+        if self.qsr:
+            log(INFO, "\t├──> Local steps: (%.3g / lr)^2, at most %d", self.qsr, self.qsr_max_steps)
+        super().summary()
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Set the round's local steps; sample and address as FedAvg does."""
+        if self.qsr:
+            config = ConfigRecord({**config, "local-steps": self._local_steps(server_round, config)})
+        messages = list(super().configure_train(server_round, arrays, config, grid))
+        self._asked = [self.nodes[message.metadata.dst_node_id] for message in messages]
+        self.round_metrics["rejoined"] = 0
+        return messages
+
+    def _local_steps(self, server_round: int, config: ConfigRecord) -> int:
+        if "lr" not in config:
+            raise ValueError("qsr needs the learning rate: put 'lr' into train_config")
+        rate = learning_rate(
+            server_round,
+            self._num_rounds,
+            float(config["lr"]),  # type: ignore[arg-type]
+            float(config.get("lr-final", 0.0)),  # type: ignore[arg-type]
+            str(config.get("lr-schedule", "geometric")),
+        )
+        at_least = max(1, int(config.get("local-steps", 1)))  # type: ignore[arg-type]
+        steps = quadratic_synchronization(rate, self.qsr, at_least, self.qsr_max_steps)
+        self.round_metrics["local_steps"] = steps
+        return steps
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Average; who was asked and not accepted joins anew next time."""
+        for node in self._asked:
+            self._accepted.pop(node.partition, None)
+        return super().aggregate_train(server_round, replies)
+
+    def accept(self, reply: Message, layers: list[Layer]) -> None:
+        """Note the worker's round; count it where it has joined again."""
+        partition = self.wire.sender(reply).partition
+        joined = any(record.get("joined", 0) for record in reply.content.metric_records.values())
+        self.round_metrics["rejoined"] += int(bool(joined) and partition in self._once)
+        self._accepted[partition] = self._next_round
+        self._once.add(partition)
+
+    def conclude(self, grid: Grid, server_round: int, arrays: ArrayRecord, timeout_s: float) -> ArrayRecord:
+        """Replace the batch-norm statistics by those that the round's nodes find at the average."""
+        names = statistics_names(arrays)
+        due = self.statistics_every and (server_round % self.statistics_every == 0 or server_round == self._num_rounds)
+        if not names or not due:
+            return arrays
+        config = ConfigRecord({"samples": self.statistics_samples})
+        parts = []
+        for reply in self.ask(grid, server_round, f"{MessageType.EVALUATE}.{STATISTICS}", arrays, config, timeout_s):
+            if (weighed := self._weigh(reply)) is None:
+                continue
+            found = to_numpy(reply.content.array_records.get(STATISTICS, ArrayRecord()))
+            if _sound(found, names, to_numpy(arrays)):
+                parts.append((weighed[0], found))
+            else:
+                self.wire.drop(self.wire.sender(reply).node_id, "its statistics are no use", "rejected_payloads")
+        if not parts:
+            return arrays
+        return to_record({**to_numpy(arrays), **pooled(parts)})
+
+    def ask(
+        self,
+        grid: Grid,
+        server_round: int,
+        message_type: str,
+        arrays: ArrayRecord,
+        config: ConfigRecord,
+        timeout_s: float,
+        *,
+        hold: bool = True,
+    ) -> Iterable[Message]:
+        """Ask the round's accepted workers about a model; return the replies that have content.
+
+        With ``hold`` the nodes keep the model as their next reference, so that the next broadcast is small.
+        """
+        nodes = [self.nodes[n.node_id] for n in self._asked if self._accepted.get(n.partition) == server_round]
+        content = RecordDict({self.arrayrecord_key: arrays, self.configrecord_key: config})
+        messages = [Message(content, node.node_id, message_type) for node in nodes]
+
+        def method(node: Node) -> Mapping[str, Value]:
+            kept = {} if hold else {"hold": False}
+            return {**self.method(node, server_round), **kept}
+
+        for reply in self.wire.exchange(grid, messages, self.nodes, method, server_round, timeout_s):
+            if reply.has_error():
+                self.wire.drop(self.wire.sender(reply).node_id, reply.error.reason, "failures")
+            else:
+                self.note_held(reply)
+                yield reply
+
+    def state_dict(self) -> dict[str, object]:
+        """Return FedAvg's state and which state each worker is to go on from."""
+        accepted = {str(partition): server_round for partition, server_round in self._accepted.items()}
+        return {**super().state_dict(), "accepted": accepted, "once": sorted(self._once)}
+
+    def load_state_dict(self, state: dict[str, object]) -> None:
+        """Restore what :meth:`state_dict` gave."""
+        super().load_state_dict(state)
+        self._accepted = {int(partition): r for partition, r in state["accepted"].items()}  # type: ignore[attr-defined]
+        self._once = set(state["once"])  # type: ignore[call-overload]
+
+
+def _sound(found: Mapping[str, np.ndarray], names: list[str], model: Mapping[str, np.ndarray]) -> bool:
+    """Whether a node's statistics are finite, not negative where they are variances, and of the model's shapes."""
+    return sorted(found) == sorted(names) and all(
+        found[n].shape == model[n].shape
+        and bool(np.isfinite(found[n]).all())
+        and (not n.endswith("running_var") or bool((found[n] >= 0).all()))
+        for n in names
+    )
