@@ -5,6 +5,7 @@ A run whose folder is complete is not repeated, so a sweep that was stopped goes
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -58,7 +59,8 @@ def run_all(jobs: Mapping[str, Sequence[str]], root: Path, workers: int) -> dict
 
     def run(name: str) -> None:
         nonlocal done
-        command = [sys.executable, "-m", "flsparse", *jobs[name], f"output_dir={root / name}", "overwrite=true"]
+        shutil.rmtree(root / name, ignore_errors=True)  # what a stopped sweep left
+        command = [sys.executable, "-m", "flsparse", *jobs[name], f"output_dir={root / name}"]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         with (root / f"{name}.log").open("w") as log:
             finished = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment, check=False)

@@ -59,8 +59,9 @@ def _run(arguments: Sequence[str]) -> int:
     if "--version" in arguments:  # Hydra's parser would print its own
         print(f"flsparse {__version__}")
         return 0
-    args = get_args_parser().parse_args(arguments)
+    args = get_args_parser().parse_intermixed_args(arguments)
     overrides = list(args.overrides)
+    arguments = [each for each in arguments if each not in overrides] + overrides  # Hydra wants flags first
     if args.help or args.hydra_help or args.shell_completion or args.info is not None:
         return _hand_over(arguments)
     with hydra.initialize_config_module("flsparse.conf", version_base="1.3"):
@@ -227,8 +228,12 @@ def _launch(cfg: dict[str, Any], *, show: bool) -> dict[str, Any] | None:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
         log.info("The run failed", exc_info=True)
-        first = (str(error).splitlines() or [""])[0] or type(error).__name__
-        _say(f"flsparse: {first}\nThe log: {_shown(folder / _LOG)}", _errors)
+        foreseen = isinstance(error, ValueError | RuntimeError | OSError | ImportError)
+        first = (str(error).splitlines() or [""])[0]
+        _say(
+            f"flsparse: {first if foreseen else f'{type(error).__name__}: {first}'}\nThe log: {_shown(folder / _LOG)}",
+            _errors,
+        )
         return None
     if summary["status"] == "interrupted":
         _say(f"Stopped after round {summary['rounds']}. To go on: flsparse resume={_shown(folder)}", _errors)
@@ -279,11 +284,11 @@ class Comparison(Callback):
         """Compare the jobs' summaries; leave with exit code 1 when one of them has none."""
         sweep = Path(config.hydra.sweep.dir)
         jobs = sorted((path.parent.parent for path in sweep.glob("*/.hydra/overrides.yaml")), key=_job_number)
-        done = {job: read_summary(job) for job in jobs if (job / "summary.json").is_file()}
-        done = {job: summary for job, summary in done.items() if summary["status"] == "completed"}
+        labels, what = _labels([list(OmegaConf.load(job / ".hydra" / "overrides.yaml")) for job in jobs])
+        summaries = [read_summary(job) if (job / "summary.json").is_file() else {} for job in jobs]
+        done = {name: each for name, each in zip(labels, summaries, strict=True) if each.get("status") == "completed"}
         if done:
-            labels, what = _labels([list(OmegaConf.load(job / ".hydra" / "overrides.yaml")) for job in done])
-            _console.print(comparison_table(list(done.values()), labels, what))
+            _console.print(comparison_table(list(done.values()), list(done), what))
         _say(f"run folders: {_shown(sweep)}/\nplot: python -m flsparse.report {_shown(sweep)}")
         if len(done) < len(jobs):
             _say(f"{len(jobs) - len(done)} of {len(jobs)} runs failed", _errors)
@@ -344,7 +349,7 @@ def _log_into(folder: Path) -> None:
     for handler in logging.getLogger().handlers:
         handler.close()
     logging.basicConfig(level=logging.INFO, handlers=[file, terminal], force=True)
-    log.setLevel(logging.DEBUG)
+    logging.getLogger("hydra").setLevel(logging.WARNING)  # its launcher would write about the next job
     flower = logging.getLogger("flwr")
     flower.handlers.clear()
     flower.propagate = True

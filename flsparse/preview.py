@@ -67,7 +67,8 @@ def preview(cfg: Mapping[str, Any]) -> Preview:
     arrays = state_arrays(strategy.prepare(plain))
     pruned = prune_global(arrays, getattr(strategy, "sparsity", 0.0), names)
 
-    down, up = strategy.downlink.codec, Codec(values=strategy.values, rounding=strategy.rounding)
+    codec = cfg["codec"]
+    down, up = Codec(values=codec["downlink_values"]), Codec(values=codec["values"], rounding=codec["rounding"])
     stream = rng.stream(int(cfg["seed"]), 0, -1, "preview")
     broadcast = down.encode(pruned, rng=stream)
     received = decode(broadcast, like=pruned)

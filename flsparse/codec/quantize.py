@@ -31,7 +31,7 @@ def step_of(code: int) -> float:
 
 
 def _sample(x: Floats) -> Floats:
-    return x[:: -(-x.size // _SAMPLE)]
+    return x[:: max(1, -(-x.size // _SAMPLE))]
 
 
 def rms(x: Floats) -> float:
@@ -52,24 +52,18 @@ def least_squares_code(x: Floats, bound: int) -> int:
         Largest integer, 7 for int4 and 127 for int8.
     """
     widest = widest_code(x, bound)
-    bulk = _sample(x)
-    edge = float(np.abs(x).max(initial=0.0)) / 8
-    bulk, tail = (
-        bulk[np.abs(bulk) <= edge],
-        x[np.abs(x) > edge],
-    )  # clipping hurts the rare large values: sample them apart
-    few = _sample(tail)
+    magnitude = np.abs(x)
+    edge = float(magnitude.max(initial=0.0)) / 8
+    bulk, tail = _sample(x), x[magnitude > edge]  # clipping hurts the rare large values: they are sampled apart
+    bulk, few = bulk[np.abs(bulk) <= edge], _sample(tail)
     sample = np.concatenate([bulk, few])
     shares = np.repeat([-(-x.size // _SAMPLE), tail.size / max(1, few.size)], [bulk.size, few.size])
     best_error, best = np.inf, widest
     for code in range(widest, max(0, widest - 28), -1):  # down to a twelfth of the range
         step = step_of(code)
-        q = np.rint(sample / step)
-        np.clip(q, -bound, bound, out=q)
-        q *= step
-        q -= sample
-        with np.errstate(over="ignore"):
-            error = float(np.dot(q * q, shares))
+        with np.errstate(over="ignore", invalid="ignore"):  # at the edge of double precision the widest step stays
+            miss = np.clip(np.rint(sample / step), -bound, bound) * step - sample
+            error = float(np.dot(miss * miss, shares))
         if error < best_error:
             best_error, best = error, code
         elif error > 2 * best_error:

@@ -16,8 +16,8 @@ from flsparse.codec.errors import require
 from flsparse.codec.quantize import Floats, Integers
 from flsparse.codec.wire import Reader, Writer
 
-_COARSEST = {7: 0.875}  # int4 only: a step below this many rms spends bits on noise (see docs/codec.md)
-_FINE = {7: 4.0, 127: 64.0}  # steps per rms of small arrays' changes; without a reference always the second
+INT4 = 7
+_FINE, _FINER = 4.0, 64.0  # steps per rms of small arrays: of their changes under int4; else
 
 
 @dataclass(frozen=True)
@@ -35,17 +35,18 @@ class Quantizer:
     bound: int
     rng: np.random.Generator | None = None
 
-    def code(self, x: Floats) -> int:
-        """Return the step code for values of sparse or large dense arrays."""
+    def code(self, x: Floats, relative: bool) -> int:
+        """Return the step code for values, or changes, of sparse or large dense arrays."""
         if self.rng is not None:
             return quant.widest_code(x, self.bound)
-        coarse = _COARSEST.get(self.bound)
         best = quant.least_squares_code(x, self.bound)
-        return best if coarse is None else max(best, quant.step_code(coarse * quant.rms(x)))
+        if relative and self.bound == INT4:
+            return max(best, quant.step_code(quant.rms(x)))  # a finer step spends bits on noise, see docs/codec.md
+        return best
 
     def fine_code(self, x: Floats, relative: bool) -> int:
         """Return the step code for values of small dense arrays: nothing is clipped."""
-        steps_per_rms = _FINE[self.bound if relative else 127]
+        steps_per_rms = _FINE if relative and self.bound == INT4 else _FINER
         return max(quant.step_code(quant.rms(x) / steps_per_rms), quant.widest_code(x, quant.FINE_BOUND))
 
     def integers(self, x: Floats, code: int, bound: int) -> Integers:
@@ -95,7 +96,7 @@ def quantize_sparse(values: np.ndarray, base: np.ndarray | None, quantizer: Quan
     codes: list[int | None] = []
     for side in (inside, ~inside):
         part = x[side]
-        codes.append(quantizer.code(part) if part.size else None)
+        codes.append(quantizer.code(part, side is inside) if part.size else None)
         if codes[-1] is not None:
             q[side] = quantizer.integers(part, codes[-1], quantizer.bound)
     return SparseRun(q, inside, (codes[0], codes[1]))
@@ -176,7 +177,8 @@ def write_dense(arrays: list[np.ndarray], runs: list[DenseRun], quantizer: Quant
         x = quant.log_code(array) if logarithm else array.astype(np.float64)
         if run.base is not None:
             x -= quant.log_code(run.base) if logarithm else run.base
-        code = quantizer.fine_code(x, run.base is not None) if run.fine else quantizer.code(x)
+        pick = quantizer.fine_code if run.fine else quantizer.code
+        code = pick(x, run.base is not None)
         parts[run.fine].append(quantizer.integers(x, code, quant.FINE_BOUND if run.fine else quantizer.bound))
         logarithms.append(logarithm)
         codes.append(code)

@@ -21,7 +21,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from flsparse._flwr import log
 from flsparse.clients import Limits, device_app
-from flsparse.runtime.federation import run_federation
+from flsparse.runtime.federation import run_federation, wait_for_nodes
 from flsparse.tasks import Task, build_task
 
 
@@ -61,7 +61,10 @@ def _constant(cfg: str) -> Callable[[Context], Task]:
 
 
 def _from_run_config(context: Context) -> Task:
-    return _task(json.dumps(read_config(context)), _root(context))
+    cfg = read_config(context)
+    if cfg.get("num_clients") is None:
+        cfg["num_clients"] = int(context.node_config["num-partitions"])
+    return _task(json.dumps(cfg), _root(context))
 
 
 def _root(context: Context) -> str:
@@ -85,8 +88,11 @@ server = ServerApp()
 
 @server.main()
 def main(grid: Grid, context: Context) -> None:
-    """Run the federation that the run's configuration asks for."""
-    run_federation(grid, read_config(context), [RoundLog()])
+    """Run the federation that the run's configuration asks for; without ``num_clients``, with the nodes there are."""
+    cfg = read_config(context)
+    if cfg.get("num_clients") is None:
+        cfg["num_clients"] = len(wait_for_nodes(grid, 1))
+    run_federation(grid, cfg, [RoundLog()])
 
 
 class RoundLog:

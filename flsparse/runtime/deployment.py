@@ -214,7 +214,7 @@ def _start_federation(processes: Processes, num_nodes: int) -> str:
         time.sleep(0.2)
     for partition, node_port in enumerate(node_ports):
         config = f"partition-id={partition} num-partitions={num_nodes}"
-        command = ["flower-supernode", "--insecure", offline, "--superlink", address, "--port", str(node_port)]
+        command = ["flower-supernode", "--insecure", "--superlink", address, "--port", str(node_port)]
         processes.start(f"supernode-{partition}", *command, "--node-config", config)
     return address
 

@@ -7,11 +7,10 @@ numpy does the work: its comparisons and bit packing are several times as fast a
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from flsparse.sparsity.topk import kept_count, magnitude_threshold
+from flsparse.sparsity.topk import kept_count, magnitude_threshold, set_positions
 
 # Below this size a saved tensor stays as it is: compacting would cost more calls than it saves bytes.
 MIN_SIZE = 8192
@@ -98,7 +97,11 @@ def activation_threshold(x: Tensor, sparsity: float) -> float:
 
 def prune_below(x: Tensor, threshold: float) -> Tensor:
     """Return ``x`` with the magnitudes below ``threshold`` set to 0."""
-    return torch.where(x.abs() >= threshold, x, 0.0)
+    if x.dtype not in (torch.float32, torch.float64):
+        return torch.where(x.abs() >= threshold, x, 0.0)
+    # One vectorised pass; it drops |x| <= lambda, so lambda is the number just below the threshold.
+    below = torch.nextafter(torch.tensor(threshold, dtype=x.dtype), torch.zeros((), dtype=x.dtype))
+    return torch.nn.functional.hardshrink(x, float(below))
 
 
 @dataclass(frozen=True)
@@ -151,18 +154,10 @@ def compact(x: Tensor, threshold: float) -> tuple[Tensor, Tensor, Layout] | None
     if kept * x.element_size() + min(mask.size / 8, kept * 2) > _WORTH * x.nbytes:
         return None
     bits = np.packbits(mask)
-    positions = np.flatnonzero(mask) if kept * 10 > mask.size else _set_bits(bits)
+    positions = set_positions(mask, bits)
     values = flat.index_select(0, torch.from_numpy(positions))
     if kept * 16 > mask.size:
         return values, torch.from_numpy(bits), Layout(x.shape, x.stride(), None)
     borders = np.searchsorted(positions, np.arange(0, mask.size + _RUN, _RUN))
     offsets = torch.from_numpy(positions.astype(np.uint16).view(np.int16))
     return values, offsets, Layout(x.shape, x.stride(), tuple(np.diff(borders).tolist()))
-
-
-def _set_bits(bits: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
-    """Return the positions of the set bits; twice as fast as `numpy.flatnonzero` of the booleans when they are few."""
-    bytes_ = np.flatnonzero(bits != 0)
-    inside = np.flatnonzero(np.unpackbits(bits[bytes_]).view(np.bool_))
-    positions: npt.NDArray[np.int64] = (bytes_[inside >> 3] << 3) + (inside & 7)
-    return positions

@@ -30,6 +30,20 @@ def kept_count(size: int, sparsity: float) -> int:
     return min(size, max(1, round((1.0 - sparsity) * size)))
 
 
+def set_positions(mask: npt.NDArray[np.bool_], bits: npt.NDArray[np.uint8] | None = None) -> npt.NDArray[np.int64]:
+    """Return ``numpy.flatnonzero(mask)`` of a 1-D mask, in less than half its time when few are set.
+
+    ``bits`` is ``numpy.packbits(mask)`` where the caller has it.
+    """
+    if np.count_nonzero(mask) * 10 > mask.size:
+        return np.flatnonzero(mask)
+    bits = np.packbits(mask) if bits is None else bits
+    occupied = np.flatnonzero(bits != 0)
+    inside = np.flatnonzero(np.unpackbits(bits[occupied]).view(np.bool_))
+    positions: npt.NDArray[np.int64] = (occupied[inside >> 3] << 3) + (inside & 7)
+    return positions
+
+
 def top_k(arrays: Sequence[Array], k: int) -> list[npt.NDArray[np.int64]]:
     """Return the positions of the ``k`` values of largest magnitude in all arrays together.
 
@@ -122,7 +136,7 @@ def _gather(flat: Sequence[Array], lower: float) -> tuple[list[npt.NDArray[np.in
             magnitude = np.abs(array[start : start + _BLOCK])
             if np.isnan(magnitude.max()):
                 raise ValueError("cannot rank by magnitude: a value is NaN")
-            where = np.flatnonzero(magnitude >= lower if lower > 0 else magnitude)
+            where = set_positions(magnitude >= lower if lower > 0 else magnitude != 0)
             values.append(magnitude[where])
             where += start
             parts.append(where)

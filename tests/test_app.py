@@ -1,0 +1,202 @@
+"""The application from its command line: what is refused, what runs, where it leaves its folders, how it ends."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import flsparse.runtime
+from flsparse.app import main
+
+Run = Callable[..., int]
+SUMMARY: dict[str, Any] = {
+    "status": "completed",
+    "dataset": "digits",
+    "rounds": 2,
+    "final_accuracy": 0.9,
+    "best_accuracy": 0.9,
+    "final_loss": 0.3,
+    "final_sparsity": 0.95,
+    "dense_bytes_per_model": 1000,
+    "uplink_bytes": 100,
+    "downlink_bytes": 200,
+    "uplink_wire_bytes": 150,
+    "downlink_wire_bytes": 250,
+    "uplink_ratio": 20.0,
+    "downlink_ratio": 10.0,
+    "wall_seconds": 1.0,
+}
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
+    """Return a function that runs the console script in a folder of its own and returns its exit code."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["flsparse", *arguments])
+        with pytest.raises(SystemExit) as end:
+            main()
+        return int(end.value.code or 0)
+
+    return call
+
+
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """Replace the runtime by one that notes the configuration and writes a summary; ``num_rounds=13`` fails."""
+    configurations: list[dict[str, Any]] = []
+
+    def launch(cfg: dict[str, Any], observers: Sequence[Any] = ()) -> dict[str, Any]:
+        configurations.append(cfg)
+        folder = Path(cfg["output_dir"])
+        (folder / "config.yaml").write_text(yaml.safe_dump(cfg))
+        if cfg["num_rounds"] == 13:
+            raise RuntimeError("thirteen rounds\nand a second line")
+        summary = SUMMARY | {"strategy": cfg["strategy"]["name"]}
+        if cfg["num_rounds"] == 7:
+            return summary | {"status": "interrupted", "rounds": 3}
+        (folder / "summary.json").write_text(json.dumps(summary))
+        return summary
+
+    monkeypatch.setattr(flsparse.runtime, "launch", launch)
+    return configurations
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["strategy=sparsifed"], "did you mean sparsyfed?"),
+        (["dataset=difits"], "did you mean digits?"),
+        (["num_round=3"], "did you mean num_rounds?"),
+        (["sparsity=0.9"], "did you mean strategy.sparsity?"),
+        (["codec.value=int8"], "did you mean codec.values"),
+        (["strateg=topk"], "did you mean strategy"),
+        (["+strategy.sparsit=0.9"], "did you mean sparsity?"),
+        (["+foo=1"], "there is no key foo"),
+        (["strategy.sparsity=1.2"], "strategy.sparsity=1.2 is impossible"),
+        (["-m", "strategy.sparsity=0.5,1.2"], "strategy.sparsity=1.2 is impossible"),
+        (["fraction_train=1.5"], "fraction_train=1.5 is impossible"),
+        (["+strategy.min_train_nodes=21"], "there are num_clients=20 nodes"),
+        (["strategy.tiers={0-x:0.9}"], "0-x"),
+        (["strategy=fedavg,topk"], "add -m"),
+        (["strategy=[a"], ""),
+        (["nonsense"], "nonsense"),
+        (["resume=nowhere"], "no run folder there"),
+        (["dataset=fashion_mnist", "dataset.root=nowhere", "dry_run=true"], "nowhere"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line_before_anything_starts(
+    arguments: list[str], said: str, run: Run, launched: list[Any], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert run(*arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("flsparse: ")
+    assert said in error
+    assert len(error.splitlines()) == 1
+    assert not launched
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_leaves_a_folder_that_its_configuration_names(
+    run: Run, launched: list[Any], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert run("strategy=topk", "num_rounds=2") == 0
+    (folder,) = tmp_path.glob("runs/*/*-topk-digits")
+    assert Path(launched[0]["output_dir"]) == folder
+    assert (folder / "flsparse.log").exists()
+    out = capsys.readouterr().out
+    assert "topk on digits" in out
+    assert f"run folder: {folder.relative_to(tmp_path)}" in out
+
+
+def test_output_dir_names_the_folder_of_one_run(run: Run, launched: list[Any], tmp_path: Path) -> None:
+    assert run("output_dir=here") == 0
+    assert Path(launched[0]["output_dir"]) == tmp_path / "here"
+    assert [each.name for each in tmp_path.iterdir()] == ["here"]
+
+
+def test_a_sweep_gives_each_job_a_folder_and_ends_with_one_table(
+    run: Run, launched: list[Any], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert run("-m", "strategy=fedavg,topk", "seed=1,2", "output_dir=sweep") == 0
+    assert [(cfg["strategy"]["name"], cfg["seed"]) for cfg in launched] == [
+        ("fedavg", 1),
+        ("fedavg", 2),
+        ("topk", 1),
+        ("topk", 2),
+    ]
+    assert len({cfg["output_dir"] for cfg in launched}) == 4
+    assert all(Path(cfg["output_dir"]).parent == tmp_path / "sweep" for cfg in launched)
+    out = capsys.readouterr().out
+    assert out.count("run folder") == 1
+    assert "python -m flsparse.report sweep" in out
+
+
+def test_a_failed_run_is_said_in_one_line_and_its_trace_is_in_the_log(
+    run: Run, launched: list[Any], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert run("num_rounds=13", "output_dir=bad") == 1
+    error = capsys.readouterr().err
+    assert "flsparse: thirteen rounds\n" in error
+    assert "Traceback" not in error
+    assert "and a second line" in (tmp_path / "bad" / "flsparse.log").read_text()
+
+
+def test_a_sweep_goes_on_after_a_failed_run_and_ends_with_an_error(
+    run: Run, launched: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("-m", "num_rounds=13,2,3", "output_dir=sweep") == 1
+    assert len(launched) == 3
+    captured = capsys.readouterr()
+    assert "num_rounds" in captured.out
+    assert "1 of 3 runs failed" in captured.err
+
+
+def test_an_interrupted_run_says_how_to_go_on_and_goes_on(
+    run: Run, launched: list[Any], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert run("strategy=topk", "num_rounds=7", "output_dir=half") == 130
+    assert "flsparse resume=half" in capsys.readouterr().err
+    assert run("resume=half", "num_rounds=2") == 0
+    again = launched[-1]
+    assert (again["strategy"]["name"], again["num_rounds"], again["resume"]) == ("topk", 2, "half")
+    assert Path(again["output_dir"]) == Path("half")
+    assert run("resume=half", "strategy=fedavg") == 2
+    assert "goes on as it was" in capsys.readouterr().err
+
+
+def test_dry_run_composes_counts_and_runs_nothing(
+    run: Run, launched: list[Any], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert run("dry_run=true", "-m", "strategy=fedavg,sparsyfed") == 0
+    out = capsys.readouterr().out
+    assert "name: fedavg" in out
+    assert "name: sparsyfed" in out
+    assert out.count("dense model, either way") == 2
+    assert not launched
+    assert not list(tmp_path.iterdir())
+
+
+def test_help_and_version_are_fast_to_load() -> None:
+    script = (
+        "import sys; sys.argv = ['flsparse', '--help']\n"
+        "from flsparse.app import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "print(sorted({'torch', 'torchvision', 'flwr', 'ray', 'matplotlib'} & set(sys.modules)))"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    assert result.stdout.splitlines()[-1] == "[]"
+    for part in ("Usage: flsparse", "strategy: fedavg, sparsyfed, topk", "-m strategy=fedavg,topk,sparsyfed"):
+        assert part in result.stdout
+
+
+def test_version(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--version") == 0
+    assert capsys.readouterr().out.startswith("flsparse 0.")
