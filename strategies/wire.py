@@ -21,7 +21,7 @@ from flsparse.clients.protocol import (
     to_numpy,
 )
 from flsparse.codec import ArraySpec, Codec, Layer, PayloadError, Reference, decode_layers, specs_of
-from flsparse.metering.ledger import Ledger
+from flsparse.metering.ledger import Direction, Ledger
 from flsparse.sparsity import default_prunable, match_prunable
 from flsparse.strategies.downlink import Broadcast, Downlink
 
@@ -164,15 +164,19 @@ class Wire:
             self.drop(self._exchange.sent[message_id].node_id, f"did not reply within {timeout_s:g} s", "failures")
         yield from (waiting[node_id] for node_id in order[turn:] if node_id in waiting)
 
-    def _push(self, grid: Grid, message: Message, node: Node) -> None:
-        payload = packed_payload(message.content)
+    def count(self, direction: Direction, message: Message) -> None:
+        """Enter one message into the ledger."""
+        payload = packed_payload(message.content) if message.has_content() else None
         self.ledger.count(
-            "downlink",
+            direction,
             self._exchange.server_round,
             payload_bytes=len(payload or b""),
             wire_bytes=wire_size(message),
             dense_bytes=self._blueprint.nbytes if payload else 0,
         )
+
+    def _push(self, grid: Grid, message: Message, node: Node) -> None:
+        self.count("downlink", message)
         ids = [message_id for message_id in grid.push_messages([message]) if message_id]
         if ids:
             self._exchange.sent[ids[0]] = node
@@ -192,14 +196,7 @@ class Wire:
                     continue
                 self._exchange.pending.discard(message_id)
                 node = self.sender(reply)
-                payload = packed_payload(reply.content) if reply.has_content() else None
-                self.ledger.count(
-                    "uplink",
-                    self._exchange.server_round,
-                    payload_bytes=len(payload or b""),
-                    wire_bytes=wire_size(reply),
-                    dense_bytes=self._blueprint.nbytes if payload else 0,
-                )
+                self.count("uplink", reply)
                 if reply.has_content() and record_of(reply.content).get("status") == MISSING_REFERENCE:
                     self._send_full(grid, node)
                     continue
