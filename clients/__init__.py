@@ -5,6 +5,7 @@ from flsparse.clients.compress import CompressMod, Limits
 from flsparse.clients.device import device_app
 from flsparse.clients.fedavg import FedAvgLocal
 from flsparse.clients.sparsyfed import SparsyFedLocal, SparsyFedMod
+from flsparse.clients.split_ms import SplitMSLocal
 from flsparse.clients.state import NodeState
 from flsparse.clients.topk import TopKLocal, TopKMod
 
@@ -18,6 +19,7 @@ __all__ = [
     "NodeState",
     "SparsyFedLocal",
     "SparsyFedMod",
+    "SplitMSLocal",
     "TopKLocal",
     "TopKMod",
     "device_app",

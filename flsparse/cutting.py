@@ -54,13 +54,15 @@ def _trace(model: nn.Module, whole: Sequence[str] = ()) -> fx.Graph:
 
 
 def _crossing(graph: fx.Graph) -> dict[fx.Node, bool]:
-    """Return each node with whether it alone is needed by what follows it."""
-    nodes = [node for node in graph.nodes if node.op not in ("get_attr", "output")]
-    last_use = {node: max((place[user] for user in node.users), default=-1) for place in [_places(graph)] for node in nodes}
+    """Return each node with whether its value alone is needed by the nodes that follow it."""
+    places = _places(graph)
     alone, reach = {}, -1
-    for place, node in ((_places(graph)[node], node) for node in nodes):
-        alone[node] = reach <= place and last_use[node] > place
-        reach = max(reach, last_use[node])
+    for node, place in places.items():
+        if node.op in ("get_attr", "output"):
+            continue
+        last_use = max((places[user] for user in node.users), default=-1)
+        alone[node] = reach <= place < last_use
+        reach = max(reach, last_use)
     return alone
 
 
@@ -99,7 +101,9 @@ def cut_model(model: nn.Module, cuts: Sequence[str]) -> list[fx.GraphModule]:
     for cut, node in zip(cuts, at, strict=True):
         if not alone[node]:
             known = [each.name for each in candidates(model)]
-            raise ValueError(f"cut={cut}: more than this layer's output crosses there; cut at one of {', '.join(known)}")
+            raise ValueError(
+                f"cut={cut}: more than this layer's output crosses there; cut at one of {', '.join(known)}"
+            )
     places = _places(graph)
     if [places[node] for node in at] != sorted({places[node] for node in at}):
         raise ValueError(f"the cuts {', '.join(cuts)} are not in the order in which the layers compute")
@@ -207,3 +211,19 @@ def _rectified(model: nn.Module, node: fx.Node) -> bool:
         (output,) = (n for n in inner.nodes if n.op == "output")
         return isinstance(output.args[0], fx.Node) and _rectified(module, output.args[0])
     return False
+
+
+def default_head(model: nn.Module, cut: str) -> str:
+    """Return the last layer behind ``cut`` that leaves parameters behind itself: where a head begins that keeps labels.
+
+    Raises
+    ------
+    ValueError
+        There is none.
+    """
+    names = [each.name for each in candidates(model)]
+    if cut not in names[:-1]:
+        raise ValueError(
+            f"no layer behind cut={cut!r} leaves a head with parameters; cut at one of {', '.join(names[:-1])}"
+        )
+    return names[-1]

@@ -15,6 +15,7 @@ from math import prod
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from flsparse.codec import activation_wire as wire
 from flsparse.codec import mask_encoding as ms
@@ -23,17 +24,24 @@ from flsparse.codec.errors import require
 from flsparse.codec.mask_encoding import Codes, Floats, MaskEncoding, Shape
 from flsparse.codec.wire import Reader
 
+Sent = NDArray[np.bool_]
 NAMES = ("ms", "topk", "randtopk", "uniform", "none")
 
 
 class ActivationCodec(Protocol):
     """Codes one tensor of activations into one payload."""
 
-    def encode(self, array: np.ndarray, *, rng: np.random.Generator | None = None) -> bytes: ...
+    def encode(self, array: np.ndarray, *, rng: np.random.Generator | None = None) -> bytes:
+        """Encode a tensor; ``rng`` draws what is random."""
+        return self.encode_and_tell(array, rng=rng)[0]
+
+    def encode_and_tell(self, array: np.ndarray, *, rng: np.random.Generator | None = None) -> tuple[bytes, Sent]:
+        """Encode a tensor, and return which of its values have a code that is not 0: shape (d,), bool."""
+        ...
 
 
 @dataclass(frozen=True)
-class RandTopK:
+class RandTopK(ActivationCodec):
     """Randomized top-k: some of the kept places go to values that are not among the largest.
 
     Parameters
@@ -50,7 +58,7 @@ class RandTopK:
     alpha: float = 0.1
     entropy: bool = True
 
-    def encode(self, array: np.ndarray, *, rng: np.random.Generator | None = None) -> bytes:
+    def encode_and_tell(self, array: np.ndarray, *, rng: np.random.Generator | None = None) -> tuple[bytes, Sent]:
         """Encode a tensor; ``rng`` draws which values are kept."""
         if rng is None:
             raise ValueError("randtopk needs rng")
@@ -62,22 +70,24 @@ class RandTopK:
         kept = best.copy()
         kept[rng.choice(inside, swapped, replace=False)] = False
         kept[rng.choice(outside, swapped, replace=False)] = True
-        return ms.write_masked(ms.masked(flat, kept, settings), array.shape, 1, "fp32", self.entropy)
+        what = ms.masked(flat, kept, settings)
+        return ms.write_masked(what, array.shape, 1, "fp32", self.entropy), what.codes != 0
 
 
 @dataclass(frozen=True)
-class Masks:
+class Masks(ActivationCodec):
     """Mask encoding behind the common signature."""
 
     settings: MaskEncoding
 
-    def encode(self, array: np.ndarray, *, rng: np.random.Generator | None = None) -> bytes:
+    def encode_and_tell(self, array: np.ndarray, *, rng: np.random.Generator | None = None) -> tuple[bytes, Sent]:
         """Encode a tensor; nothing is drawn."""
-        return self.settings.encode(array)
+        what, s = self.settings.quantize(array), self.settings
+        return ms.write_masked(what, array.shape, s.bits, s.values, s.entropy), what.codes != 0
 
 
 @dataclass(frozen=True)
-class UniformQuantizer:
+class UniformQuantizer(ActivationCodec):
     """``m = round((x - low) / step)`` with ``step = (high - low) / (2^b - 1)``, low and high the extremes.
 
     Parameters
@@ -91,7 +101,7 @@ class UniformQuantizer:
     bits: int = 3
     entropy: bool = True
 
-    def encode(self, array: np.ndarray, *, rng: np.random.Generator | None = None) -> bytes:
+    def encode_and_tell(self, array: np.ndarray, *, rng: np.random.Generator | None = None) -> tuple[bytes, Sent]:
         """Encode a tensor; nothing is drawn."""
         flat = ms.as_floats(array)
         low = flat.min(initial=np.inf) if flat.size else np.float32(0)
@@ -101,7 +111,7 @@ class UniformQuantizer:
         out.array(np.array([low, step], np.float32))
         small = np.minimum(codes, _top(self.bits)).astype(np.uint8)
         out.raw(neighbors.encode(small, array.shape, self.bits, entropy=self.entropy))
-        return wire.finish(out)
+        return wire.finish(out), small != 0
 
 
 def _top(bits: int) -> int:
@@ -119,7 +129,7 @@ def read_uniform(reader: Reader, shape: Shape, bits: int) -> tuple[Floats, Codes
 
 
 @dataclass(frozen=True)
-class DenseActivations:
+class DenseActivations(ActivationCodec):
     """All values as they are: no compression.
 
     Parameters
@@ -130,13 +140,15 @@ class DenseActivations:
 
     values: str = "fp32"
 
-    def encode(self, array: np.ndarray, *, rng: np.random.Generator | None = None) -> bytes:
+    def encode_and_tell(self, array: np.ndarray, *, rng: np.random.Generator | None = None) -> tuple[bytes, Sent]:
         """Encode a tensor; nothing is drawn."""
         flat = ms.as_floats(array)
         out = wire.start(wire.DENSE, 8, wire.HALF * (self.values == "fp16"))
-        limit = float(np.finfo(np.float16).max)
-        out.array(np.clip(flat, -limit, limit).astype(np.float16) if self.values == "fp16" else flat)
-        return wire.finish(out)
+        if self.values == "fp16":
+            limit = float(np.finfo(np.float16).max)
+            flat = np.clip(flat, -limit, limit).astype(np.float16)
+        out.array(flat)
+        return wire.finish(out), flat != 0
 
 
 def read_dense(reader: Reader, shape: Shape, flags: int) -> Floats:
@@ -148,7 +160,13 @@ def read_dense(reader: Reader, shape: Shape, flags: int) -> Floats:
 
 
 def make_activation_codec(
-    name: str, *, sparsity: float = 0.99, bits: int = 2, rounding: str = "round", values: str = "fp32", entropy: bool = True
+    name: str,
+    *,
+    sparsity: float = 0.99,
+    bits: int = 2,
+    rounding: str = "round",
+    values: str = "fp32",
+    entropy: bool = True,
 ) -> ActivationCodec:
     """Build a compressor by name; each takes what it needs of the settings.
 

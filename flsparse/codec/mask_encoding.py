@@ -12,8 +12,8 @@ are not 0 follow, a bit each. Fewer than k values that are not 0: only these are
 code and its Figure 1 round to nearest.
 
 What the paper does not have: the mask is entropy coded, each code in the context of two neighbors
-(:mod:`flsparse.codec.neighbors`), and kept values lose the bits that T already tells. The decoded tensor stays the same,
-bit for bit. With b = 1 this is top-k with a one-bit mask.
+(:mod:`flsparse.codec.neighbors`), and kept values lose the bits that T already tells. The decoded tensor stays the
+same, bit for bit. With b = 1 this is top-k with a one-bit mask.
 """
 
 from dataclasses import dataclass

@@ -153,7 +153,9 @@ def encode(symbols: Symbols, shape: Shape, width: int, *, entropy: bool = True) 
     total = counts.sum(axis=0)
     common = tables.choose(total, signed=False)
     own = [
-        tables.choose(row, signed=False, given=common.frequencies) if row.any() else tables.Table(common.frequencies, _SAME)
+        tables.choose(row, signed=False, given=common.frequencies)
+        if row.any()
+        else tables.Table(common.frequencies, _SAME)
         for row in counts
     ]
     overhead = rans.overhead(symbols.size)

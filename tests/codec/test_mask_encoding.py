@@ -13,15 +13,13 @@ from flsparse.codec import (
     decode_gradient,
     encode_gradient,
     make_activation_codec,
+    neighbors,
 )
-from flsparse.codec import neighbors
 from flsparse.codec.activation_wire import sections_of
 from flsparse.codec.wire import Reader, checksum
 
 # Figure 1 of the paper
-FIGURE = np.array(
-    [[2.2, 0.8, 1.2, 0.4], [1.8, 0.2, 3.1, 2.0], [2.1, 0.2, 1.1, 1.7], [0.3, 2.8, 1.4, 0.9]], np.float32
-)
+FIGURE = np.array([[2.2, 0.8, 1.2, 0.4], [1.8, 0.2, 3.1, 2.0], [2.1, 0.2, 1.1, 1.7], [0.3, 2.8, 1.4, 0.9]], np.float32)
 CODECS = {
     "ms": make_activation_codec("ms", sparsity=0.9),
     "ms-floor": make_activation_codec("ms", sparsity=0.9, rounding="floor"),
@@ -106,7 +104,17 @@ def test_kept_values_are_exact_and_others_near():
     assert np.abs(decoded - x)[small].max() <= threshold / 30 * 1.0001
 
 
-SHAPES = [(8, 16, 8, 8), (32, 64, 4, 4), (4, 3, 5, 7), (64, 100), (600, 40), (5, 7, 11), (300, 150), (17,), (1, 1, 200, 200)]
+SHAPES = [
+    (8, 16, 8, 8),
+    (32, 64, 4, 4),
+    (4, 3, 5, 7),
+    (64, 100),
+    (600, 40),
+    (5, 7, 11),
+    (300, 150),
+    (17,),
+    (1, 1, 200, 200),
+]
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -130,7 +138,14 @@ def test_degenerate_tensors(name):
     few[0, 1, 2, 3] = 5.0
     constant = np.full((3, 3, 2, 2), 0.25, np.float32)
     tiny = np.float32([[1e-45, 0, 3e-45]])
-    for x in (np.zeros((2, 3, 4, 4), np.float32), few, np.zeros((0, 3), np.float32), np.float32([[4.0]]), constant, tiny):
+    for x in (
+        np.zeros((2, 3, 4, 4), np.float32),
+        few,
+        np.zeros((0, 3), np.float32),
+        np.float32([[4.0]]),
+        constant,
+        tiny,
+    ):
         decoded, _ = decode_activations(CODECS[name].encode(x, rng=generator()), x.shape)
         assert decoded.shape == x.shape
         assert np.isfinite(decoded).all()
@@ -160,7 +175,9 @@ def test_coder_is_within_8_percent_of_the_conditional_entropy(shape):
 
 
 @given(
-    hnp.arrays(np.float32, hnp.array_shapes(max_dims=5, max_side=9), elements=st.floats(-(2.0**100), 2.0**100, width=32)),
+    hnp.arrays(
+        np.float32, hnp.array_shapes(max_dims=5, max_side=9), elements=st.floats(-(2.0**100), 2.0**100, width=32)
+    ),
     st.sampled_from(["ms", "ms-packed", "ms-floor", "topk", "uniform", "none"]),
 )
 @settings(max_examples=150, deadline=None)
