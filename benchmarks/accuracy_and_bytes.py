@@ -13,7 +13,7 @@ from pathlib import Path
 
 from sweep import Run, markdown, mean_and_spread, run_all
 
-GRID = (0.07, 0.15, 0.3, 0.5)
+GRID = (0.1, 0.2, 0.4)
 BASE = ["dataset=fashion_mnist", "model=cnn", "num_clients=100", "fraction_train=0.1", "client.batch_size=32"]
 # name: (Dirichlet alpha, sparsity, rounds, methods)
 SETTINGS = {
@@ -21,6 +21,14 @@ SETTINGS = {
     "alpha1_98": (1.0, 0.98, 30, ("fedavg", "topk", "sparsyfed")),
     "alpha01_95": (0.1, 0.95, 30, ("fedavg", "topk", "sparsyfed")),
     "alpha1_95_100": (1.0, 0.95, 100, ("fedavg", "topk", "sparsyfed")),
+}
+# what quantization, activation pruning and the ramp do, at SparsyFed's learning rate
+VARIANTS = {
+    "alpha1_95": {
+        "sparsyfed fp32 values": ["codec.values=fp32", "codec.downlink_values=fp32"],
+        "sparsyfed activation pruning": ["strategy.activation_pruning=true"],
+        "sparsyfed no ramp": ["strategy.ramp=false"],
+    }
 }
 
 
@@ -42,9 +50,14 @@ def dense_twin(setting: str) -> str:
     return setting.replace("_98", "_95")
 
 
+def tuned_at(setting: str) -> str:
+    """Name the setting whose learning rates serve this one too: long runs take those of short ones, for all methods."""
+    return setting.replace("_100", "")
+
+
 def tune(setting: str, data: Path, out: Path, workers: int) -> dict[str, float]:
     """Return each method's best learning rate on the validation split."""
-    methods = SETTINGS[setting][3]
+    setting, methods = tuned_at(setting), SETTINGS[setting][3]
     jobs, names = {}, {}
     for method in methods:
         home = dense_twin(setting) if method == "fedavg" else setting
@@ -67,12 +80,11 @@ def measure(setting: str, best: dict[str, float], seeds: int, data: Path, out: P
         for seed in range(seeds):
             names[method, seed] = f"{home}-{method}-seed{seed}"
             jobs[names[method, seed]] = overrides(home, method, lr, seed, data, "test")
-    if setting == "alpha1_95" and "sparsyfed" in best:  # what quantization costs
+    for variant, extra in VARIANTS.get(setting, {}).items():
         for seed in range(seeds):
-            names["sparsyfed, fp32 values", seed] = f"{setting}-sparsyfed_fp32-seed{seed}"
-            extra = ["codec.values=fp32", "codec.downlink_values=fp32"]
+            names[variant, seed] = f"{setting}-{variant.replace(' ', '_')}-seed{seed}"
             command = overrides(setting, "sparsyfed", best["sparsyfed"], seed, data, "test", extra)
-            jobs[names["sparsyfed, fp32 values", seed]] = command
+            jobs[names[variant, seed]] = command
     runs = run_all(jobs, out / "measure", workers)
     rows = []
     for method in dict.fromkeys(method for method, _ in names):

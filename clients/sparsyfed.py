@@ -35,7 +35,7 @@ class SparsyFedLocal(TopKLocal):
 
     name: ClassVar[str] = "sparsyfed"
     beta: float | Literal["spectral"] = 1.25
-    activation_pruning: bool = True
+    activation_pruning: bool = False
     activation_threshold: Literal["frozen", "exact"] = "frozen"
 
     def prepare(self, model: nn.Module) -> nn.Module:

@@ -58,7 +58,7 @@ def read(
             for i, array in zip(group, arrays, strict=True):
                 out[i] = array
     else:
-        halves = symbols.decode_words(reader, sum(sizes), np.dtype(np.uint16), None).view(np.float16)
+        halves = symbols.decode_words(reader, sum(sizes), np.dtype(np.uint16)).view(np.float16)
         require(bool(np.isfinite(halves).all()), "the payload holds NaN or infinity")
         for i, half in enumerate(np.split(halves, np.cumsum(sizes)[:-1]) if sizes else []):
             out[i] = quant.dequantize(half.astype(np.float64), 1.0, None if bases is None else bases[i], dtypes[i])

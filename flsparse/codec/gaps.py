@@ -24,6 +24,7 @@ _EDGES = np.concatenate(
     [[0], np.cumsum(np.int64(1) << _EXTRA.astype(np.int64))]
 )  # token t: gaps _EDGES[t] .. _EDGES[t + 1] - 1
 _NEAR = 1 << 12
+_NARROW = 1 << 29  # up to this many positions, every token's gap fits 32 bits
 _NEAR_TOKENS = (np.searchsorted(_EDGES, np.arange(_NEAR), "right") - 1).astype(np.uint8)
 
 
@@ -36,13 +37,13 @@ class Subset:
     size : int
         Positions in the group.
     rare : np.ndarray
-        Shape (r,), int64, strictly increasing, ``2 r <= size``.
+        Shape (r,), integer, strictly increasing, ``2 r <= size``.
     flipped : bool
         Whether ``rare`` lists what is dropped.
     """
 
     size: int
-    rare: Positions
+    rare: NDArray[np.integer]
     flipped: bool
 
     @property
@@ -52,7 +53,7 @@ class Subset:
 
     def positions(self) -> Positions:
         """Return the subset's positions: int64, strictly increasing."""
-        return np.flatnonzero(self.mask()) if self.flipped else self.rare
+        return np.flatnonzero(self.mask()) if self.flipped else self.rare.astype(np.int64, copy=False)
 
     def mask(self) -> NDArray[np.bool_]:
         """Return the subset as a mask of shape (size,)."""
@@ -152,13 +153,15 @@ def decode(reader: Reader, sizes: list[int]) -> list[Subset]:
     model = _model(sizes, rares)
     chosen = [tables.read(reader, model.alphabet, signed=False, given=guess) for guess in model.guesses]
     tokens = rans.decode(reader, total, np.array(chosen), model.which)
-    gaps = _EDGES[tokens]
+    room = sum(sizes)
+    gaps: np.ndarray = _EDGES.astype(np.int32 if room <= _NARROW else np.int64)[tokens]
     extra = _EXTRA[tokens]
     for width in range(2, int(extra.max()) + 1):
         own = np.flatnonzero(extra == width)
-        gaps[own] += bits.unpack(reader, own.size, width).astype(np.int64)
+        gaps[own] += bits.unpack(reader, own.size, width).astype(gaps.dtype)
     gaps += 1
-    ends = np.cumsum(gaps)
+    require(int(gaps.sum(dtype=np.int64)) <= room, "a position is beyond its array")
+    ends = np.cumsum(gaps, dtype=gaps.dtype, out=gaps)
     subsets, at, base = [], 0, 0
     for size, rare, flip in zip(sizes, rares, flips, strict=True):
         positions = ends[at : at + rare] - (base + 1)

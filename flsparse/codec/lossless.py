@@ -39,11 +39,14 @@ def encode_group(arrays: list[np.ndarray], bases: list[np.ndarray] | None) -> by
 
 def decode_group(reader: Reader, sizes: list[int], dtype: np.dtype, bases: list[np.ndarray] | None) -> list[np.ndarray]:
     """Read what :func:`encode_group` wrote."""
-    word = np.dtype(f"u{dtype.itemsize}")
-    words = symbols.decode_words(reader, sum(sizes), word, None if bases is None else _join(bases, True))
-    if bases is not None and dtype.kind == "f":
-        words = _unsortable(words)
-    return np.split(words.view(dtype), np.cumsum(sizes)[:-1])
+    words = symbols.decode_words(reader, sum(sizes), np.dtype(f"u{dtype.itemsize}"))
+    parts = np.split(words, np.cumsum(sizes)[:-1])
+    for part, base in zip(parts, bases or [], strict=False):  # array by array, in place: less memory
+        part[:] = symbols.unfold(part)
+        part += _join([base], True)
+        if dtype.kind == "f":
+            part[:] = _unsortable(part)
+    return [part.view(dtype) for part in parts]
 
 
 def encode_integers(layout: Layout, flat: Flat, reference: Flat | None) -> bytes:

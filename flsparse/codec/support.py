@@ -11,6 +11,7 @@ group: large
           outside its support cost only what they are worth. One byte ``sub`` follows.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -25,6 +26,7 @@ from flsparse.codec.wire import Reader
 
 SAME, GAPS, BITMAP, RELATIVE = range(4)
 _OCTAVES = 12  # below the largest magnitude; all smaller ones share the last step
+_BLOCK = 1 << 20  # support elements sorted at once
 _TRY_ALL = 1 << 18  # up to this many reference positions, every resolution of magnitudes is tried
 
 
@@ -43,38 +45,66 @@ class Known:
     reference: Reference
     names: list[str]
 
-    @cached_property
-    def arrays(self) -> list[np.ndarray]:
-        """Return the flat arrays."""
-        return [self.reference.flat(name) for name in self.names]
+    @property
+    def arrays(self) -> Iterator[tuple[np.ndarray, Positions]]:
+        """Flat arrays with the positions where they are not zero; one at a time, since a dense one's are large."""
+        for name in self.names:
+            yield self.reference.flat(name), self.reference.support(name)
 
     @cached_property
-    def positions(self) -> list[Positions]:
-        """Positions that are not zero, array by array."""
-        return [self.reference.support(name) for name in self.names]
+    def nnz(self) -> int:
+        """Size of the support."""
+        return sum(at.size for _, at in self.arrays)
 
-    @cached_property
-    def magnitudes(self) -> NDArray[np.uint32]:
-        """Float32 bit patterns of the magnitudes at those positions, all arrays in a row: monotone in the magnitude."""
+    def depths(self, sub: int) -> NDArray[np.uint8]:
+        """Steps of about 2^(1/2^sub) below the largest magnitude, of the support's elements, all arrays in a row."""
+        parts = [np.empty(0, np.uint16)]
         with np.errstate(over="ignore", under="ignore"):
-            parts = [
-                np.abs(array[at]).astype(np.float32).view(np.uint32)
-                for array, at in zip(self.arrays, self.positions, strict=True)
-            ]
-        return np.concatenate(parts)
+            for array, at in self.arrays:
+                single = np.abs(array[at]).astype(np.float32).view(np.uint32)  # bit patterns grow with the magnitude
+                parts.append((single >> np.uint32(23 - sub)).astype(np.uint16))
+        steps = np.concatenate(parts)
+        depths: np.ndarray = np.minimum(steps.max(initial=0) - steps, _OCTAVES << sub)
+        return depths.astype(np.uint8)
 
-    def groups(self, sub: int) -> tuple[NDArray[np.intp], list[int]]:
-        """Return the order that sorts by magnitude step, largest first, and the size of each step's group."""
-        step = self.magnitudes >> np.uint32(23 - sub)
-        depth = np.minimum(step.max(initial=0) - step, _OCTAVES << sub).astype(np.uint8)
-        sizes = np.bincount(depth, minlength=(_OCTAVES << sub) + 1)
-        return np.argsort(depth, kind="stable"), sizes.tolist()
+
+def _levels(sub: int) -> int:
+    return (_OCTAVES << sub) + 1
+
+
+def _blocks(depths: NDArray[np.uint8], levels: int) -> Iterator[tuple[slice, NDArray[np.intp], list[int]]]:
+    """Yield blocks of the support with the order that sorts each by depth, and the number of its elements per depth."""
+    for start in range(0, depths.size, _BLOCK):
+        own = slice(start, start + _BLOCK)
+        yield own, np.argsort(depths[own], kind="stable"), np.bincount(depths[own], minlength=levels).tolist()
+
+
+def _split(inside: NDArray[np.bool_], depths: NDArray[np.uint8], levels: int) -> list[NDArray[np.bool_]]:
+    """Return the part of a mask over the support that lies at each depth."""
+    pieces: list[list[NDArray[np.bool_]]] = [[np.empty(0, np.bool_)] for _ in range(levels)]
+    for own, order, counts in _blocks(depths, levels):
+        ends = np.cumsum(counts)
+        ordered = inside[own][order]
+        for depth, (end, count) in enumerate(zip(ends, counts, strict=True)):
+            pieces[depth].append(ordered[end - count : end])
+    return [np.concatenate(piece) for piece in pieces]
+
+
+def _join(parts: list[NDArray[np.bool_]], depths: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Undo :func:`_split`."""
+    inside = np.empty(depths.size, np.bool_)
+    used = [0] * len(parts)
+    for own, order, counts in _blocks(depths, len(parts)):
+        pieces = [part[at : at + count] for part, at, count in zip(parts, used, counts, strict=True)]
+        inside[own][order] = np.concatenate(pieces)
+        used = [at + count for at, count in zip(used, counts, strict=True)]
+    return inside
 
 
 def _inside_out(known: Known, kept: list[Positions]) -> tuple[NDArray[np.bool_], Positions, int]:
     """Split kept positions: mask over the reference's support, ranks of the others among its zeros, their number."""
     inside, outside, zeros = [], [], 0
-    for array, at, mine in zip(known.arrays, known.positions, kept, strict=True):
+    for (array, at), mine in zip(known.arrays, kept, strict=True):
         mask = np.zeros(array.size, np.bool_)
         mask[mine] = True
         inside.append(mask[at])
@@ -87,16 +117,13 @@ def _inside_out(known: Known, kept: list[Positions]) -> tuple[NDArray[np.bool_],
 
 
 def _encode_relative(known: Known, kept: list[Positions]) -> list[bytes]:
-    if all(np.array_equal(mine, at) for mine, at in zip(kept, known.positions, strict=True)):
+    if all(np.array_equal(mine, at) for mine, (_, at) in zip(kept, known.arrays, strict=True)):
         return [bytes([SAME])]
     inside, outside, zeros = _inside_out(known, kept)
     tail = gaps.sparse_subset(zeros, outside)
     candidates = []
     for sub in (0, 1, 2, 3) if inside.size <= _TRY_ALL else (2,):
-        order, sizes = known.groups(sub)
-        sorted_mask = inside[order]
-        ends = np.cumsum(sizes)
-        parts = [gaps.subset(sorted_mask[end - size : end]) for end, size in zip(ends, sizes, strict=True)]
+        parts = [gaps.subset(mask) for mask in _split(inside, known.depths(sub), _levels(sub))]
         candidates.append(bytes([RELATIVE, sub]) + gaps.encode([*parts, tail]))
     return candidates
 
@@ -117,7 +144,7 @@ def encode(kept: list[Positions], sizes: list[int], known: Known | None) -> byte
     if candidates and candidates[0][0] == SAME:
         return candidates[0]
     total, count = sum(sizes), sum(at.size for at in kept)
-    if known is None or 2 * known.magnitudes.size < total:  # a dense reference always helps
+    if known is None or 2 * known.nnz < total:  # a dense reference always helps
         subsets = [gaps.sparse_subset(size, at) for size, at in zip(sizes, kept, strict=True)]
         candidates.append(bytes([GAPS]) + gaps.encode(subsets))
     if 16 * count > total:
@@ -142,25 +169,23 @@ def decode(reader: Reader, sizes: list[int], known: Known | None) -> list[Positi
         starts = np.cumsum([0, *sizes])
         return [np.flatnonzero(bitmap[start : start + size]) for start, size in zip(starts, sizes, strict=False)]
     assert known is not None
-    return known.positions if mode == SAME else _decode_relative(reader, known)
+    return [at for _, at in known.arrays] if mode == SAME else _decode_relative(reader, known)
 
 
 def _decode_relative(reader: Reader, known: Known) -> list[Positions]:
     sub = reader.byte()
     require(sub <= 3, f"unknown resolution {sub} of magnitudes")
-    order, sizes = known.groups(sub)
-    zeros = sum(array.size for array in known.arrays) - order.size
-    *parts, tail = gaps.decode(reader, [*sizes, zeros])
-    inside = np.empty(order.size, np.bool_)
-    inside[order] = np.concatenate([part.mask() for part in parts])
-    return _merge(known, inside, tail)
+    depths = known.depths(sub)
+    zeros = sum(known.reference.specs[name].size for name in known.names) - depths.size
+    *parts, tail = gaps.decode(reader, [*np.bincount(depths, minlength=_levels(sub)).tolist(), zeros])
+    return _merge(known, _join([part.mask() for part in parts], depths), tail)
 
 
 def _merge(known: Known, inside: NDArray[np.bool_], tail: Subset) -> list[Positions]:
     """Undo :func:`_inside_out`."""
     ranks = tail.positions()
     kept, at_inside, at_zero = [], 0, 0
-    for array, at in zip(known.arrays, known.positions, strict=True):
+    for array, at in known.arrays:
         mine = at[inside[at_inside : at_inside + at.size]]
         at_inside += at.size
         zeros = array.size - at.size

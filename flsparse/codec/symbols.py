@@ -169,16 +169,15 @@ def encode_words(words: np.ndarray, base: np.ndarray | None) -> bytes:
     return b"".join([bytes([used]), *(encode_bytes(np.ascontiguousarray(planes[:, i])) for i in range(used))])
 
 
-def decode_words(reader: Reader, count: int, dtype: np.dtype, base: np.ndarray | None) -> np.ndarray:
-    """Read ``count`` integers of an unsigned ``dtype`` written by :func:`encode_words`."""
+def decode_words(reader: Reader, count: int, dtype: np.dtype) -> np.ndarray:
+    """Read ``count`` unsigned integers written by :func:`encode_words`, still folded if there was a base."""
     planes = np.zeros((count, dtype.itemsize), np.uint8)
     if count:
         used = reader.byte()
         require(used <= dtype.itemsize, f"{used} byte planes for a {dtype}")
         for i in range(used):
             planes[:, i] = decode_bytes(reader, count)
-    words = planes.view(dtype.newbyteorder("<"))[:, 0].astype(dtype, copy=False)
-    return words if base is None else _unfold(words) + base
+    return planes.view(dtype.newbyteorder("<"))[:, 0].astype(dtype, copy=False)
 
 
 def _fold(words: np.ndarray) -> np.ndarray:
@@ -187,7 +186,8 @@ def _fold(words: np.ndarray) -> np.ndarray:
     return (signed << 1 ^ signed >> 8 * words.itemsize - 1).view(words.dtype)
 
 
-def _unfold(words: np.ndarray) -> np.ndarray:
+def unfold(words: np.ndarray) -> np.ndarray:
+    """Undo the folding of :func:`encode_words`."""
     one = words.dtype.type(1)
     signs = np.negative(words & one)
     unfolded: np.ndarray = words >> one ^ signs

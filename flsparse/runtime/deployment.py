@@ -13,9 +13,10 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -80,6 +81,7 @@ def run_deployed(cfg: Mapping[str, Any], observers: Sequence[Observer] = ()) -> 
     logs = folder / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
+        stack.enter_context(_terminable())
         work = Path(tempfile.mkdtemp(prefix="flsparse-"))
         stack.callback(shutil.rmtree, work, ignore_errors=True)
         processes = Processes(logs, work)
@@ -284,6 +286,23 @@ def _finish(
     if summary["status"] == "failed":
         raise DeploymentError(f"the run failed: {summary['error']}; logs are in {processes.logs}")
     return summary
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Turn SIGTERM into SystemExit for a while, so that the processes are ended then too."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def leave(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _written_after(path: Path, moment: float) -> bool:

@@ -111,7 +111,7 @@ def attack(count, seed):
 
 
 def test_mutated_payloads_raise_only_payload_errors():
-    assert attack(2_000, seed=1) > 0
+    assert attack(1_500, seed=1) > 0
 
 
 @pytest.mark.slow
@@ -141,7 +141,7 @@ def test_memory_and_time_stay_bounded():
     rng = np.random.default_rng(4)
     payloads = corpus(scale=30)
     nbytes = sum(spec.nbytes for spec in payloads[0][1].values())
-    for payload, like, reference in payloads[::9]:
+    for payload, like, reference in payloads[::13]:
         if reference is not None:
             for name in like:
                 reference.support(name)
@@ -155,5 +155,5 @@ def test_memory_and_time_stay_bounded():
             finally:
                 peak = tracemalloc.get_traced_memory()[1]
                 tracemalloc.stop()
-            assert peak < 12 * nbytes + 8_000_000, (peak, nbytes)
+            assert peak < 4 * nbytes + 8_000_000, (peak, nbytes)
             assert time.perf_counter() - start < 30

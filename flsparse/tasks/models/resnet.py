@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad, relu
+from torch.nn.functional import pad
 
 from flsparse.tasks.torchvision_compat import import_torchvision
 
@@ -31,13 +31,14 @@ class _Block(nn.Module):
         self.norm1 = norm(out_channels)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
         self.norm2 = norm(out_channels)
+        self.relu1, self.relu2 = nn.ReLU(), nn.ReLU()  # modules, so that sparsify can keep their masks as bits
         self.stride, self.new_channels = stride, out_channels - channels
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x[:, :, :: self.stride, :: self.stride]
         if self.new_channels:
             shortcut = pad(shortcut, (0, 0, 0, 0, self.new_channels // 2, self.new_channels - self.new_channels // 2))
-        return relu(self.norm2(self.conv2(relu(self.norm1(self.conv1(x))))) + shortcut)
+        return self.relu2(self.norm2(self.conv2(self.relu1(self.norm1(self.conv1(x))))) + shortcut)
 
 
 def resnet20(input_shape: tuple[int, ...], num_classes: int, *, norm: str = "batch", width: int = 16) -> nn.Module:

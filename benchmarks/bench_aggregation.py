@@ -1,6 +1,6 @@
 """Server aggregation: decode and accumulate sparse payloads, against Flower's FedAvg on the same updates, dense.
 
-    python benchmarks/aggregation.py [--nodes 10 100] [--sparsity 0.95]
+    python benchmarks/bench_aggregation.py [--nodes 10 100] [--sparsity 0.95]
 
 ResNet-18 (CIFAR stem). Each side runs in a process of its own, so that its peak memory is its own; times are of the
 aggregation alone, replies in memory as they arrive: coded payloads on our side, Flower's dense records on the other.
