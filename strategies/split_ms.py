@@ -13,6 +13,7 @@ is cut twice: the device also runs the last layers and the loss, and a step take
 
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
+from dataclasses import replace
 from logging import INFO
 from math import ceil, prod
 from typing import Any
@@ -133,7 +134,7 @@ class SplitMS(FedAvg):
             self.asked.head = self._head or default_head(model, self.asked.cut)
         if not self._parts:
             self._parts = [part.train() for part in self.asked.parts(deepcopy(model))]
-        codec = self.asked.codec()
+        codec = replace(self.asked, entropy=False).codec()  # the same tensors, sooner
 
         def through_the_codec(module: nn.Module, inputs: Any, output: Tensor) -> Tensor | None:
             if module.training:

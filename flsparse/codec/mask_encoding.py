@@ -259,7 +259,7 @@ def read_masked(reader: Reader, shape: Shape, head: Head) -> tuple[Floats, Codes
     count = int(np.count_nonzero(codes == (1 << bits) - 1)) if size else 0
     if flags & CODED and count:
         least = np.asarray(reader.array(word.str[1:], 1)).astype(word)
-        words = symbols.decode_words(reader, count, word, None)
+        words = symbols.decode_words(reader, count, word)
         require(int(words.max()) <= np.iinfo(word).max - int(least[0]), "a kept value is out of range")
         words = words + least
     else:

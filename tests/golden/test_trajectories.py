@@ -13,7 +13,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from federation_kit import digits, run
 
-from flsparse.strategies import STRATEGIES, FedAvg, RoundLoop, SparsyFed, TopK
+from flsparse.strategies import STRATEGIES, FedAvg, RoundLoop, SparsyFed, SplitMS, TopK
 
 FILE = Path(__file__).with_name("trajectories.json")
 SPARSE = {"sparsity": 0.9, "hello": True}
@@ -24,6 +24,8 @@ CASES: dict[str, RoundLoop] = {
     "sparsyfed": SparsyFed(**SPARSE),
     "sparsyfed_paper": SparsyFed(**SPARSE, ramp=False, reprune=False, activation_pruning=True, values="fp32"),
     "sparsyfed_spectral_layers": SparsyFed(**SPARSE, beta="spectral", scope="layer", fraction_train=0.5),
+    "split_ms": SplitMS(cut="2", steps_per_round=4, values="int8", hello=True),
+    "split_ms_labels_kept": SplitMS(cut="5", labels="kept", steps_per_round=2, batches_per_message=2, hello=True),
 }
 KEYS = ("train_loss", "uplink_bytes", "downlink_bytes", "broadcast_sparsity", "mask_iou", "regrowth")
 

@@ -111,7 +111,7 @@ def test_lines_of_the_ledger_add_up():
     assert 0.5 < m["uplink_bits_per_element"] < 2.33
     assert 0.2 < m["downlink_bits_per_element"] < 4
     assert m["uplink_ratio"] > 5
-    assert second.metrics["downlink_models_bytes"] < first.metrics["downlink_models_bytes"]
+    assert 0 < second.metrics["downlink_models_bytes"] < 2 * 4 * 176
     restored = Ledger()
     restored.load_state_dict(strategy.ledger.state_dict())
     assert restored.lines_of_round("uplink", 2) == strategy.ledger.lines_of_round("uplink", 2)
@@ -298,7 +298,7 @@ def test_impossible_settings_are_refused(arguments, message):
 
 
 def test_a_cut_that_does_not_exist_names_those_that_do():
-    with pytest.raises(ValueError, match="no layer 'layer2'.*: 0, 1, 2"):
+    with pytest.raises(ValueError, match=r"no layer 'layer2'.*: 0, 1, 2"):
         SplitMS(cut="layer2").prepare(digits(1).model())
     with pytest.raises(ValueError, match="prepare"):
         SplitMS(cut="2").top  # noqa: B018
