@@ -16,7 +16,7 @@ import flsparse
 from flsparse.clients.base import METHODS, Arrays, Fit, LocalMethod, Scalar, load_arrays, make_method
 from flsparse.clients.compress import CompressMod, Limits
 from flsparse.clients.protocol import RECORD, Blueprint, arrayrecord_key, record_of, to_numpy, to_record
-from flsparse.clients.split_ms import split_function
+from flsparse.clients.split_device import split_function
 from flsparse.clients.state import NodeState
 from flsparse.codec.wire import VERSION
 

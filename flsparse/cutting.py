@@ -94,7 +94,9 @@ def cut_model(model: nn.Module, cuts: Sequence[str]) -> list[fx.GraphModule]:
     for cut in cuts:
         if cut not in names:
             known = [each.name for each in candidates(model)]
-            raise ValueError(f"the model has no layer {cut!r} to cut at{did_you_mean(cut, known)}: {', '.join(known)}")
+            raise ValueError(
+                f"the model has no layer {cut!r}{did_you_mean(cut, known)} (cut at one of {', '.join(known)})"
+            )
     graph = _trace(model, cuts)
     alone = _crossing(graph)
     at = [_node_of(graph, cut, model) for cut in cuts]

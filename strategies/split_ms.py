@@ -11,7 +11,7 @@ round, or one node, and nothing compressed this is joint training of the uncut m
 is cut twice: the device also runs the last layers and the loss, and a step takes two round trips.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import replace
 from logging import INFO
@@ -23,11 +23,10 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from flsparse._flwr import log
 from flsparse.clients import split_protocol as split
-from flsparse.clients.base import load_arrays, state_arrays
+from flsparse.clients.base import state_arrays
 from flsparse.clients.protocol import to_numpy, to_record
 from flsparse.clients.split_ms import SplitMSLocal
 from flsparse.clients.split_protocol import Part
@@ -35,6 +34,7 @@ from flsparse.codec import PayloadError, decode_activations, decode_gradient, en
 from flsparse.codec.errors import require
 from flsparse.cutting import default_head
 from flsparse.strategies.fedavg import FedAvg
+from flsparse.strategies.split_top import Received, Top
 from flsparse.strategies.split_wire import SplitWire
 from flsparse.strategies.wire import Node, Value
 
@@ -121,9 +121,9 @@ class SplitMS(FedAvg):
         )
         self.asked.codec()  # refuses what is impossible, before anything starts
         self.wire: SplitWire = SplitWire(self.wire.values, self.wire.rounding, self.wire.downlink, [], self.seed)
-        self._parts: list[nn.Module] = []
-        self._optimizer: torch.optim.Optimizer | None = None
+        self._top: Top | None = None
         self._momentum: dict[str, np.ndarray] = {}
+        self._device_keys: list[str] = []
         self._batches_done = 0
 
     # -- the model --------------------------------------------------------------------------------------------------
@@ -132,8 +132,10 @@ class SplitMS(FedAvg):
         """Cut a copy of the model for training, and let the model itself code its activations when it is evaluated."""
         if self.labels == "kept" and not self.asked.head:
             self.asked.head = self._head or default_head(model, self.asked.cut)
-        if not self._parts:
-            self._parts = [part.train() for part in self.asked.parts(deepcopy(model))]
+        if self._top is None:
+            bottom, top, *head = self.asked.parts(deepcopy(model))
+            self._top = Top(top, self._momentum)
+            self._device_keys = [key for part in (bottom, *head) for key in part.state_dict()]
         codec = replace(self.asked, entropy=False).codec()  # the same tensors, sooner
 
         def through_the_codec(module: nn.Module, inputs: Any, output: Tensor) -> Tensor | None:
@@ -148,16 +150,11 @@ class SplitMS(FedAvg):
         return model
 
     @property
-    def top(self) -> nn.Module:
+    def top(self) -> Top:
         """The server's part."""
-        if not self._parts:
+        if self._top is None:
             raise ValueError("call strategy.prepare(model) before start(): the strategy does not know the model yet")
-        return self._parts[1]
-
-    @property
-    def device_keys(self) -> list[str]:
-        """State-dict keys of what devices hold and average."""
-        return [key for part in (self._parts[0], *self._parts[2:]) for key in part.state_dict()]
+        return self._top
 
     def method(self, node: Node, server_round: int) -> Mapping[str, Value]:
         """Ask for the cut and the coding."""
@@ -177,14 +174,15 @@ class SplitMS(FedAvg):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Send the averaged bottom to the sampled nodes."""
-        self._grid, self._all = grid, to_numpy(arrays)
-        load_arrays(self.top, {key: self._all[key] for key in self.top.state_dict()})
-        self._model = {key: self._all[key] for key in self.device_keys}
-        rate = round_rate(server_round, self._num_rounds, float(config["lr"]), float(config.get("lr-final", 0.0)))  # type: ignore[arg-type]
+        top, self._grid, self._all = self.top, grid, to_numpy(arrays)
+        self._model = {key: self._all[key] for key in self._device_keys}
+        numbers = {key: float(value) for key, value in config.items() if isinstance(value, int | float)}
+        rate = round_rate(server_round, self._num_rounds, numbers["lr"], numbers.get("lr-final", 0.0))
+        decay = numbers.get("weight-decay", 0.0)
+        top.begin_round(self._all, lr=rate, momentum=numbers.get("momentum", 0.0), weight_decay=decay)
         config = ConfigRecord({**config, "lr": rate, "lr-final": 0.0, "first-batch": self._batches_done})
-        self._set_optimizer(config)
         nodes = self.sample(self.fraction_train, self.min_train_nodes, server_round, "sampling")
-        self._steps = self.steps_per_round or self._steps_of_a_pass(nodes, int(config["batch-size"]))  # type: ignore[arg-type]
+        self._steps = self.steps_per_round or self._steps_of_a_pass(nodes, int(numbers["batch-size"]))
         self.wire.begin_round()
         return self._messages(nodes, server_round, to_record(self._model), config, split.MESSAGE_TYPE)
 
@@ -194,30 +192,19 @@ class SplitMS(FedAvg):
             raise ValueError("steps_per_round=0 needs the nodes' numbers of examples (hello=True); or set it above 0")
         return ceil(most / (batch_size * self.asked.batches))
 
-    def _set_optimizer(self, config: ConfigRecord) -> None:
-        """Build the top's SGD for this round, with its momentum from the round before."""
-        parameters = list(self.top.parameters())
-        self._optimizer = torch.optim.SGD(
-            parameters,
-            lr=float(config["lr"]),  # type: ignore[arg-type]
-            momentum=float(config.get("momentum", 0.0)),  # type: ignore[arg-type]
-            weight_decay=float(config.get("weight-decay", 0.0)),  # type: ignore[arg-type]
-        )
-        for name, parameter in self.top.named_parameters():
-            if name in self._momentum:
-                self._optimizer.state[parameter]["momentum_buffer"] = torch.from_numpy(self._momentum[name])
-
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Lead the nodes through the round's steps, then average their bottoms; None without a quorum."""
         self._tally = _Tally()
         for step in range(self._steps):
-            served = self._through_head(server_round, step, replies) if self.asked.head else self._serve(replies)
-            stage = split.STEP if step + 1 < self._steps else split.END
-            replies = self._send(server_round, step, stage, served)
+            self.top.begin_step()
+            lead = self._through_heads if self.asked.head else self._to_the_loss
+            gradients = dict(lead(server_round, step, replies))
+            self.top.step()
+            replies = self._send(server_round, step, split.STEP if step + 1 < self._steps else split.END, gradients)
         aggregated, metrics = super().aggregate_train(server_round, replies)
-        self._momentum = self._momentum_now()
+        self.top.end_round()
         self._batches_done += self._steps * self.asked.batches
         if aggregated is None or metrics is None:
             return None, None
@@ -225,7 +212,7 @@ class SplitMS(FedAvg):
         if self._tally.samples and not self.asked.head:
             metrics["train-loss"] = self._tally.loss / self._tally.samples
             metrics["train-accuracy"] = self._tally.correct / self._tally.samples
-        merged = self._all | state_arrays(self.top) | to_numpy(aggregated)
+        merged = self._all | state_arrays(self.top.module) | to_numpy(aggregated)
         return to_record({key: merged[key] for key in self._all}), metrics
 
     def _send(self, server_round: int, step: int, stage: str, served: Mapping[int, list[Part]]) -> Iterable[Message]:
@@ -240,100 +227,81 @@ class SplitMS(FedAvg):
         ]
         return self._exchange(self._grid, messages, self.round_timeout_s or 3600.0)
 
-    def _valid(self, replies: Iterable[Message], kinds: list[int]) -> Iterable[tuple[int, list[Part]]]:
-        """Yield node id and parts of each reply that has parts of these kinds; the others are dropped for the round."""
+    def _parts_of(self, reply: Message, kinds: list[int]) -> list[Part] | None:
+        """Return the parts of a reply, if they are of these kinds for each batch; None drops the node for the round."""
+        if reply.has_error():
+            self.wire.drop(self.wire.sender(reply).node_id, reply.error.reason, "failures")
+            return None
+        try:
+            data = split.packed_bundle(reply.content)
+            require(data is not None, "its reply has no smashed data: does it run our device application?")
+            parts = split.unbundle(data or b"")
+            found = [part.kind for part in parts]
+            require(found == kinds * self.asked.batches, f"it has parts of kinds {found}")
+            sizes = [prod(part.shape) for part in parts]
+            require(all(0 < size <= _MAX_VALUES for size in sizes), f"tensors of {sizes} values")
+        except PayloadError as error:
+            self._refuse(reply, error)
+            return None
+        return parts
+
+    def _refuse(self, reply: Message, error: Exception) -> None:
+        self.wire.drop(self.wire.sender(reply).node_id, f"its payload was refused: {error}", "rejected_payloads")
+
+    def _to_the_loss(
+        self, server_round: int, step: int, replies: Iterable[Message]
+    ) -> Iterator[tuple[int, list[Part]]]:
+        """Run each node's activations to the loss; yield the gradients it is to get."""
         for reply in replies:
-            node_id = self.wire.sender(reply).node_id
-            if reply.has_error():
-                self.wire.drop(node_id, reply.error.reason, "failures")
+            if (parts := self._parts_of(reply, [split.ACTIVATIONS, split.LABELS])) is None:
                 continue
             try:
-                data = split.packed_bundle(reply.content)
-                require(data is not None, "its reply has no smashed data: does it run our device application?")
-                parts = split.unbundle(data or b"")
-                require(
-                    [part.kind for part in parts] == kinds * self.asked.batches,
-                    "its reply has other parts than asked for",
-                )
-                require(
-                    all(0 < prod(part.shape) <= _MAX_VALUES for part in parts),
-                    "a tensor has no size, or too large a one",
-                )
-            except PayloadError as error:
-                self.wire.drop(node_id, f"its payload was refused: {error}", "rejected_payloads")
+                batches = [Received(*pair) for pair in zip(parts[::2], parts[1::2], strict=True)]
+                gradients, loss, correct = self.top.to_the_loss(batches)
+            except (PayloadError, RuntimeError) as error:  # of shapes that the layers cannot take
+                self._refuse(reply, error)
                 continue
-            yield node_id, parts
+            self._tally.add(batches, loss, correct)
+            yield self.wire.sender(reply).node_id, self._coded(gradients, batches)
 
-    def _serve(self, replies: Iterable[Message]) -> dict[int, list[Part]]:
-        """Run each node's activations through the top, step the top once, and return the gradients at the cut."""
-        sums, total, served = _zeros(self.top), 0, {}
-        for node_id, parts in self._valid(replies, [split.ACTIVATIONS, split.LABELS]):
-            try:
-                batches = [_Batch(*pair) for pair in zip(parts[::2], parts[1::2], strict=True)]
-                own, gradients, loss, correct = _through(self.top, batches)
-            except (PayloadError, RuntimeError, IndexError) as error:  # shapes that the top cannot take
-                self.wire.drop(node_id, f"its activations were refused: {error}", "rejected_payloads")
-                continue
-            count = sum(len(batch.labels) for batch in batches)
-            for whole, part in zip(sums, own, strict=True):
-                whole += part
-            served[node_id] = [
-                self._gradient(gradient / count, batch.sent) for gradient, batch in zip(gradients, batches, strict=True)
-            ]
-            total += count
-            self._tally.add(loss, correct, count, sum(prod(part.shape) for part in parts[::2]))
-        self._step_top(sums, total)
-        return served
-
-    def _through_head(self, server_round: int, step: int, replies: Iterable[Message]) -> dict[int, list[Part]]:
-        """Run activations through the server's part, let the devices' heads turn them into gradients, and step."""
+    def _through_heads(
+        self, server_round: int, step: int, replies: Iterable[Message]
+    ) -> Iterator[tuple[int, list[Part]]]:
+        """Run each node's activations to its head, and what comes back from there to the gradients it is to get."""
         codec, _ = self.asked.head_forms()
-        outputs: dict[int, list[tuple[Tensor, Tensor, np.ndarray]]] = {}
+        waiting: dict[int, list[Received]] = {}
         onward = {}
-        for node_id, parts in self._valid(replies, [split.ACTIVATIONS]):
+        for reply in replies:
+            if (parts := self._parts_of(reply, [split.ACTIVATIONS])) is None:
+                continue
+            node_id = self.wire.sender(reply).node_id
             try:
-                decoded = [_received(part) for part in parts]
-                pairs = [(x, self.top(x), sent) for x, sent in decoded]
+                batches = [Received(part) for part in parts]
+                outputs = self.top.to_the_head(batches)
             except (PayloadError, RuntimeError) as error:
-                self.wire.drop(node_id, f"its activations were refused: {error}", "rejected_payloads")
+                self._refuse(reply, error)
                 continue
-            outputs[node_id] = pairs
-            arrays = [y.detach().cpu().numpy() for _, y, _ in pairs]
-            onward[node_id] = [Part(split.ACTIVATIONS, a.shape, codec.encode(a)) for a in arrays]
-            self._tally.add(0.0, 0, sum(len(x) for x, _, _ in pairs), sum(prod(part.shape) for part in parts))
-        sums, total, served = _zeros(self.top), 0, {}
-        for node_id, parts in self._valid(self._send(server_round, step, split.HEAD, onward), [split.GRADIENT]):
-            pairs = outputs[node_id]
+            waiting[node_id] = batches
+            onward[node_id] = [Part(split.ACTIVATIONS, array.shape, codec.encode(array)) for array in outputs]
+        for reply in self._send(server_round, step, split.HEAD, onward):
+            if (parts := self._parts_of(reply, [split.GRADIENT])) is None:
+                continue
+            node_id = self.wire.sender(reply).node_id
             try:
-                for part, (_, y, _) in zip(parts, pairs, strict=True):
-                    require(
-                        part.shape == y.shape, f"a gradient of shape {part.shape} for activations of {tuple(y.shape)}"
-                    )
-                grads = [_whole_gradient(part) for part in parts]
+                found = self.top.from_the_head(waiting[node_id], [_whole_gradient(part) for part in parts])
             except PayloadError as error:
-                self.wire.drop(node_id, f"its payload was refused: {error}", "rejected_payloads")
+                self._refuse(reply, error)
                 continue
-            inputs = [x for x, _, _ in pairs]
-            found = torch.autograd.grad([y for _, y, _ in pairs], [*inputs, *self.top.parameters()], grads)
-            count = sum(len(x) for x in inputs)
-            for whole, own in zip(sums, found[len(inputs) :], strict=True):
-                whole += own * count
-            served[node_id] = [self._gradient(g, sent) for g, (_, _, sent) in zip(found, pairs, strict=False)]
-            total += count
-        self._step_top(sums, total)
-        return served
+            self._tally.add(waiting[node_id])
+            yield node_id, self._coded(found, waiting[node_id])
 
-    def _gradient(self, gradient: Tensor, sent: np.ndarray) -> Part:
-        array = gradient.cpu().numpy()
-        return Part(split.GRADIENT, array.shape, encode_gradient(array, self.asked.gradient, sent))
-
-    def _step_top(self, sums: list[Tensor], total: int) -> None:
-        if not total:
-            return
-        assert self._optimizer is not None
-        for parameter, gradient in zip(self.top.parameters(), sums, strict=True):
-            parameter.grad = gradient / total
-        self._optimizer.step()
+    def _coded(self, gradients: list[Tensor], batches: list[Received]) -> list[Part]:
+        parts = []
+        for gradient, batch in zip(gradients, batches, strict=True):
+            array = gradient.cpu().numpy()
+            data = encode_gradient(array, self.asked.gradient, batch.sent)
+            parts.append(Part(split.GRADIENT, array.shape, data))
+        return parts
 
     def _measure(self, server_round: int) -> None:
         """Report the round's bytes by line, and bits for each value that crossed the cut."""
@@ -349,15 +317,6 @@ class SplitMS(FedAvg):
 
     # -- state ------------------------------------------------------------------------------------------------------
 
-    def _momentum_now(self) -> dict[str, np.ndarray]:
-        assert self._optimizer is not None
-        found = {}
-        for name, parameter in self.top.named_parameters():
-            buffer = self._optimizer.state.get(parameter, {}).get("momentum_buffer")
-            if buffer is not None:
-                found[name] = buffer.cpu().numpy().copy()
-        return found
-
     def state_dict(self) -> dict[str, object]:
         """Return the state of FedAvg, the top's momentum, and how many batches each node has used."""
         return {**super().state_dict(), "momentum": dict(self._momentum), "batches_done": self._batches_done}
@@ -365,7 +324,8 @@ class SplitMS(FedAvg):
     def load_state_dict(self, state: dict[str, object]) -> None:
         """Restore what :meth:`state_dict` gave."""
         super().load_state_dict(state)
-        self._momentum = {key: np.array(value) for key, value in state["momentum"].items()}  # type: ignore[attr-defined]
+        self._momentum.clear()  # the top's own, where there is one already
+        self._momentum.update(state["momentum"])  # type: ignore[call-overload]
         self._batches_done = int(state["batches_done"])  # type: ignore[call-overload]
 
 
@@ -375,49 +335,15 @@ class _Tally:
     def __init__(self) -> None:
         self.loss, self.correct, self.samples, self.elements = 0.0, 0, 0, 0
 
-    def add(self, loss: float, correct: int, samples: int, elements: int) -> None:
+    def add(self, batches: list[Received], loss: float = 0.0, correct: int = 0) -> None:
         self.loss += loss
         self.correct += correct
-        self.samples += samples
-        self.elements += elements
-
-
-class _Batch:
-    """One batch as it came from a node."""
-
-    def __init__(self, activations: Part, labels: Part) -> None:
-        self.smashed, self.sent = _received(activations)
-        require(labels.shape == activations.shape[:1], "there is not one label for each sample")
-        self.labels = torch.from_numpy(split.decode_labels(labels.data, labels.shape[0]))
-
-
-def _received(part: Part) -> tuple[Tensor, np.ndarray]:
-    """Decode activations; also tell which values have a code that is not 0: as the device does."""
-    array, codes = decode_activations(part.data, part.shape)
-    return torch.from_numpy(array).requires_grad_(), codes != 0 if codes is not None else array.ravel() != 0
+        self.samples += sum(len(batch) for batch in batches)
+        self.elements += sum(batch.smashed.numel() for batch in batches)
 
 
 def _whole_gradient(part: Part) -> Tensor:
     return torch.from_numpy(decode_gradient(part.data, part.shape, np.ones(prod(part.shape), np.bool_)))
-
-
-def _through(top: nn.Module, batches: list[_Batch]) -> tuple[list[Tensor], list[Tensor], float, int]:
-    """Return the gradients of the summed loss, for the top's parameters and for each batch, and loss and hits."""
-    device = next(top.parameters()).device
-    loss, correct = torch.zeros((), device=device), 0
-    for batch in batches:
-        logits, labels = top(batch.smashed.to(device)), batch.labels.to(device)
-        require(logits.ndim == 2 and int(labels.max()) < logits.shape[1], "a label is beyond the model's classes")
-        loss = loss + cross_entropy(logits, labels, reduction="sum")
-        correct += int((logits.argmax(-1) == labels).sum())
-    wanted = [*(batch.smashed for batch in batches), *top.parameters()]
-    found = list(torch.autograd.grad(loss, wanted))
-    require(all(bool(torch.isfinite(each).all()) for each in found), "they lead to a loss that is not finite")
-    return found[len(batches) :], found[: len(batches)], float(loss.detach()), correct
-
-
-def _zeros(module: nn.Module) -> list[Tensor]:
-    return [torch.zeros_like(parameter) for parameter in module.parameters()]
 
 
 def round_rate(server_round: int, num_rounds: int, initial: float, final: float) -> float:

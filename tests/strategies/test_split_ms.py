@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from federation_kit import TamperedGrid, digits, initial_arrays
-from flwr.app import ConfigRecord, Error, Message
+from federation_kit import TamperedGrid, copy, digits, initial_arrays
+from flwr.app import ConfigRecord, Error
 from torch.nn.functional import cross_entropy
 
 from flsparse.clients import device_app, state_arrays
@@ -146,6 +146,13 @@ def tampered(task, tamper):
     return TamperedGrid(InProcessGrid(device_app(lambda _: task), task.num_nodes), tamper)
 
 
+def failed(reply):
+    """Return the reply a node would have sent had its app raised."""
+    reply = copy(reply)
+    reply.__dict__["_content"], reply.__dict__["_error"] = None, Error(2, "the battery is empty")
+    return reply
+
+
 def steps_only(tamper):
     """Tamper with the replies that carry smashed data, numbered from 1."""
     seen = [0]
@@ -163,7 +170,7 @@ def test_a_device_that_fails_in_mid_round_does_not_stop_the_others_and_rejoins()
     task = digits(3)
 
     def fail_one(reply, number):
-        return [Message(Error(code=3, reason="lost"), reply_to=reply)] if number == 5 else [reply]
+        return [failed(reply)] if number == 5 else [reply]
 
     strategy = SplitMS(cut="2", steps_per_round=3, min_train_nodes=3, hello=True)
     first, second = run(strategy, task, grid=tampered(task, steps_only(fail_one)))
@@ -174,7 +181,7 @@ def test_a_device_that_fails_in_mid_round_does_not_stop_the_others_and_rejoins()
 
 def test_a_silent_device_is_left_behind_at_the_deadline():
     task = digits(2)
-    strategy = SplitMS(cut="2", steps_per_round=2, min_train_nodes=2, round_timeout_s=20, min_replies=1)
+    strategy = SplitMS(cut="2", steps_per_round=2, min_train_nodes=2, round_timeout_s=3, min_replies=1)
 
     def drop(reply, number):
         return [] if number == 3 else [reply]
@@ -246,14 +253,14 @@ def test_damaged_and_hostile_bundles_drop_their_node_alone(change):
 
 def test_a_round_without_replies_fails():
     task = digits(2)
-    grid = tampered(task, steps_only(lambda reply, _: [Message(Error(code=3, reason="lost"), reply_to=reply)]))
-    with pytest.raises(RoundFailed, match="lost"):
+    grid = tampered(task, steps_only(lambda reply, _: [failed(reply)]))
+    with pytest.raises(RoundFailed, match="battery"):
         run(SplitMS(cut="2", steps_per_round=2), task, grid=grid)
 
 
 def test_resuming_is_as_good_as_never_having_stopped():
     task = digits(2)
-    settings = {"cut": "5", "steps_per_round": 2, "values": "int8"}
+    settings = {"cut": "5", "steps_per_round": 2, "values": "int8", "hello": True}
     *_, whole = run(SplitMS(**settings), task, rounds=4)
 
     before = SplitMS(**settings)
@@ -298,7 +305,7 @@ def test_impossible_settings_are_refused(arguments, message):
 
 
 def test_a_cut_that_does_not_exist_names_those_that_do():
-    with pytest.raises(ValueError, match=r"no layer 'layer2'.*: 0, 1, 2"):
+    with pytest.raises(ValueError, match=r"no layer 'layer2'.*cut at one of 0, 1, 2"):
         SplitMS(cut="layer2").prepare(digits(1).model())
     with pytest.raises(ValueError, match="prepare"):
         SplitMS(cut="2").top  # noqa: B018
