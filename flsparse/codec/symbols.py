@@ -1,5 +1,7 @@
 """Runs of small integers and of bytes, each coded by whichever of its modes is smallest."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import zstandard
 from numpy.typing import NDArray
@@ -10,6 +12,7 @@ from flsparse.codec.wire import Reader, Writer
 
 PACKED, RANS, ZSTD, CONSTANT = range(4)
 _MAX_BOUND = 127  # larger integers travel as a symbol and raw low bits
+_COARSEN = 8  # from this magnitude on, raw low bits are tried
 _ZSTD_LEVEL = 3
 _PROBE = 1 << 15
 
@@ -53,32 +56,54 @@ def encode_integers(q: NDArray[np.int16]) -> bytes:
     top = int(np.abs(q).max())
     if top == 0:
         return bytes([CONSTANT])
-    shift = 0
-    while -(-top >> shift) > _MAX_BOUND:
-        shift += 1
-    low, high = bits.pack((q & ((1 << shift) - 1)).astype(np.uint16), shift), q >> shift
-    bound = int(np.abs(high).max())
-    symbols = (high + bound).astype(np.uint8)
-    counts = np.bincount(symbols, minlength=2 * bound + 1)
-    table = tables.choose(counts, signed=True)
-    width = (2 * bound).bit_length()
-    entropy = len(table.spec) + tables.cost_bits(counts, table.frequencies) / 8 + rans.overhead(q.size)
-    mode, rival = min((PACKED, (q.size * width + 7) / 8), (RANS, entropy), key=lambda m: m[1])
-    squeezed = _compress(high.astype(np.int8).tobytes(), rival)
+    counts = np.bincount(q.astype(np.int64) + top, minlength=2 * top + 1)
+    least = 0
+    while -(-top >> least) > _MAX_BOUND:
+        least += 1
+    plans = [_plan(counts, shift) for shift in range(least, least + (4 if top >= _COARSEN else 1))]
+    plan = min(plans, key=lambda plan: plan.size)
+    packed = (q.size * (least + (2 * plans[0].bound).bit_length()) + 7) // 8
+    squeezed = _compress((q >> least).astype(np.int8).tobytes(), min(plan.size, packed) - q.size * least / 8)
+    mode = ZSTD if squeezed is not None else RANS if plan.size <= packed else PACKED
+    if mode != RANS:
+        plan = plans[0]
     out = Writer()
-    out.byte((mode if squeezed is None else ZSTD) | shift << 2)
-    out.raw(low)
+    out.byte(mode | plan.shift << 2)
+    out.raw(bits.pack((q & ((1 << plan.shift) - 1)).astype(np.uint16), plan.shift))
     if squeezed is not None:
         out.varint(len(squeezed))
         out.raw(squeezed)
         return out.done()
-    out.byte(bound)
+    symbols = ((q >> plan.shift) + plan.bound).astype(np.uint8)
+    out.byte(plan.bound)
     if mode == PACKED:
-        out.raw(bits.pack(symbols, width))
+        out.raw(bits.pack(symbols, (2 * plan.bound).bit_length()))
     else:
-        out.raw(table.spec)
-        out.raw(rans.encode(symbols, table.frequencies[None]))
+        out.raw(plan.table.spec)
+        out.raw(rans.encode(symbols, plan.table.frequencies[None]))
     return out.done()
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """Coding integers with some raw low bits: fewer symbols need a smaller table, which few integers repay sooner."""
+
+    shift: int
+    bound: int
+    table: tables.Table
+    size: float
+
+
+def _plan(counts: NDArray[np.int64], shift: int) -> _Plan:
+    """Plan for a histogram over -top..top, shape (2 top + 1,)."""
+    top = counts.size // 2
+    bound = -(-top >> shift)
+    coarse = np.zeros(2 * bound + 1, np.int64)
+    np.add.at(coarse, (np.arange(-top, top + 1) >> shift) + bound, counts)
+    table = tables.choose(coarse, signed=True)
+    n = int(counts.sum())
+    size = len(table.spec) + (tables.cost_bits(coarse, table.frequencies) + n * shift) / 8 + rans.overhead(n)
+    return _Plan(shift, bound, table, size)
 
 
 def decode_integers(reader: Reader, count: int) -> NDArray[np.int16]:

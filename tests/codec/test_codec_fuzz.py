@@ -1,5 +1,6 @@
 """Strangers' bytes: the decoder returns arrays or raises PayloadError, in bounded time and memory."""
 
+import functools
 import time
 import tracemalloc
 
@@ -34,11 +35,12 @@ def network(rng, scale=1):
     }
 
 
-def corpus(scale=1):
+@functools.cache
+def corpus(scale=1, sparsities=(0.0, 0.5, 0.9, 0.98), codecs=("raw", "fp32", "fp16", "int8", "int4")):
     """Valid payloads of every codec, with every mode of the positions, as (payload, like, reference)."""
     rng = np.random.default_rng(7)
     found = []
-    for sparsity in (0.0, 0.5, 0.9, 0.98):
+    for sparsity in sparsities:
         old, new = network(rng, scale), network(rng, scale)
         for name in ("conv.weight", "fc.weight", "half", "double"):
             new[name] = (old[name] + 0.05 * new[name]).astype(old[name].dtype)
@@ -47,7 +49,7 @@ def corpus(scale=1):
         free = {n: np.where(rng.random(a.shape) < sparsity, 0, a).astype(a.dtype) for n, a in new.items()}
         part = {n: np.where(rng.random(a.shape) < 0.1, 0, a).astype(a.dtype) for n, a in same.items()}
         reference = Reference(old)
-        for values in ("raw", "fp32", "fp16", "int8", "int4"):
+        for values in codecs:
             for arrays in (same, part, free):
                 plain, coded = (Codec(values).encode(arrays, reference=known) for known in (None, reference))
                 found += [(plain, reference.specs, None), (coded, reference.specs, reference)]
@@ -111,18 +113,18 @@ def attack(count, seed):
 
 
 def test_mutated_payloads_raise_only_payload_errors():
-    assert attack(1_500, seed=1) > 0
+    assert attack(1_000, seed=1) > 0
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(3600)
 def test_a_hundred_thousand_mutated_payloads_raise_only_payload_errors():
     assert attack(100_000, seed=2) > 0
 
 
 def test_every_truncation_is_refused():
     for payload, like, reference in corpus()[::7]:
-        for length in range(0, len(payload), max(1, len(payload) // 60)):
+        for length in range(0, len(payload), max(1, len(payload) // 20)):
             with pytest.raises(PayloadError):
                 decode(reseal(payload[:length]), like=like, reference=reference)
         with pytest.raises(PayloadError):
@@ -139,9 +141,9 @@ def test_noise_is_refused():
 def test_memory_and_time_stay_bounded():
     """Damaged or not, decoding allocates a small multiple of the model and a few fixed tables."""
     rng = np.random.default_rng(4)
-    payloads = corpus(scale=30)
+    payloads = corpus(30, (0.0, 0.6), ("fp32", "int4"))
     nbytes = sum(spec.nbytes for spec in payloads[0][1].values())
-    for payload, like, reference in payloads[::13]:
+    for payload, like, reference in payloads[::2] + payloads[1::2]:
         if reference is not None:
             for name in like:
                 reference.support(name)
