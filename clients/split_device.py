@@ -108,13 +108,14 @@ class Device:
         self.bottom, self.head = parts[0], parts[2] if self.asked.head else nn.Identity()
         self.device = next(parts[0].parameters()).device
         self.sent = {key: arrays.pop(key) for key in list(arrays) if key.startswith("sent/")}
-        load_arrays(self.own, arrays)
-        self.own.train()
+        inside = set(self.bottom.state_dict())
+        load_arrays(self.bottom, {key: array for key, array in arrays.items() if key in inside})
+        load_arrays(self.head, {key: array for key, array in arrays.items() if key not in inside})
+        self.bottom.train(), self.head.train()
 
-    @property
-    def own(self) -> nn.Module:
-        """The layers on this device, under the model's own state-dict keys."""
-        return _Joined(self.bottom, self.head)
+    def arrays(self) -> Arrays:
+        """Return the layers on this device, under the model's own state-dict keys."""
+        return state_arrays(self.bottom) | state_arrays(self.head)
 
     @classmethod
     def begin(cls, content: RecordDict, task: "TaskLike", data: Any, state: NodeState) -> "Device":
@@ -138,7 +139,7 @@ class Device:
             "config": config,
             "round": asked["round"],
             "step": 0,
-            "first_batch": int(config["first-batch"]),
+            "first_batch": config["first-batch"],
             "seed": asked["seed"],
             "node": asked["node"],
             "values": asked["values"],
@@ -240,7 +241,7 @@ class Device:
                 raise ValueError("this node has lost what it received at the start of the round")
             received = Reference(arrays)
         reference = None if codec.values == "raw" else received
-        payload = codec.encode(state_arrays(self.own), reference=reference, rng=self._stream("rounding"))
+        payload = codec.encode(self.arrays(), reference=reference, rng=self._stream("rounding"))
         self.state.drop(_MODEL)
         metrics = {
             "num-examples": float(session["samples"]),
@@ -303,27 +304,5 @@ class Device:
         }
         if momentum:
             self.state.put(_MOMENTUM, momentum)
-        self.state.put(_MODEL, {**state_arrays(self.own), **self.sent})
+        self.state.put(_MODEL, self.arrays() | self.sent)
         self.state.values[_SESSION] = json.dumps(self.session)
-
-
-class _Joined(nn.Module):
-    """Two parts of one model as a module with the model's own keys."""
-
-    def __init__(self, bottom: nn.Module, head: nn.Module) -> None:
-        super().__init__()
-        self.members = (bottom, head)
-        for part in self.members:
-            self.register_module(str(id(part)), part)
-
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Return both parts' states in one."""
-        return {key: value for part in self.members for key, value in part.state_dict().items()}
-
-    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """Load both parts; the keys must be exactly theirs."""
-        own = [list(part.state_dict()) for part in self.members]
-        if sorted(state_dict) != sorted(own[0] + own[1]):
-            raise RuntimeError(f"keys {sorted(set(state_dict) ^ set(own[0] + own[1]))[:3]} are not on both sides")
-        for part, keys in zip(self.members, own, strict=True):
-            part.load_state_dict({key: state_dict[key] for key in keys})

@@ -8,6 +8,7 @@ cross. Parts share parameters and buffers with the model, under the same state-d
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import fx, nn
@@ -119,7 +120,7 @@ def cut_model(model: nn.Module, cuts: Sequence[str]) -> list[fx.GraphModule]:
 
 
 def _node_of(graph: fx.Graph, name: str, model: nn.Module) -> fx.Node:
-    nodes = [node for node in graph.nodes if node.op == "call_module" and node.target == name]
+    nodes: list[fx.Node] = [node for node in graph.nodes if node.op == "call_module" and node.target == name]
     if len(nodes) != 1:
         known = [each.name for each in candidates(model)]
         raise ValueError(f"cut={name}: the layer is used {len(nodes)} times; cut at one of {', '.join(known)}")
@@ -128,7 +129,8 @@ def _node_of(graph: fx.Graph, name: str, model: nn.Module) -> fx.Node:
 
 def _part(model: nn.Module, graph: fx.Graph, begin: fx.Node | None, end: fx.Node | None) -> fx.GraphModule:
     """Return the nodes behind ``begin`` up to and with ``end``, as a module."""
-    part, copies = fx.Graph(), {}
+    part = fx.Graph()
+    copies: dict[Any, Any] = {}
     if begin is not None:
         copies[begin] = part.placeholder("smashed")
     inside = begin is None
@@ -136,7 +138,7 @@ def _part(model: nn.Module, graph: fx.Graph, begin: fx.Node | None, end: fx.Node
         if node.op == "get_attr" and node not in copies and _used_inside(node, graph, begin, end):
             copies[node] = part.node_copy(node, lambda n: copies[n])
         elif inside and node.op == "output":
-            part.output(copies[node.args[0]])
+            part.output(copies[node.all_input_nodes[0]])
         elif inside and node.op != "get_attr":
             copies[node] = part.node_copy(node, lambda n: copies[n])
             if node is end:
@@ -181,7 +183,7 @@ def _parameters(model: nn.Module, node: fx.Node) -> int:
     if node.op == "call_module":
         return sum(p.numel() for p in model.get_submodule(str(node.target)).parameters())
     if node.op == "get_attr":
-        value = model
+        value: Any = model
         for part in str(node.target).split("."):
             value = getattr(value, part)
         return value.numel() if isinstance(value, nn.Parameter) else 0

@@ -33,11 +33,13 @@ from flsparse.clients.split_protocol import Part
 from flsparse.codec import PayloadError, decode_activations, decode_gradient, encode_gradient
 from flsparse.codec.errors import require
 from flsparse.cutting import default_head
+from flsparse.metering.ledger import Direction
 from flsparse.strategies.fedavg import FedAvg
 from flsparse.strategies.split_top import Received, Top
 from flsparse.strategies.split_wire import SplitWire
 from flsparse.strategies.wire import Node, Value
 
+_WAYS: tuple[Direction, Direction] = ("uplink", "downlink")
 _MAX_VALUES = 1 << 28  # of one tensor from a node
 
 
@@ -305,7 +307,7 @@ class SplitMS(FedAvg):
 
     def _measure(self, server_round: int) -> None:
         """Report the round's bytes by line, and bits for each value that crossed the cut."""
-        up, down = (self.ledger.lines_of_round(way, server_round) for way in ("uplink", "downlink"))  # type: ignore[arg-type]
+        up, down = (self.ledger.lines_of_round(way, server_round) for way in _WAYS)
         elements = max(1, self._tally.elements)
         self.round_metrics |= {
             **{f"uplink_{line}_bytes": size for line, size in up.items()},

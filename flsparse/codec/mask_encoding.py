@@ -174,7 +174,7 @@ def largest(magnitudes: Floats, count: int) -> NDArray[np.bool_]:
     if count == 0 or not magnitudes.size:
         return np.zeros(magnitudes.size, np.bool_)
     threshold = np.partition(magnitudes, -count)[-count]
-    kept = magnitudes > threshold
+    kept: NDArray[np.bool_] = magnitudes > threshold
     if threshold > 0:
         ties = np.flatnonzero(magnitudes == threshold)
         kept[ties[: count - int(np.count_nonzero(kept))]] = True
@@ -260,7 +260,7 @@ def read_masked(reader: Reader, shape: Shape, head: Head) -> tuple[Floats, Codes
     if flags & CODED and count:
         least = np.asarray(reader.array(word.str[1:], 1)).astype(word)
         words = symbols.decode_words(reader, count, word)
-        require(int(words.max()) <= np.iinfo(word).max - int(least[0]), "a kept value is out of range")
+        require(int(words.max()) <= (1 << 8 * word.itemsize) - 1 - int(least[0]), "a kept value is out of range")
         words = words + least
     else:
         words = np.asarray(reader.array(word.str[1:], count)).astype(word)
