@@ -11,6 +11,7 @@ from flsparse.clients.local_sgd import LocalSGDLocal
 from flsparse.clients.malcom_psgd import MalcomPSGDLocal
 from flsparse.clients.scaffold import ScaffoldLocal
 from flsparse.clients.sparsyfed import SparsyFedLocal, SparsyFedMod
+from flsparse.clients.split_ms import SplitMSLocal
 from flsparse.clients.state import NodeState
 from flsparse.clients.topk import TopKLocal, TopKMod
 
@@ -30,6 +31,7 @@ __all__ = [
     "ScaffoldLocal",
     "SparsyFedLocal",
     "SparsyFedMod",
+    "SplitMSLocal",
     "TopKLocal",
     "TopKMod",
     "device_app",

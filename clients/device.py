@@ -35,6 +35,7 @@ from flsparse.clients.protocol import (
     to_numpy,
     to_record,
 )
+from flsparse.clients.split_device import split_function
 from flsparse.clients.state import NodeState
 from flsparse.codec.wire import VERSION
 
@@ -129,6 +130,7 @@ def device_app(load_task: Callable[[Context], TaskLike], limits: Limits | None =
         )
         return Message(RecordDict({RECORD: record}), reply_to=message)
 
+    app.query("split")(split_function(load_task, partition_id, limits))
     return app
 
 

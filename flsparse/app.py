@@ -266,12 +266,12 @@ def _resume(jobs: Sequence[Mapping[str, Any]], overrides: Sequence[str]) -> int:
 
 
 def _dry_run(jobs: Sequence[dict[str, Any]]) -> int:
-    from flsparse.preview import preview, preview_table
+    from flsparse.preview import cut_preview, preview, preview_table
 
     for cfg in jobs:
         _console.print(OmegaConf.to_yaml(OmegaConf.create(cfg)), highlight=False)
         try:
-            _console.print(preview_table(preview(cfg)))
+            _console.print(cut_preview(cfg) if cfg["strategy"]["name"] == "split_ms" else preview_table(preview(cfg)))
         except (ValueError, OSError, ModuleNotFoundError) as error:
             raise SettingsError(str(error)) from error
     return 0

@@ -9,7 +9,8 @@ from rich.table import Table
 
 from flsparse import rng
 from flsparse.clients.base import Arrays, state_arrays
-from flsparse.codec import Codec, Reference, decode
+from flsparse.codec import Codec, MaskEncoding, Reference, decode
+from flsparse.cut_adviser import advice_table, advise
 from flsparse.report.tables import human_bytes, ratio
 from flsparse.runtime.federation import make_strategy
 from flsparse.sparsity import prunable_names, prune_global
@@ -100,6 +101,24 @@ def preview_table(found: Preview) -> Table:
     ):
         table.add_row(label, human_bytes(size), ratio(found.dense_bytes / size), human_bytes(size * found.sampled))
     return table
+
+
+def cut_preview(cfg: Mapping[str, Any]) -> Table:
+    """Return what each cut of the model would cost a device: an untrained model, a batch of the first node's data.
+
+    Raises
+    ------
+    ValueError, FileNotFoundError
+        As for :func:`preview`.
+    """
+    task = build_task(cfg)
+    make_strategy(cfg, [])
+    data, wanted = task.train_data(0), int(cfg["client"]["batch_size"])
+    chosen = data.index[:wanted]
+    settings = cfg["strategy"]
+    coding = MaskEncoding(float(settings["sparsity"]), int(settings["bits"]), str(settings["mask_rounding"]))
+    inputs = data.prepare(data.all_inputs[chosen].to(task.device))
+    return advice_table(advise(task.model(), inputs, coding), len(chosen))
 
 
 def _trained(arrays: Arrays, stream: np.random.Generator) -> Arrays:

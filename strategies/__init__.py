@@ -10,12 +10,13 @@ from flsparse.strategies.local_sgd import LocalSGD
 from flsparse.strategies.malcom_psgd import MalcomPSGD
 from flsparse.strategies.scaffold import Scaffold
 from flsparse.strategies.sparsyfed import SparsyFed
+from flsparse.strategies.split_ms import SplitMS
 from flsparse.strategies.topk import TopK
 from flsparse.strategies.wire import Node
 
 STRATEGIES: dict[str, type[RoundLoop]] = {
     strategy.name: strategy
-    for strategy in (FedAvg, TopK, SparsyFed, LocalSGD, Scaffold, DPPF, MalcomPSGD, ChocoSGD, DPSGD)
+    for strategy in (FedAvg, TopK, SparsyFed, LocalSGD, Scaffold, DPPF, MalcomPSGD, ChocoSGD, DPSGD, SplitMS)
 }
 
 __all__ = [
@@ -33,5 +34,6 @@ __all__ = [
     "RoundReport",
     "Scaffold",
     "SparsyFed",
+    "SplitMS",
     "TopK",
 ]

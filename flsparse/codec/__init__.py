@@ -4,9 +4,12 @@ Needs NumPy and zstandard only. The wire format is described in ``docs/codec.md`
 """
 
 from flsparse.codec.accumulate import Accumulator
+from flsparse.codec.activations import decode_activations, make_activation_codec
 from flsparse.codec.codec import Codec
+from flsparse.codec.cut_gradient import decode_gradient, encode_gradient
 from flsparse.codec.decoder import Layer, decode, decode_layers
 from flsparse.codec.errors import PayloadError
+from flsparse.codec.mask_encoding import MaskEncoding
 from flsparse.codec.specs import ArraySpec, Reference, Specs, specs_of
 from flsparse.codec.wire import PayloadInfo, payload_info
 
@@ -15,12 +18,17 @@ __all__ = [
     "ArraySpec",
     "Codec",
     "Layer",
+    "MaskEncoding",
     "PayloadError",
     "PayloadInfo",
     "Reference",
     "Specs",
     "decode",
+    "decode_activations",
+    "decode_gradient",
     "decode_layers",
+    "encode_gradient",
+    "make_activation_codec",
     "payload_info",
     "specs_of",
 ]

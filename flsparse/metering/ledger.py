@@ -50,6 +50,7 @@ class Ledger:
 
     def __init__(self) -> None:
         self._traffic: dict[tuple[str, int], Traffic] = {}
+        self._lines: dict[tuple[str, int, str], int] = {}
 
     def count(
         self, direction: Direction, server_round: int, *, payload_bytes: int, wire_bytes: int, dense_bytes: int
@@ -76,13 +77,26 @@ class Ledger:
         """Return what went in one direction over all rounds."""
         return sum((t for (d, _), t in self._traffic.items() if d == direction), Traffic())
 
+    def itemize(self, direction: Direction, server_round: int, line: str, payload_bytes: int) -> None:
+        """Say what some of a message's payload was: bytes of one line, such as ``"labels"``, already counted above."""
+        key = (direction, server_round, line)
+        self._lines[key] = self._lines.get(key, 0) + payload_bytes
+
+    def lines_of_round(self, direction: Direction, server_round: int) -> dict[str, int]:
+        """Return the payload bytes of each line, for methods that tell their payloads apart."""
+        return {line: n for (d, r, line), n in self._lines.items() if (d, r) == (direction, server_round)}
+
     def state_dict(self) -> dict[str, list[int]]:
-        """Return the counts as plain lists, keyed ``direction/round``."""
-        return {f"{d}/{r}": [getattr(t, f.name) for f in fields(t)] for (d, r), t in self._traffic.items()}
+        """Return the counts as plain lists, keyed ``direction/round`` and ``direction/round/line``."""
+        counts = {f"{d}/{r}": [getattr(t, f.name) for f in fields(t)] for (d, r), t in self._traffic.items()}
+        return counts | {f"{d}/{r}/{line}": [n] for (d, r, line), n in self._lines.items()}
 
     def load_state_dict(self, state: Mapping[str, list[int]]) -> None:
         """Restore what :meth:`state_dict` gave."""
-        self._traffic = {}
+        self._traffic, self._lines = {}, {}
         for key, counts in state.items():
-            direction, _, server_round = key.partition("/")
-            self._traffic[direction, int(server_round)] = Traffic(*counts)
+            direction, server_round, *line = key.split("/", 2)
+            if line:
+                self._lines[direction, int(server_round), line[0]] = counts[0]
+            else:
+                self._traffic[direction, int(server_round)] = Traffic(*counts)

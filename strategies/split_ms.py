@@ -1,0 +1,357 @@
+"""Split learning with mask-encoded activations on the server (SplitFed; ECAI 2024, arXiv 2408.13787).
+
+    devices:  a_m = bottom(x_m)                                      up: Q(a_m), labels y_m
+    server:   L_m = mean CE(top(Q(a_m)), y_m)                        down: dL_m / dQ(a_m)
+              top <- top - lr * sum_m n_m dL_m/dtop / sum_m n_m      n_m samples of node m in this step
+    devices:  bottom_m <- bottom_m - lr * (da_m/dbottom) dL_m/dQ(a_m)
+    after steps_per_round steps:  bottom <- sum_m n_m bottom_m / sum_m n_m
+
+One message and its reply are a step: gradients of the last batches down, smashed data of the next up. With one step a
+round, or one node, and nothing compressed this is joint training of the uncut model. With ``labels="kept"`` the model
+is cut twice: the device also runs the last layers and the loss, and a step takes two round trips.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from copy import deepcopy
+from dataclasses import replace
+from logging import INFO
+from math import ceil, prod
+from typing import Any
+
+import numpy as np
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from torch import Tensor, nn
+
+from flsparse._flwr import log
+from flsparse.clients import split_protocol as split
+from flsparse.clients.base import state_arrays
+from flsparse.clients.protocol import to_numpy, to_record
+from flsparse.clients.split_ms import SplitMSLocal
+from flsparse.clients.split_protocol import Part
+from flsparse.codec import PayloadError, decode_activations, decode_gradient, encode_gradient
+from flsparse.codec.errors import require
+from flsparse.cutting import default_head
+from flsparse.metering.ledger import Direction
+from flsparse.strategies.fedavg import FedAvg
+from flsparse.strategies.split_top import Received, Top
+from flsparse.strategies.split_wire import SplitWire
+from flsparse.strategies.wire import Node, Value
+
+_WAYS: tuple[Direction, Direction] = ("uplink", "downlink")
+_MAX_VALUES = 1 << 28  # of one tensor from a node
+
+
+class SplitMS(FedAvg):
+    """SplitFed: devices run the first layers, the server the others, and compressed activations cross the cut.
+
+    Parameters
+    ----------
+    cut : str
+        Layer behind which the model is cut, as in ``named_modules()``: see :mod:`flsparse.cutting`.
+    labels : {"sent", "kept"} (default: "sent")
+        Send labels with the activations, or keep them: then the device also runs the layers behind ``head``.
+    head : str, optional
+        With ``labels="kept"``, the layer that the server's part ends with; default: the last that leaves parameters.
+    compressor : {"ms", "topk", "randtopk", "uniform", "none"} (default: "ms")
+        How activations travel.
+    sparsity : float (default: 0.99)
+        r: the fraction of activations that are not kept exactly, in [0, 1).
+    bits : int (default: 2)
+        b: bits of a mask code, 1..8.
+    mask_rounding : {"round", "floor"} (default: "round")
+        How a value becomes a mask code.
+    kept : {"fp32", "fp16"} (default: "fp32")
+        Precision of kept activations.
+    entropy : bool (default: True)
+        Entropy-code what crosses the cut on the way up; the decoded tensors are the same.
+    gradient : {"fp32", "fp16", "int4"} (default: "int4")
+        How gradients travel; int4 covers only values whose code was not 0.
+    steps_per_round : int (default: 0)
+        Steps between two averages of the bottoms; 0: as many as the largest node needs for one pass over its data.
+    batches_per_message : int (default: 1)
+        Batches that one message carries; they make one step together.
+    **fedavg
+        Parameters of :class:`FedAvg`, which averages the bottoms. ``round_timeout_s`` holds for each message.
+    """
+
+    name = "split_ms"
+
+    def __init__(
+        self,
+        *,
+        cut: str | int,
+        labels: str = "sent",
+        head: str | int | None = None,
+        compressor: str = "ms",
+        sparsity: float = 0.99,
+        bits: int = 2,
+        mask_rounding: str = "round",
+        kept: str = "fp32",
+        entropy: bool = True,
+        gradient: str = "int4",
+        steps_per_round: int = 0,
+        batches_per_message: int = 1,
+        **fedavg: Any,
+    ) -> None:
+        super().__init__(**{**fedavg, "prunable": []})
+        if labels not in ("sent", "kept"):
+            raise ValueError(f"labels={labels!r} is neither 'sent' nor 'kept'")
+        if self.fraction_evaluate:
+            raise ValueError("fraction_evaluate must be 0: no device of split learning holds the whole model")
+        for key, value, least in (
+            ("steps_per_round", steps_per_round, 0),
+            ("batches_per_message", batches_per_message, 1),
+        ):
+            if value < least:
+                raise ValueError(f"{key}={value} must be at least {least}")
+        if gradient not in ("fp32", "fp16", "int4"):
+            raise ValueError(f"gradient={gradient!r} is none of fp32, fp16, int4")
+        self.labels, self._head = labels, "" if head is None else str(head)
+        self.steps_per_round = steps_per_round
+        self.asked = SplitMSLocal(
+            cut=str(cut),
+            compressor=compressor,
+            sparsity=sparsity,
+            bits=bits,
+            rounding=mask_rounding,
+            kept=kept,
+            entropy=entropy,
+            gradient=gradient,
+            batches=batches_per_message,
+        )
+        self.asked.codec()  # refuses what is impossible, before anything starts
+        self.wire: SplitWire = SplitWire(self.wire.values, self.wire.rounding, self.wire.downlink, [], self.seed)
+        self._top: Top | None = None
+        self._momentum: dict[str, np.ndarray] = {}
+        self._device_keys: list[str] = []
+        self._batches_done = 0
+
+    # -- the model --------------------------------------------------------------------------------------------------
+
+    def prepare(self, model: nn.Module) -> nn.Module:
+        """Cut a copy of the model for training, and let the model itself code its activations when it is evaluated."""
+        if self.labels == "kept" and not self.asked.head:
+            self.asked.head = self._head or default_head(model, self.asked.cut)
+        if self._top is None:
+            bottom, top, *head = self.asked.parts(deepcopy(model))
+            self._top = Top(top, self._momentum)
+            self._device_keys = [key for part in (bottom, *head) for key in part.state_dict()]
+        codec = replace(self.asked, entropy=False).codec()  # the same tensors, sooner
+
+        def through_the_codec(module: nn.Module, inputs: Any, output: Tensor) -> Tensor | None:
+            if module.training:
+                return None
+            array = output.detach().cpu().numpy()
+            decoded, _ = decode_activations(codec.encode(array, rng=np.random.default_rng(0)), array.shape)
+            return torch.from_numpy(decoded).to(output)
+
+        if self.asked.compressor != "none":
+            model.get_submodule(self.asked.cut).register_forward_hook(through_the_codec)
+        return model
+
+    @property
+    def top(self) -> Top:
+        """The server's part."""
+        if self._top is None:
+            raise ValueError("call strategy.prepare(model) before start(): the strategy does not know the model yet")
+        return self._top
+
+    def method(self, node: Node, server_round: int) -> Mapping[str, Value]:
+        """Ask for the cut and the coding."""
+        asked = {f"method.{key}": value for key, value in self.asked.hyperparameters().items()}
+        return {"method": self.name, **asked}
+
+    def summary(self) -> None:
+        """Log the configuration."""
+        a = self.asked
+        log(INFO, "\t├──> Cut: %s | labels: %s%s", a.cut, self.labels, f", head behind {a.head}" if a.head else "")
+        log(INFO, "\t├──> Activations: %s (%g, %d bits) | gradients: %s", a.compressor, a.sparsity, a.bits, a.gradient)
+        super().summary()
+
+    # -- a round ----------------------------------------------------------------------------------------------------
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Send the averaged bottom to the sampled nodes."""
+        top, self._grid, self._all = self.top, grid, to_numpy(arrays)
+        self._model = {key: self._all[key] for key in self._device_keys}
+        numbers = {key: float(value) for key, value in config.items() if isinstance(value, int | float)}
+        rate = round_rate(server_round, self._num_rounds, numbers["lr"], numbers.get("lr-final", 0.0))
+        decay = numbers.get("weight-decay", 0.0)
+        top.begin_round(self._all, lr=rate, momentum=numbers.get("momentum", 0.0), weight_decay=decay)
+        config = ConfigRecord({**config, "lr": rate, "lr-final": 0.0, "first-batch": self._batches_done})
+        nodes = self.sample(self.fraction_train, self.min_train_nodes, server_round, "sampling")
+        self._steps = self.steps_per_round or self._steps_of_a_pass(nodes, int(numbers["batch-size"]))
+        self.wire.begin_round()
+        return self._messages(nodes, server_round, to_record(self._model), config, split.MESSAGE_TYPE)
+
+    def _steps_of_a_pass(self, nodes: list[Node], batch_size: int) -> int:
+        most = max((node.num_examples for node in nodes), default=0)
+        if not most:
+            raise ValueError("steps_per_round=0 needs the nodes' numbers of examples (hello=True); or set it above 0")
+        return ceil(most / (batch_size * self.asked.batches))
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Lead the nodes through the round's steps, then average their bottoms; None without a quorum."""
+        self._tally = _Tally()
+        for step in range(self._steps):
+            self.top.begin_step()
+            lead = self._through_heads if self.asked.head else self._to_the_loss
+            gradients = dict(lead(server_round, step, replies))
+            self.top.step()
+            replies = self._send(server_round, step, split.STEP if step + 1 < self._steps else split.END, gradients)
+        aggregated, metrics = super().aggregate_train(server_round, replies)
+        self.top.end_round()
+        self._batches_done += self._steps * self.asked.batches
+        if aggregated is None or metrics is None:
+            return None, None
+        self._measure(server_round)
+        if self._tally.samples and not self.asked.head:
+            metrics["train-loss"] = self._tally.loss / self._tally.samples
+            metrics["train-accuracy"] = self._tally.correct / self._tally.samples
+        merged = self._all | state_arrays(self.top.module) | to_numpy(aggregated)
+        return to_record({key: merged[key] for key in self._all}), metrics
+
+    def _send(self, server_round: int, step: int, stage: str, served: Mapping[int, list[Part]]) -> Iterable[Message]:
+        record = ConfigRecord({"stage": stage, "round": server_round, "step": step})
+        messages = [
+            Message(
+                RecordDict({split.DATA: split.pack(split.bundle(parts)), split.RECORD: record}),
+                node_id,
+                split.MESSAGE_TYPE,
+            )
+            for node_id, parts in served.items()
+        ]
+        return self._exchange(self._grid, messages, self.round_timeout_s or 3600.0)
+
+    def _parts_of(self, reply: Message, kinds: list[int]) -> list[Part] | None:
+        """Return the parts of a reply, if they are of these kinds for each batch; None drops the node for the round."""
+        if reply.has_error():
+            self.wire.drop(self.wire.sender(reply).node_id, reply.error.reason, "failures")
+            return None
+        try:
+            data = split.packed_bundle(reply.content)
+            require(data is not None, "its reply has no smashed data: does it run our device application?")
+            parts = split.unbundle(data or b"")
+            found = [part.kind for part in parts]
+            require(found == kinds * self.asked.batches, f"it has parts of kinds {found}")
+            sizes = [prod(part.shape) for part in parts]
+            require(all(0 < size <= _MAX_VALUES for size in sizes), f"tensors of {sizes} values")
+        except PayloadError as error:
+            self._refuse(reply, error)
+            return None
+        return parts
+
+    def _refuse(self, reply: Message, error: Exception) -> None:
+        self.wire.drop(self.wire.sender(reply).node_id, f"its payload was refused: {error}", "rejected_payloads")
+
+    def _to_the_loss(
+        self, server_round: int, step: int, replies: Iterable[Message]
+    ) -> Iterator[tuple[int, list[Part]]]:
+        """Run each node's activations to the loss; yield the gradients it is to get."""
+        for reply in replies:
+            if (parts := self._parts_of(reply, [split.ACTIVATIONS, split.LABELS])) is None:
+                continue
+            try:
+                batches = [Received(*pair) for pair in zip(parts[::2], parts[1::2], strict=True)]
+                gradients, loss, correct = self.top.to_the_loss(batches)
+            except (PayloadError, RuntimeError) as error:  # of shapes that the layers cannot take
+                self._refuse(reply, error)
+                continue
+            self._tally.add(batches, loss, correct)
+            yield self.wire.sender(reply).node_id, self._coded(gradients, batches)
+
+    def _through_heads(
+        self, server_round: int, step: int, replies: Iterable[Message]
+    ) -> Iterator[tuple[int, list[Part]]]:
+        """Run each node's activations to its head, and what comes back from there to the gradients it is to get."""
+        codec, _ = self.asked.head_forms()
+        waiting: dict[int, list[Received]] = {}
+        onward = {}
+        for reply in replies:
+            if (parts := self._parts_of(reply, [split.ACTIVATIONS])) is None:
+                continue
+            node_id = self.wire.sender(reply).node_id
+            try:
+                batches = [Received(part) for part in parts]
+                outputs = self.top.to_the_head(batches)
+            except (PayloadError, RuntimeError) as error:
+                self._refuse(reply, error)
+                continue
+            waiting[node_id] = batches
+            onward[node_id] = [Part(split.ACTIVATIONS, array.shape, codec.encode(array)) for array in outputs]
+        for reply in self._send(server_round, step, split.HEAD, onward):
+            if (parts := self._parts_of(reply, [split.GRADIENT])) is None:
+                continue
+            node_id = self.wire.sender(reply).node_id
+            try:
+                found = self.top.from_the_head(waiting[node_id], [_whole_gradient(part) for part in parts])
+            except PayloadError as error:
+                self._refuse(reply, error)
+                continue
+            self._tally.add(waiting[node_id])
+            yield node_id, self._coded(found, waiting[node_id])
+
+    def _coded(self, gradients: list[Tensor], batches: list[Received]) -> list[Part]:
+        parts = []
+        for gradient, batch in zip(gradients, batches, strict=True):
+            array = gradient.cpu().numpy()
+            data = encode_gradient(array, self.asked.gradient, batch.sent)
+            parts.append(Part(split.GRADIENT, array.shape, data))
+        return parts
+
+    def _measure(self, server_round: int) -> None:
+        """Report the round's bytes by line, and bits for each value that crossed the cut."""
+        up, down = (self.ledger.lines_of_round(way, server_round) for way in _WAYS)
+        elements = max(1, self._tally.elements)
+        self.round_metrics |= {
+            **{f"uplink_{line}_bytes": size for line, size in up.items()},
+            **{f"downlink_{line}_bytes": size for line, size in down.items()},
+            "steps": self._steps,
+            "uplink_bits_per_element": 8 * (up.get("masks", 0) + up.get("values", 0)) / elements,
+            "downlink_bits_per_element": 8 * down.get("gradients", 0) / elements,
+        }
+
+    # -- state ------------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, object]:
+        """Return the state of FedAvg, the top's momentum, and how many batches each node has used."""
+        return {**super().state_dict(), "momentum": dict(self._momentum), "batches_done": self._batches_done}
+
+    def load_state_dict(self, state: dict[str, object]) -> None:
+        """Restore what :meth:`state_dict` gave."""
+        super().load_state_dict(state)
+        self._momentum.clear()  # the top's own, where there is one already
+        self._momentum.update(state["momentum"])  # type: ignore[call-overload]
+        self._batches_done = int(state["batches_done"])  # type: ignore[call-overload]
+
+
+class _Tally:
+    """What the server sees of a round's training."""
+
+    def __init__(self) -> None:
+        self.loss, self.correct, self.samples, self.elements = 0.0, 0, 0, 0
+
+    def add(self, batches: list[Received], loss: float = 0.0, correct: int = 0) -> None:
+        self.loss += loss
+        self.correct += correct
+        self.samples += sum(len(batch) for batch in batches)
+        self.elements += sum(batch.smashed.numel() for batch in batches)
+
+
+def _whole_gradient(part: Part) -> Tensor:
+    return torch.from_numpy(decode_gradient(part.data, part.shape, np.ones(prod(part.shape), np.bool_)))
+
+
+def round_rate(server_round: int, num_rounds: int, initial: float, final: float) -> float:
+    """Return the learning rate of a round, on both sides: ``lr_0 (lr_T / lr_0)^((t - 1) / T)``; ``lr_T = 0`` keeps it.
+
+    >>> [round(round_rate(t, 2, 0.4, 0.1), 3) for t in (1, 2)]
+    [0.4, 0.2]
+    """
+    return initial if final == 0 else float(initial * (final / initial) ** ((server_round - 1) / max(num_rounds, 1)))

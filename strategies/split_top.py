@@ -1,0 +1,172 @@
+"""The server's part of a model that is cut: what it computes from the nodes' activations, and its optimizer.
+
+L_m = mean over node m's samples of CE(top(a), y)          gradients for the node: dL_m / da
+top <- top - lr * sum_m n_m dL_m/dtop / sum_m n_m          once a step, from all nodes
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from flsparse.clients import split_protocol as split
+from flsparse.clients.base import load_arrays
+from flsparse.clients.split_protocol import Part
+from flsparse.codec import decode_activations
+from flsparse.codec.errors import require
+
+
+class Received:
+    """One batch of activations as it came from a node.
+
+    Attributes
+    ----------
+    smashed : Tensor
+        float32, requires a gradient.
+    sent : np.ndarray
+        Shape (d,), bool: which values have a code that is not 0, as the device sees it too.
+    labels : Tensor or None
+        int64, one a sample; None where they stay on the device.
+    output : Tensor or None
+        What the top made of it, where a head goes on from there.
+
+    Raises
+    ------
+    PayloadError
+        A part is damaged, hostile, or does not fit the other.
+    """
+
+    def __init__(self, activations: Part, labels: Part | None = None) -> None:
+        array, codes = decode_activations(activations.data, activations.shape)
+        self.smashed = torch.from_numpy(array).requires_grad_()
+        self.sent: np.ndarray = codes != 0 if codes is not None else array.ravel() != 0
+        self.labels: Tensor | None = None
+        self.output: Tensor | None = None
+        if labels is not None:
+            require(labels.shape == activations.shape[:1], "there is not one label for each sample")
+            self.labels = torch.from_numpy(split.decode_labels(labels.data, labels.shape[0]))
+
+    def __len__(self) -> int:
+        return len(self.smashed)
+
+
+class Top:
+    """The server's part in training.
+
+    Parameters
+    ----------
+    module : nn.Module
+        Its layers.
+    momentum : dict[str, np.ndarray]
+        The optimizer's momentum by name of the parameter; kept up to date at the end of each round.
+    """
+
+    def __init__(self, module: nn.Module, momentum: dict[str, np.ndarray]) -> None:
+        self.module, self.momentum = module.train(), momentum
+        self._optimizer: torch.optim.Optimizer | None = None
+        self._sums: list[Tensor] = []
+        self._count = 0
+
+    @property
+    def _parameters(self) -> list[nn.Parameter]:
+        return list(self.module.parameters())
+
+    def begin_round(self, arrays: Mapping[str, np.ndarray], *, lr: float, momentum: float, weight_decay: float) -> None:
+        """Load the layers' arrays, and build this round's SGD with the momentum of the round before."""
+        load_arrays(self.module, {key: arrays[key] for key in self.module.state_dict()})
+        self._optimizer = torch.optim.SGD(self._parameters, lr=lr, momentum=momentum, weight_decay=weight_decay)
+        for name, parameter in self.module.named_parameters():
+            if name in self.momentum:
+                buffer = torch.from_numpy(self.momentum[name].copy()).to(parameter.device)
+                self._optimizer.state[parameter]["momentum_buffer"] = buffer
+
+    def begin_step(self) -> None:
+        """Start to gather gradients."""
+        self._sums, self._count = [torch.zeros_like(parameter) for parameter in self._parameters], 0
+
+    def to_the_loss(self, batches: Sequence[Received]) -> tuple[list[Tensor], float, int]:
+        """Run a node's batches to the loss; the top's share of the gradient is gathered.
+
+        Returns
+        -------
+        gradients : list[Tensor]
+            Of the node's mean loss, for each batch of activations.
+        loss : float
+            Summed over samples, in nats.
+        correct : int
+            Samples classified right.
+
+        Raises
+        ------
+        PayloadError, RuntimeError
+            The activations do not fit the layers, a label is no class, or the loss is not finite.
+        """
+        device = self._parameters[0].device if self._parameters else torch.device("cpu")
+        loss, correct = torch.zeros((), device=device), 0
+        for batch in batches:
+            assert batch.labels is not None
+            logits, labels = self.module(batch.smashed.to(device)), batch.labels.to(device)
+            require(logits.ndim == 2 and int(labels.max()) < logits.shape[1], "a label is beyond the model's classes")
+            loss = loss + cross_entropy(logits, labels, reduction="sum")
+            correct += int((logits.argmax(-1) == labels).sum())
+        return self._gather(batches, [loss], None), float(loss.detach()), correct
+
+    def to_the_head(self, batches: Sequence[Received]) -> list[np.ndarray]:
+        """Run a node's batches to where its head goes on; return what the head is to get.
+
+        Raises
+        ------
+        RuntimeError
+            The activations do not fit the layers.
+        """
+        device = self._parameters[0].device if self._parameters else torch.device("cpu")
+        outputs = []
+        for batch in batches:
+            batch.output = self.module(batch.smashed.to(device))
+            outputs.append(batch.output.detach().cpu().numpy())
+        return outputs
+
+    def from_the_head(self, batches: Sequence[Received], gradients: Sequence[Tensor]) -> list[Tensor]:
+        """Take the head's gradients of the node's mean loss on to its activations; the top's share is gathered.
+
+        Raises
+        ------
+        PayloadError
+            A gradient has another shape than what it is for, or is not finite.
+        """
+        outputs = [batch.output for batch in batches if batch.output is not None]
+        for gradient, output in zip(gradients, outputs, strict=True):
+            require(gradient.shape == output.shape, f"a gradient of {tuple(gradient.shape)} for {tuple(output.shape)}")
+        count = sum(len(batch) for batch in batches)
+        return self._gather(batches, outputs, [gradient * count for gradient in gradients])
+
+    def _gather(
+        self, batches: Sequence[Received], ends: Sequence[Tensor], gradients: Sequence[Tensor] | None
+    ) -> list[Tensor]:
+        """Differentiate a sum over a node's samples; add the top's part, return the activations' as a mean's."""
+        found = torch.autograd.grad(ends, [*(batch.smashed for batch in batches), *self._parameters], gradients)
+        require(all(bool(torch.isfinite(each).all()) for each in found), "they lead to a loss that is not finite")
+        count = sum(len(batch) for batch in batches)
+        for whole, own in zip(self._sums, found[len(batches) :], strict=True):
+            whole += own
+        self._count += count
+        return [gradient / count for gradient in found[: len(batches)]]
+
+    def step(self) -> None:
+        """Step the optimizer with the mean gradient over all samples of the step; not at all where none came."""
+        if not self._count:
+            return
+        assert self._optimizer is not None
+        for parameter, gradient in zip(self._parameters, self._sums, strict=True):
+            parameter.grad = gradient / self._count
+        self._optimizer.step()
+
+    def end_round(self) -> None:
+        """Keep the momentum as arrays."""
+        assert self._optimizer is not None
+        for name, parameter in self.module.named_parameters():
+            buffer = self._optimizer.state.get(parameter, {}).get("momentum_buffer")
+            if buffer is not None:
+                self.momentum[name] = buffer.cpu().numpy().copy()

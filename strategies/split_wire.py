@@ -1,0 +1,47 @@
+"""The wire of split learning: coded models as ever at the ends of a round, bundles of tensors between them."""
+
+from flwr.app import Message
+
+from flsparse._flwr import wire_size
+from flsparse.clients.protocol import packed_payload
+from flsparse.clients.split_protocol import lines_of, packed_bundle, unbundle
+from flsparse.codec import PayloadError
+from flsparse.metering.ledger import Direction
+from flsparse.strategies.downlink import Broadcast
+from flsparse.strategies.wire import Node, Wire
+
+
+class SplitWire(Wire):
+    """A :class:`Wire` that lets bundles pass, counts them by line, and remembers what a node began its round with."""
+
+    def begin_round(self) -> None:
+        """Forget the round before."""
+        self._begun: dict[int, Broadcast] = {}
+
+    def _packed(self, message: Message, node: Node) -> Message:
+        if packed_bundle(message.content) is None:
+            packed = super()._packed(message, node)
+            if node.node_id in self._exchange.broadcasts:
+                self._begun[node.node_id] = self._exchange.broadcasts[node.node_id]
+            return packed
+        self._exchange.broadcasts[node.node_id] = self._begun[node.node_id]
+        return message
+
+    def count(self, direction: Direction, message: Message) -> None:
+        """Enter one message into the ledger, a bundle line by line."""
+        data = packed_bundle(message.content) if message.has_content() else None
+        server_round = self._exchange.server_round
+        if data is None:
+            super().count(direction, message)
+            if message.has_content() and (payload := packed_payload(message.content)):
+                self.ledger.itemize(direction, server_round, "models", len(payload))
+            return
+        try:
+            dense, lines = sum(part.dense_bytes for part in unbundle(data)), lines_of(data)
+        except PayloadError:  # refused in due course; its bytes have travelled all the same
+            dense, lines = 0, {"framing": len(data)}
+        self.ledger.count(
+            direction, server_round, payload_bytes=len(data), wire_bytes=wire_size(message), dense_bytes=dense
+        )
+        for line, size in lines.items():
+            self.ledger.itemize(direction, server_round, line, size)

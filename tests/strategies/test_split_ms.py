@@ -1,0 +1,322 @@
+"""Split learning in process: equal to joint training of the uncut model, counted line by line, robust to lost nodes."""
+
+import numpy as np
+import pytest
+import torch
+from federation_kit import TamperedGrid, copy, digits, initial_arrays
+from flwr.app import ConfigRecord, Error
+from torch.nn.functional import cross_entropy
+
+from flsparse.clients import device_app, state_arrays
+from flsparse.clients import split_protocol as split
+from flsparse.clients.protocol import to_numpy
+from flsparse.clients.split_ms import batch_positions
+from flsparse.codec import PayloadError
+from flsparse.metering.ledger import Ledger
+from flsparse.runtime import InProcessGrid
+from flsparse.strategies import RoundFailed, SplitMS
+
+TRAINING = ConfigRecord({"lr": 0.1, "batch-size": 16, "momentum": 0.9, "weight-decay": 1e-3, "lr-final": 0.0})
+EXACT = {"compressor": "none", "gradient": "fp32", "values": "raw", "downlink_values": "raw", "hello": True}
+
+
+def run(strategy, task, rounds=2, grid=None, app=None):
+    reports = []
+    strategy.callbacks.append(reports.append)
+    grid = grid or InProcessGrid(app or device_app(lambda _: task), task.num_nodes, on_error="raise")
+    strategy.start(grid, initial_arrays(strategy, task), num_rounds=rounds, train_config=TRAINING)
+    return reports
+
+
+def joint(task, steps, batches=1, seed=0):
+    """Train the uncut model on what all nodes train on in each step together."""
+    model = task.model().train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-3)
+    for step in range(steps):
+        loss, count = 0, 0
+        for node in range(task.num_nodes):
+            data = task.train_data(node)
+            for index in range(step * batches, (step + 1) * batches):
+                chosen = data.index[torch.from_numpy(batch_positions(len(data), 16, index, seed, node))]
+                logits = model(data.prepare(data.all_inputs[chosen]))
+                loss = loss + cross_entropy(logits, data.all_targets[chosen].long(), reduction="sum")
+                count += len(chosen)
+        optimizer.zero_grad()
+        (loss / count).backward()
+        optimizer.step()
+    return state_arrays(model)
+
+
+def assert_equal_models(arrays, expected, tolerance=2e-5):
+    assert list(arrays) == list(expected)
+    for name, array in expected.items():
+        np.testing.assert_allclose(arrays[name], array, rtol=1e-4, atol=tolerance, err_msg=name)
+
+
+@pytest.mark.parametrize("cut", ["2", "5", "8"])
+def test_one_node_without_compression_is_joint_training(cut):
+    task = digits(1)
+    *_, last = run(SplitMS(cut=cut, steps_per_round=3, min_train_nodes=1, min_available_nodes=1, **EXACT), task)
+    assert_equal_models(to_numpy(last.arrays), joint(task, 6))
+
+
+def test_bottoms_averaged_every_step_are_joint_training():
+    task = digits(3)
+    *_, last = run(SplitMS(cut="5", steps_per_round=1, **EXACT, min_train_nodes=3), task, rounds=4)
+    assert_equal_models(to_numpy(last.arrays), joint(task, 4))
+
+
+def test_batches_per_message_make_one_step_together():
+    task = digits(2)
+    *_, last = run(SplitMS(cut="2", steps_per_round=1, batches_per_message=3, **EXACT), task, rounds=2)
+    assert_equal_models(to_numpy(last.arrays), joint(task, 2, batches=3))
+
+
+def test_labels_kept_on_the_device_are_joint_training_too():
+    task = digits(2)
+    strategy = SplitMS(cut="2", labels="kept", steps_per_round=1, **EXACT)
+    *_, last = run(strategy, task, rounds=3)
+    assert strategy.asked.head == "11"
+    assert_equal_models(to_numpy(last.arrays), joint(task, 3))
+    assert last.metrics["uplink_labels_bytes"] == 0
+    assert last.metrics["uplink_gradients_bytes"] > 0
+    assert last.metrics["train_loss"] > 0
+
+
+def test_a_model_with_batch_norm_and_blocks_trains_as_uncut_with_one_node(monkeypatch):
+    task = digits(1)
+    from flsparse.tasks.models import resnet20
+
+    def model():
+        torch.manual_seed(3)
+        return resnet20((1, 8, 8), 10, width=8)
+
+    monkeypatch.setattr(task, "model", model)
+    *_, last = run(SplitMS(cut="5", steps_per_round=3, min_train_nodes=1, min_available_nodes=1, **EXACT), task, 1)
+    assert_equal_models(to_numpy(last.arrays), joint(task, 3), 1e-4)
+
+
+def test_lines_of_the_ledger_add_up():
+    task = digits(2)
+    strategy = SplitMS(cut="2", steps_per_round=4, values="int8")
+    first, second = run(strategy, task)
+    for report in (first, second):
+        for way in ("uplink", "downlink"):
+            lines = strategy.ledger.lines_of_round(way, report.server_round)
+            assert sum(lines.values()) == report.metrics[f"{way}_bytes"]
+    up, m = strategy.ledger.lines_of_round("uplink", 1), first.metrics
+    elements = 2 * 4 * 16 * 16 * 8 * 8
+    assert up["labels"] == 2 * 4 * 17
+    assert m["uplink_bits_per_element"] == pytest.approx(8 * (up["masks"] + up["values"]) / elements)
+    assert 0.5 < m["uplink_bits_per_element"] < 2.33
+    assert 0.2 < m["downlink_bits_per_element"] < 4
+    assert m["uplink_ratio"] > 5
+    assert 0 < second.metrics["downlink_models_bytes"] < 2 * 4 * 176
+    restored = Ledger()
+    restored.load_state_dict(strategy.ledger.state_dict())
+    assert restored.lines_of_round("uplink", 2) == strategy.ledger.lines_of_round("uplink", 2)
+    assert restored.total("uplink") == strategy.ledger.total("uplink")
+
+
+@pytest.mark.parametrize("compressor", ["ms", "topk", "randtopk", "uniform", "none"])
+@pytest.mark.parametrize("gradient", ["fp16", "int4"])
+def test_every_compressor_trains(compressor, gradient):
+    task = digits(2)
+    bits = {"uniform": 3}.get(compressor, 2)
+    strategy = SplitMS(cut="2", compressor=compressor, gradient=gradient, bits=bits, steps_per_round=6)
+    first, *_, last = run(strategy, task, rounds=3)
+    assert last.metrics["failures"] == last.metrics["rejected_payloads"] == 0
+    if compressor not in ("topk", "randtopk"):
+        assert last.metrics["train_loss"] < first.metrics["train_loss"]
+
+
+def test_one_seed_gives_one_result_and_another_another():
+    results = []
+    for seed in (0, 0, 1):
+        task = digits(2, seed=seed)
+        reports = run(SplitMS(cut="2", compressor="randtopk", steps_per_round=2, seed=seed), task)
+        results.append((reports[-1].metrics["uplink_bytes"], to_numpy(reports[-1].arrays)))
+    assert results[0][0] == results[1][0]
+    for name, array in results[0][1].items():
+        np.testing.assert_array_equal(array, results[1][1][name])
+    assert any((array != results[2][1][name]).any() for name, array in results[0][1].items())
+
+
+def tampered(task, tamper):
+    return TamperedGrid(InProcessGrid(device_app(lambda _: task), task.num_nodes), tamper)
+
+
+def failed(reply):
+    """Return the reply a node would have sent had its app raised."""
+    reply = copy(reply)
+    reply.__dict__["_content"], reply.__dict__["_error"] = None, Error(2, "the battery is empty")
+    return reply
+
+
+def steps_only(tamper):
+    """Tamper with the replies that carry smashed data, numbered from 1."""
+    seen = [0]
+
+    def through(reply):
+        if not reply.has_content() or split.packed_bundle(reply.content) is None:
+            return [reply]
+        seen[0] += 1
+        return tamper(reply, seen[0])
+
+    return through
+
+
+def test_a_device_that_fails_in_mid_round_does_not_stop_the_others_and_rejoins():
+    task = digits(3)
+
+    def fail_one(reply, number):
+        return [failed(reply)] if number == 5 else [reply]
+
+    strategy = SplitMS(cut="2", steps_per_round=3, min_train_nodes=3, hello=True)
+    first, second = run(strategy, task, grid=tampered(task, steps_only(fail_one)))
+    assert (first.metrics["replies"], second.metrics["replies"]) == (2, 3)
+    assert first.metrics["failures"] == 1
+    assert second.metrics["failures"] == 1
+
+
+def test_a_silent_device_is_left_behind_at_the_deadline():
+    task = digits(2)
+    strategy = SplitMS(cut="2", steps_per_round=2, min_train_nodes=2, round_timeout_s=3, min_replies=1)
+
+    def drop(reply, number):
+        return [] if number == 3 else [reply]
+
+    grid = tampered(task, steps_only(drop))
+    (report,) = run(strategy, task, rounds=1, grid=grid)
+    assert report.metrics["replies"] == 1
+    assert "did not reply" in strategy.wire.problems[0]
+
+
+def test_a_device_that_loses_its_state_is_dropped_for_the_round(monkeypatch, tmp_path):
+    monkeypatch.setenv("FLSPARSE_STATE_DIR", str(tmp_path))
+    task = digits(2)
+    grid = InProcessGrid(device_app(lambda _: task), 2)
+    lost = []
+
+    def forget(reply, number):
+        if number == 4:
+            lost.append(grid._states.pop(1, None))
+        return [reply]
+
+    strategy = SplitMS(cut="2", steps_per_round=3, hello=True)
+    first, second = run(strategy, task, grid=TamperedGrid(grid, steps_only(forget)))
+    assert lost
+    assert (first.metrics["replies"], second.metrics["replies"]) == (1, 2)
+    assert first.metrics["failures"] == 1
+
+
+def damaged(change):
+    def tamper(reply, number):
+        if number == 2:
+            data = bytearray(split.packed_bundle(reply.content))
+            key = next(iter(reply.content.array_records))
+            reply.content[key] = split.pack(bytes(change(data)))
+        return [reply]
+
+    return steps_only(tamper)
+
+
+def flip(data):
+    data[len(data) // 2] ^= 8
+    return data
+
+
+def other_shape(data):
+    parts = split.unbundle(bytes(data))
+    flat = split.Part(parts[0].kind, (parts[0].shape[0], int(np.prod(parts[0].shape[1:]))), parts[0].data)
+    return split.bundle([flat, *parts[1:]])
+
+
+def wrong_labels(data):
+    parts = split.unbundle(bytes(data))
+    labels = split.encode_labels(np.full(parts[1].shape, 77))
+    return split.bundle([parts[0], split.Part(split.LABELS, parts[1].shape, labels)])
+
+
+def no_labels(data):
+    return split.bundle(split.unbundle(bytes(data))[:1])
+
+
+@pytest.mark.parametrize("change", [flip, other_shape, wrong_labels, no_labels, lambda data: data[:20]])
+def test_damaged_and_hostile_bundles_drop_their_node_alone(change):
+    task = digits(2)
+    strategy = SplitMS(cut="2", steps_per_round=2, hello=True)
+    (report,) = run(strategy, task, rounds=1, grid=tampered(task, damaged(change)))
+    assert report.metrics["replies"] == 1
+    assert report.metrics["rejected_payloads"] == 1
+
+
+def test_a_round_without_replies_fails():
+    task = digits(2)
+    grid = tampered(task, steps_only(lambda reply, _: [failed(reply)]))
+    with pytest.raises(RoundFailed, match="battery"):
+        run(SplitMS(cut="2", steps_per_round=2), task, grid=grid)
+
+
+def test_resuming_is_as_good_as_never_having_stopped():
+    task = digits(2)
+    settings = {"cut": "5", "steps_per_round": 2, "values": "int8", "hello": True}
+    *_, whole = run(SplitMS(**settings), task, rounds=4)
+
+    before = SplitMS(**settings)
+    grid = InProcessGrid(device_app(lambda _: task), 2)
+    *_, middle = run(before, task, rounds=2, grid=grid)
+    after = SplitMS(**settings)
+    after.load_state_dict(before.state_dict())
+    after.prepare(task.model())
+    reports = []
+    after.callbacks.append(reports.append)
+    after.start(grid, middle.arrays, num_rounds=4, train_config=TRAINING)
+    for name, array in to_numpy(whole.arrays).items():
+        np.testing.assert_array_equal(array, to_numpy(reports[-1].arrays)[name])
+
+
+def test_evaluation_sees_coded_activations():
+    task = digits(1)
+    strategy = SplitMS(cut="2", sparsity=0.99, bits=1)
+    plain, coded = task.model(), strategy.prepare(task.model())
+    data = task.test_data()
+    x = data.prepare(data.all_inputs[data.index[:8]])
+    with torch.no_grad():
+        assert not torch.equal(plain.eval()(x), coded.eval()(x))
+        torch.testing.assert_close(plain.train()(x), coded.train()(x))
+    assert list(coded.state_dict()) == list(plain.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"labels": "lost"}, "labels='lost'"),
+        ({"gradient": "int3"}, "gradient='int3'"),
+        ({"compressor": "zip"}, "compressor 'zip'"),
+        ({"sparsity": 1.5}, "sparsity=1.5"),
+        ({"batches_per_message": 0}, "batches_per_message=0"),
+        ({"fraction_evaluate": 0.5}, "fraction_evaluate"),
+    ],
+)
+def test_impossible_settings_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        SplitMS(cut="2", **arguments)
+
+
+def test_a_cut_that_does_not_exist_names_those_that_do():
+    with pytest.raises(ValueError, match=r"no layer 'layer2'.*cut at one of 0, 1, 2"):
+        SplitMS(cut="layer2").prepare(digits(1).model())
+    with pytest.raises(ValueError, match="prepare"):
+        SplitMS(cut="2").top  # noqa: B018
+
+
+def test_a_bundle_comes_back_and_garbage_does_not():
+    parts = [split.Part(split.LABELS, (3,), split.encode_labels(np.array([1, 2, 300])))]
+    assert split.unbundle(split.bundle(parts)) == parts
+    assert split.decode_labels(parts[0].data, 3).tolist() == [1, 2, 300]
+    for data in (b"", b"FSB\x01", bytes(30), split.bundle(parts)[:-1]):
+        with pytest.raises(PayloadError):
+            split.unbundle(data)
+    with pytest.raises(PayloadError):
+        split.decode_labels(parts[0].data, 4)
