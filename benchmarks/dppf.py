@@ -109,11 +109,9 @@ def width(out: Path, rounds: int, counts: Sequence[int]) -> None:
     rows = []
     for workers in counts:
         for partition, alpha in ((p, a) for p in ("inf", "0.1") for a in (0.5, 0.9)):
-            base = [
-                "strategy=dppf", *DIGITS, *NET, f"num_clients={workers}", "fraction_train=1",
-                f"partition.alpha={partition}", f"strategy.alpha={alpha}", f"num_rounds={rounds}",
-                "client.local_steps=2", "client.batch_size=16",
-            ]  # fmt: skip
+            shape = [f"num_clients={workers}", "fraction_train=1", f"partition.alpha={partition}"]
+            settings = [f"strategy.alpha={alpha}", f"num_rounds={rounds}"]
+            base = ["strategy=dppf", *DIGITS, *NET, *shape, *settings, "client.local_steps=2", "client.batch_size=16"]
             exact, coded = result(out, [*base, *RAW]), result(out, base)
             cells = [f"{100 * (r['width'] / r['width_target'] - 1):+.2f} %" for r in (exact, coded)]
             cells += [f"{exact['width_target']:.3f}"]

@@ -39,7 +39,7 @@ CASES: dict[str, RoundLoop] = {
     "sparsyfed_paper": SparsyFed(**SPARSE, ramp=False, reprune=False, activation_pruning=True, values="fp32"),
     "local_sgd": LocalSGD(values="raw", downlink_values="raw", hello=True),
     "scaffold": Scaffold(values="int8", hello=True),
-    "dppf": DPPF(values="int8", hello=True),
+    "dppf": DPPF(values="int4", hello=True),
     "dppf_exact": DPPF(alpha=0.5, lambda_=0.5, schedule="constant", values="raw", downlink_values="raw", hello=True),
     "dppf_sparse_with_control": DPPF(
         sparsity=0.9, control_variates=True, values="int8", fraction_train=0.5, hello=True

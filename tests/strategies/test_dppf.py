@@ -19,7 +19,7 @@ from flsparse.tasks import Task, build_task
 
 TRAINING = {"lr": 0.1, "lr-schedule": "cosine", "batch-size": 16, "local-steps": 2, "momentum": 0.9}
 RAW = {"values": "raw", "downlink_values": "raw", "hello": True}
-CODED = {"values": "int8", "downlink_values": "int8", "hello": True}
+CODED = {"values": "int4", "downlink_values": "int8", "hello": True}
 
 
 @pytest.fixture(autouse=True)
