@@ -74,7 +74,7 @@ def configuration(arguments: argparse.Namespace, cut: str, row: str, seed: int) 
         | {"weight_decay": 0.0005},
         "codec": {"values": "int8", "rounding": "nearest", "downlink_values": "int8"},
         "strategy": {"name": "split_ms", "cut": cut, "entropy": not arguments.packed} | ROWS[row],
-        "evaluate": {"every": 1, "on": "test"},
+        "evaluate": {"every": arguments.every, "on": "test"},
         "output_dir": None,
     }
 
@@ -140,7 +140,7 @@ def _until(runs: list[dict[str, Any]], target: float | None) -> list[str]:
     """Return steps and bytes until the accuracy of the uncompressed run minus a point, where all runs reach it."""
     found = []
     for run in runs:
-        reached = [i for i, row in enumerate(run["rows"]) if target is not None and row["accuracy"] >= target]
+        reached = [i for i, row in enumerate(run["rows"]) if target and row["accuracy"] and row["accuracy"] >= target]
         if not reached:
             return ["never", "", ""]
         rows = run["rows"][: reached[0] + 1]
@@ -267,6 +267,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=8000, help="training images")
     parser.add_argument("--rounds", type=int, default=5, help="passes over each node's data")
     parser.add_argument("--nodes", type=int, default=4)
+    parser.add_argument("--every", type=int, default=1, help="rounds between evaluations")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--lr", type=float, default=0.05)
     parser.add_argument("--packed", action="store_true", help="federations without entropy coding of masks: faster")

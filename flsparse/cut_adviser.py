@@ -16,6 +16,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
 from flsparse.codec import MaskEncoding
+from flsparse.codec.mask_encoding import unmask
 from flsparse.cutting import candidates, cut_model
 
 GRID = tuple((r, b) for b in (1, 2, 3, 4) for r in (0.9, 0.95, 0.98, 0.99, 0.995, 0.999))
@@ -176,11 +177,14 @@ def choose_settings(
     least = math.inf
     for sparsity, bits in grid:
         settings = MaskEncoding(sparsity, bits)
-        payload = settings.encode(activations)
-        error = relative_error(settings.decode(payload, activations.shape), activations)
+        decoded = unmask(settings.quantize(activations), bits)
+        error = relative_error(decoded, np.ravel(activations))
         least = min(least, error)
-        if error <= target_error and (best is None or len(payload) < best[1]):
-            best = settings, len(payload), error
+        if error > target_error:
+            continue
+        size = len(settings.encode(activations))
+        if best is None or size < best[1]:
+            best = settings, size, error
     if best is None:
         raise ValueError(f"no settings reach target_error={target_error}: the least error of the grid is {least:.3f}")
     return best
