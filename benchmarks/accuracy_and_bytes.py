@@ -14,7 +14,14 @@ from pathlib import Path
 from sweep import Run, markdown, mean_and_spread, run_all
 
 GRID = (0.1, 0.2, 0.4)
-BASE = ["dataset=fashion_mnist", "model=cnn", "num_clients=100", "fraction_train=0.1", "client.batch_size=32"]
+BASE = [
+    "dataset=fashion_mnist",
+    "model=cnn",
+    "num_clients=100",
+    "fraction_train=0.1",
+    "client.batch_size=32",
+    "client.local_epochs=1",
+]
 # name: (Dirichlet alpha, sparsity, rounds, methods)
 SETTINGS = {
     "alpha1_95": (1.0, 0.95, 30, ("fedavg", "topk", "sparsyfed")),

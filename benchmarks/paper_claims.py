@@ -14,9 +14,10 @@ import numpy as np
 from sweep import Run, markdown, mean_and_spread, run_all
 
 SPARSITIES = (0.5, 0.8, 0.9, 0.95, 0.98)
+EPOCH = ("client.batch_size=32", "client.local_epochs=1")
 DATASETS = {
-    "digits": ["dataset=digits", "num_clients=20", "fraction_train=0.5", "num_rounds=40", "client.batch_size=16"],
-    "fashion_mnist": ["dataset=fashion_mnist", "num_clients=100", "fraction_train=0.1", "num_rounds=30"],
+    "digits": ["dataset=digits", "num_clients=20", "fraction_train=0.5", "num_rounds=40", *EPOCH],
+    "fashion_mnist": ["dataset=fashion_mnist", "num_clients=100", "fraction_train=0.1", "num_rounds=30", *EPOCH],
     "shakespeare": [
         *("dataset=shakespeare", "model=char_lstm", "num_clients=60", "fraction_train=0.1", "num_rounds=40"),
         *("client.local_steps=12", "client.clip_grad=5", "model.hidden=128", "client.lr=3.0", "client.lr_final=0.3"),
@@ -24,13 +25,7 @@ DATASETS = {
 }
 RESNET20 = [
     *("dataset=cifar10", "model=resnet20", "model.norm=group", "partition.alpha=1.0", "num_clients=20"),
-    *(
-        "fraction_train=0.25",
-        "num_rounds=40",
-        "client.batch_size=32",
-        "dataset.train_samples=10000",
-        "evaluate.every=5",
-    ),
+    *("fraction_train=0.25", "num_rounds=30", "dataset.train_samples=6000", "evaluate.every=10", *EPOCH),
 ]
 RESNET20_GRID = {"fedavg": (0.1, 0.2), "sparsyfed": (0.2, 0.4)}
 
@@ -96,7 +91,7 @@ def resnet20(data: Path, out: Path, workers: int, seeds: int) -> None:
 
     tuning = {f"{m}-lr{lr}": command(m, lr, 0, "validation") for m, grid in RESNET20_GRID.items() for lr in grid}
     tuned = run_all(tuning, out / "resnet20-tune", workers)
-    best = {m: max(g, key=lambda lr: tuned[f"{m}-lr{lr}"].late_accuracy(15)) for m, g in RESNET20_GRID.items()}
+    best = {m: max(g, key=lambda lr: tuned[f"{m}-lr{lr}"].summary["final_accuracy"]) for m, g in RESNET20_GRID.items()}
     jobs = {f"{m}-seed{s}": command(m, lr, s, "test") for m, lr in best.items() for s in range(seeds)}
     runs = run_all(jobs, out / "resnet20", workers)
     print(f"\n### CIFAR-10, ResNet-20, 95 %, {seeds} seeds\n")

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
 
 def test_bring_your_own_before_and_after() -> None:
@@ -65,7 +65,7 @@ def test_flwr_run_quickstart(tmp_path: Path) -> None:
             capture_output=True,
             text=True,
             check=False,
-            timeout=300,
+            timeout=800,
         )
         assert "Round 5/5: accuracy" in done.stdout + done.stderr
         assert "Run completed after 5 rounds" in done.stdout + done.stderr

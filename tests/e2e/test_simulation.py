@@ -13,7 +13,7 @@ pytest.importorskip("ray")
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 @pytest.mark.filterwarnings("ignore")  # Ray's own
 def test_the_same_run_in_process_and_on_ray(tmp_path: Path) -> None:
     summaries: list[dict[str, Any]] = []
@@ -31,7 +31,7 @@ def test_the_same_run_in_process_and_on_ray(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 @pytest.mark.filterwarnings("ignore")
 def test_what_the_server_raises_comes_out(tmp_path: Path) -> None:
     cfg = small_config(runtime={"name": "simulation"}, output_dir=str(tmp_path / "run"), evaluate={"on": "train"})

@@ -38,7 +38,8 @@ class _Block(nn.Module):
         shortcut = x[:, :, :: self.stride, :: self.stride]
         if self.new_channels:
             shortcut = pad(shortcut, (0, 0, 0, 0, self.new_channels // 2, self.new_channels - self.new_channels // 2))
-        return self.relu2(self.norm2(self.conv2(self.relu1(self.norm1(self.conv1(x))))) + shortcut)
+        out: Tensor = self.relu2(self.norm2(self.conv2(self.relu1(self.norm1(self.conv1(x))))) + shortcut)
+        return out
 
 
 def resnet20(input_shape: tuple[int, ...], num_classes: int, *, norm: str = "batch", width: int = 16) -> nn.Module:
