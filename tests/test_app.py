@@ -193,7 +193,7 @@ def test_help_and_version_are_fast_to_load() -> None:
     )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
     assert result.stdout.splitlines()[-1] == "[]"
-    for part in ("Usage: flsparse", "strategy: fedavg, sparsyfed, topk", "-m strategy=fedavg,topk,sparsyfed"):
+    for part in ("Usage: flsparse", "strategy: choco_sgd, d_psgd, dppf, fedavg", "-m strategy=fedavg,topk,sparsyfed"):
         assert part in result.stdout
 
 
