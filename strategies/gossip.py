@@ -260,7 +260,10 @@ class Gossip(RoundLoop):
             if answer.status != OK:
                 continue
             try:
-                models[node.partition] = decode(answer.payload, like=self._initial)
+                model = decode(answer.payload, like=self._initial)
+                if (fault := self.wire.downlink.cannot_send(model)) is not None:
+                    raise PayloadError(f"it {fault}")
+                models[node.partition] = model
             except PayloadError as error:
                 self.wire.drop(node.node_id, f"its model was refused: {error}", "rejected_payloads")
         return models

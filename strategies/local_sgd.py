@@ -135,7 +135,7 @@ class LocalSGD(FedAvg):
             if (weighed := self._weigh(reply)) is None:
                 continue
             found = to_numpy(reply.content.array_records.get(STATISTICS, ArrayRecord()))
-            if _sound(found, names, to_numpy(arrays)):
+            if _sound(found, names, to_numpy(arrays)) and self.wire.downlink.cannot_send(found) is None:
                 parts.append((weighed[0], found))
             else:
                 self.wire.drop(self.wire.sender(reply).node_id, "its statistics are no use", "rejected_payloads")
