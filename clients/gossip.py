@@ -231,7 +231,8 @@ class GossipLocal(ConversingMethod):
         home = Home.load(visit.state)
         if home is not None and home.epoch != mail.epoch:
             home = None
-        if mail.copies:
+        repeated = home is not None and home.hood.pending is not None and home.hood.pending.round == mail.round
+        if mail.copies and not repeated:  # a mail that came twice must not train twice
             home = self._resynchronized(visit.node, mail, home, arrays, Layout.of(model, ()))
         elif home is None:
             if not mail.starts:

@@ -30,7 +30,8 @@ class Node:
 
     def answer(self, mail, *, train: bool = True) -> Answer:
         hood = self.hood if self.epoch == mail.epoch else None
-        if mail.copies:
+        repeated = hood is not None and hood.pending is not None and hood.pending.round == mail.round
+        if mail.copies and not repeated:
             copies = {j: from_bytes(data, 9) for j, data in mail.copies.items()}
             hood = hood or Neighbourhood(self.partition, mail.copies_after, copies[self.partition])
             hood = hood.resynchronized(mail.copies_after, copies)
@@ -96,6 +97,11 @@ def play(graph: str, count: int, fates: list[list[str]], backlog: int) -> tuple[
         relay.close(number)
         agree(nodes)
     return relay, nodes
+
+
+def test_a_resynchronizing_mail_that_comes_twice_is_answered_alike():
+    fates = [["ok"] * 3, ["ok", "not delivered", "ok"], ["ok"] * 3, ["ok", "asked twice", "ok"]]
+    play("ring", 3, fates, backlog=1)
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
