@@ -51,7 +51,8 @@ def device_app(load_task: Callable[[Context], TaskLike], limits: Limits | None =
     def train(message: Message, context: Context) -> Message:
         task, node = load_task(context), partition_id(context)
         config = _plain(message.content.config_records[CONFIG])
-        limits.check("max_local_epochs", float(config.get("local-epochs", 0)))
+        data = task.train_data(node)
+        limits.check("max_local_epochs", _epochs(config, len(data)))
         method, model, received = _prepared(message, task)
         state = NodeState(context, limits.max_state_bytes)
         asked = record_of(message.content)
@@ -60,14 +61,14 @@ def device_app(load_task: Callable[[Context], TaskLike], limits: Limits | None =
             optimizer=task.optimizer(model, config),
             received=received,
             server_round=int(config["server-round"]),
-            num_rounds=int(config["num-rounds"]),
+            num_rounds=int(config.get("num-rounds", config["server-round"])),  # Flower's own strategies do not say
             node=node,
             seed=int(asked["seed"]),  # type: ignore[arg-type]
             config=config,
             state=state,
             prunable=_prunable(state),
         )
-        arrays = task.fit(fit, method, task.train_data(node))
+        arrays = task.fit(fit, method, data)
         metrics = MetricRecord(dict(fit.metrics))
         return Message(
             RecordDict({arrayrecord_key(message.content): to_record(arrays), METRICS: metrics}), reply_to=message
@@ -109,6 +110,13 @@ def partition_id(context: Context) -> int:
     if "partition-id" not in context.node_config:
         raise ValueError('this node has no partition id: start it with --node-config "partition-id=0 num-partitions=2"')
     return int(context.node_config["partition-id"])
+
+
+def _epochs(config: Mapping[str, Scalar], examples: int) -> float:
+    """Return the passes over the local data that a message asks for, in epochs or in steps."""
+    if steps := float(config.get("local-steps", 0)):
+        return steps * float(config.get("batch-size", 1)) / max(examples, 1)
+    return float(config.get("local-epochs", 0))
 
 
 def _prepared(message: Message, task: TaskLike) -> tuple[LocalMethod, nn.Module, Arrays]:
