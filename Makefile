@@ -51,7 +51,7 @@ lint: $(STAMP)  ## format, lint, types and layers, without the tests
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
-bench: $(STAMP)  ## measure, print ratios and write benchmarks/results/*.json
+bench: $(STAMP)  ## measure and print ratios; the sweeps of hours are the other files of benchmarks/
 	@set -e; for benchmark in benchmarks/bench_*.py; do echo "== $$benchmark"; $(BIN)/python $$benchmark; done
 
 format: $(STAMP)  ## format the code and mend what ruff can mend

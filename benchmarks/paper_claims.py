@@ -34,7 +34,8 @@ def knob(data: Path, out: Path, workers: int, seeds: int) -> None:
     """Vary the target sparsity alone."""
     jobs = {
         f"{name}-s{sparsity}-seed{seed}": [
-            "strategy=sparsyfed", *command, f"dataset.root={data}", f"strategy.sparsity={sparsity}", f"seed={seed}"
+            "strategy=sparsyfed", *command, f"strategy.sparsity={sparsity}", f"seed={seed}",
+            *([] if name == "digits" else [f"dataset.root={data}"]),
         ]
         for name, command in DATASETS.items()
         for sparsity in SPARSITIES

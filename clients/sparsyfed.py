@@ -26,7 +26,7 @@ class SparsyFedLocal(TopKLocal):
     Attributes
     ----------
     beta : float or "spectral"
-        Exponent of the reparametrization, above 1; "spectral" derives it per layer at every fit.
+        Exponent of the reparametrization, at least 1; "spectral" derives it per layer at every fit.
     activation_pruning : bool
         Prune the activations that are kept for the weight gradient to the layer's sparsity.
     activation_threshold : {"frozen", "exact"}

@@ -20,7 +20,7 @@ class SparsyFed(TopK):
     Parameters
     ----------
     beta : float or "spectral" (default: 1.25)
-        Exponent of the reparametrization, above 1; "spectral" derives one per layer at every fit.
+        Exponent of the reparametrization, at least 1; "spectral" derives one per layer at every fit.
     activation_pruning : bool (default: False)
         Prune the activations kept for the weight gradient to the layer's sparsity, as the paper does: it saves the
         device memory and costs accuracy on small networks.
