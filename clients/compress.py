@@ -43,7 +43,8 @@ class Limits:
     Attributes
     ----------
     max_local_epochs : int
-        Passes over the local data in one round.
+        Passes over the local data in one round, also when they are asked for as steps; held by the device application,
+        not by the mod, which does not know the data.
     max_payload_bytes : int
         Length of one received payload, in bytes.
     max_memory_bytes : int
@@ -60,7 +61,7 @@ class Limits:
     def check(self, name: str, value: float) -> None:
         """Raise ValueError where a value exceeds the limit of this name."""
         limit = getattr(self, name)
-        if limit and value > limit:
+        if limit and not 0 <= value <= limit:  # NaN is refused too
             raise ValueError(f"the server asks for {value}, but this device's owner set {name}={limit}")
 
 
@@ -87,6 +88,8 @@ class CompressMod:
     def __call__(self, message: Message, context: Context, call_next: ClientAppCallable) -> Message:
         """Unpack, call the app, pack."""
         if not message.has_content() or packed_payload(message.content) is None:
+            if message.has_content():
+                self._check_plain(message.content)
             return call_next(message, context)
         state = NodeState(context, self.limits.max_state_bytes)
         asked = record_of(message.content)
@@ -102,6 +105,12 @@ class CompressMod:
                 self._pack(reply.content, asked, received, prunable, state)
             reply.content[RECORD] = ConfigRecord({"held": state.held})
         return reply
+
+    def _check_plain(self, content: RecordDict) -> None:
+        """Hold the owner's limits against arrays that came unpacked, too."""
+        size = sum(len(array.data) for record in content.array_records.values() for array in record.values())
+        self.limits.check("max_payload_bytes", size)
+        self.limits.check("max_memory_bytes", size)
 
     def outgoing(
         self, trained: Arrays, received: Mapping[str, np.ndarray], prunable: list[str], asked: ConfigRecord
@@ -120,11 +129,11 @@ class CompressMod:
             reference = state.reference(reference_id)
             if reference is None or "blueprint" not in state.values:
                 raise _MissingReference
-        if "blueprint" in asked:
-            state.values["blueprint"] = asked["blueprint"]
-        blueprint = Blueprint.from_bytes(bytes(state.values["blueprint"]))  # type: ignore[arg-type]
+        described = asked["blueprint"] if "blueprint" in asked else state.values["blueprint"]
+        blueprint = Blueprint.from_bytes(described)
         self.limits.check("max_memory_bytes", blueprint.nbytes)
         received = Reference(decode(payload, like=blueprint.specs, reference=reference))
+        state.values["blueprint"] = described
         if asked.get("hold", False):
             state.hold(received)
         content[key] = to_record(received.arrays)

@@ -104,7 +104,7 @@ class Blueprint:
         return zlib.compress(json.dumps(rows, separators=(",", ":")).encode(), 9)
 
     @classmethod
-    def from_bytes(cls, data: bytes) -> "Blueprint":
+    def from_bytes(cls, data: object) -> "Blueprint":
         """Parse what :meth:`to_bytes` gave.
 
         Raises
@@ -113,12 +113,16 @@ class Blueprint:
             The bytes are no blueprint.
         """
         try:
+            if not isinstance(data, bytes):
+                raise TypeError(f"it is a {type(data).__name__}")
             inflater = zlib.decompressobj()
             text = inflater.decompress(data, _MAX_BLUEPRINT_BYTES)
+            if not inflater.eof or inflater.unused_data:
+                raise ValueError("it is cut short, too large, or followed by other bytes")
             rows: Sequence[tuple[str, list[int], str, bool]] = json.loads(text)
             specs = {str(name): ArraySpec(_shape(shape), np.dtype(dtype)) for name, shape, dtype, _ in rows}
             prunable = [str(name) for name, _, _, is_prunable in rows if is_prunable]
-        except (zlib.error, ValueError, TypeError) as error:
+        except (zlib.error, ValueError, TypeError, RecursionError) as error:
             raise PayloadError(f"the blueprint of the model cannot be read: {error}") from error
         return cls(specs, prunable)
 

@@ -40,7 +40,7 @@ class NodeState:
     context : Context
         Flower's context of the node.
     max_bytes : int
-        Bound of what all nodes of this run keep on this machine's disk, in bytes; the oldest references go first.
+        Bound of what all nodes of all runs keep on this machine's disk, in bytes; the oldest references go first.
     """
 
     def __init__(self, context: Context, max_bytes: int = 1024**3) -> None:
@@ -89,11 +89,16 @@ class NodeState:
         return reference
 
     def hold(self, reference: Reference) -> None:
-        """Store a reference, once for all nodes of the run on this machine, and note that this node holds it."""
+        """Store a reference, once for all nodes of the run on this machine, and note that this node holds it.
+
+        One that is larger than what the owner allows is not kept: the server will send full models.
+        """
+        if reference.nbytes > self._max_bytes:
+            return
         path = self._reference_file(reference.id)
         if not path.exists():
             _write(path, reference.arrays)
-            self._trim(path.parent)
+            self._trim(path)
         self._remember(path, reference)
         self.values["held"] = reference.id
 
@@ -118,13 +123,15 @@ class NodeState:
             while len(_memory) > 1 and sum(r.nbytes for r in _memory.values()) > _MEMORY_BYTES:
                 _memory.popitem(last=False)
 
-    def _trim(self, folder: Path) -> None:
-        files = sorted(folder.glob("*.safetensors"), key=lambda f: f.stat().st_mtime_ns)
-        excess = sum(f.stat().st_size for f in files) - self._max_bytes
-        for file in files[:-1]:
+    def _trim(self, newest: Path) -> None:
+        """Remove the oldest references, of whatever run, until all state on this machine is within the bound."""
+        sizes = {file: file.stat() for file in state_dir().rglob("*.safetensors")}
+        excess = sum(stat.st_size for stat in sizes.values()) - self._max_bytes
+        references = [file for file in sizes if file.parent.name == "references" and file != newest]
+        for file in sorted(references, key=lambda f: sizes[f].st_mtime_ns):
             if excess <= 0:
                 return
-            excess -= file.stat().st_size
+            excess -= sizes[file].st_size
             file.unlink(missing_ok=True)
 
 

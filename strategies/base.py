@@ -8,7 +8,7 @@ import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from logging import INFO
+from logging import INFO, WARNING
 from typing import Any
 
 import numpy as np
@@ -19,14 +19,23 @@ from torch import nn
 
 from flsparse._flwr import log
 from flsparse.clients.device import asked_method
-from flsparse.clients.protocol import RECORD, record_of
+from flsparse.clients.protocol import RECORD, record_of, to_numpy
 from flsparse.codec import Codec, Layer, Reference
+from flsparse.codec.wire import VERSION
 from flsparse.metering.ledger import Ledger
 from flsparse.strategies.downlink import Downlink
 from flsparse.strategies.wire import Node, Value, Wire
 
 EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
+LARGEST = 1e15  # of a metric or a weight that a node reports
 _HELLO_TIMEOUT_S = 120.0
+# What only the server measures: a node's metric of such a name is reported as client_<name>
+_SERVERS_OWN = {
+    *("accuracy", "loss", "sparsity", "broadcast_sparsity", "target_sparsity", "union_sparsity", "uplink_sparsity"),
+    *("layer_sparsity", "mask_iou", "mask_iou_server", "server_round", "schema_version", "replies", "failures"),
+    *("rejected_payloads", "resent_models", "round_seconds", "wall_seconds", "uplink_bytes", "downlink_bytes"),
+    *("uplink_wire_bytes", "downlink_wire_bytes", "uplink_ratio", "downlink_ratio"),
+}
 
 
 class RoundFailed(RuntimeError):
@@ -167,11 +176,14 @@ class RoundLoop(Strategy):
             self.round_metrics, self.wire.problems = {}, []
             deadline = min(timeout, self.round_timeout_s or timeout)
             self.greet(grid, server_round, timeout)
+            self.wire.downlink.keep({node.held for node in self.nodes.values()})
 
             messages = self.configure_train(server_round, arrays, train_config, grid)
             aggregated, train_metrics = self.aggregate_train(server_round, self._exchange(grid, messages, deadline))
             if aggregated is None:
                 raise RoundFailed(self._why_failed(server_round))
+            if (fault := self.wire.downlink.cannot_send(to_numpy(aggregated))) is not None:
+                raise RoundFailed(f"the model after round {server_round} {fault}; that of the round before is kept")
             arrays = result.arrays = self.refine(grid, server_round, aggregated, deadline)
             if train_metrics is not None:
                 result.train_metrics_clientapp[server_round] = train_metrics
@@ -196,9 +208,8 @@ class RoundLoop(Strategy):
         central: MetricRecord | None,
         seconds: float,
     ) -> None:
-        metrics: dict[str, Any] = {}
-        for prefix, record in (("", train), ("evaluate-", evaluated), ("", central)):
-            metrics |= {f"{prefix}{key}".replace("-", "_"): value for key, value in (record or {}).items()}
+        metrics = _from_nodes("", train) | _from_nodes("evaluate_", evaluated)
+        metrics |= {key.replace("-", "_"): value for key, value in (central or {}).items()}
         for direction in ("uplink", "downlink"):
             traffic = self.ledger.of_round(direction, server_round)
             metrics |= {
@@ -241,14 +252,16 @@ class RoundLoop(Strategy):
         self.nodes = {i: node for i, node in self.nodes.items() if i in here}
         self._mute &= here  # a node that did not answer is asked again only when it has been away
         new = [i for i in present if i not in self.nodes and i not in self._mute]
-        self._say_hello(grid, new, server_round)
+        self._say_hello(grid, new, server_round, min(timeout_s, _HELLO_TIMEOUT_S))
         if not self.nodes:
             raise RoundFailed(f"none of {len(present)} nodes answered the hello: {'; '.join(self.wire.problems[:3])}")
+        if len(self.nodes) < needed:
+            log(WARNING, "Round %d: only %d nodes answered the hello, %d wanted", server_round, len(self.nodes), needed)
 
-    def _say_hello(self, grid: Grid, new: list[int], server_round: int) -> None:
+    def _say_hello(self, grid: Grid, new: list[int], server_round: int, timeout_s: float) -> None:
         messages = [Message(RecordDict({RECORD: ConfigRecord()}), i, MessageType.QUERY) for i in new]
         self._mute |= set(new)
-        for reply in self.wire.exchange(grid, messages, {}, lambda _: {}, server_round, _HELLO_TIMEOUT_S):
+        for reply in self.wire.exchange(grid, messages, {}, lambda _: {}, server_round, timeout_s):
             node_id = self.wire.sender(reply).node_id
             if reply.has_error():
                 self.wire.drop(node_id, f"no hello: {reply.error.reason}", "failures")
@@ -257,16 +270,18 @@ class RoundLoop(Strategy):
 
     def _welcome(self, node_id: int, said: ConfigRecord) -> None:
         partition = said.get("partition-id")
-        if not isinstance(partition, int) or partition < 0:
+        if type(partition) is not int or not 0 <= partition < 2**31:
             self.wire.drop(node_id, f"says its partition id is {partition!r}", "failures")
+        elif said.get("codec-version") != VERSION:
+            reason = f"codes payloads in version {said.get('codec-version')!r}, not {VERSION}: update it"
+            self.wire.drop(node_id, reason, "failures")
         elif partition in (taken := {n.partition: n.node_id for n in self.nodes.values()}):
             self.wire.drop(node_id, f"says it is partition {partition}, as does node {taken[partition]}", "failures")
         else:
-            examples = said.get("num-examples", 0)
+            examples = said.get("num-examples")
+            known = examples if type(examples) is int and 0 < examples < 2**31 else 0
             self._mute.discard(node_id)
-            self.nodes[node_id] = Node(
-                node_id, partition, str(said.get("held", "")), examples if isinstance(examples, int) else 0
-            )
+            self.nodes[node_id] = Node(node_id, partition, held_by(said), known)
 
     def in_partition_order(self) -> list[Node]:
         """Return the known nodes by partition id."""
@@ -293,8 +308,7 @@ class RoundLoop(Strategy):
         """Note the reference that a node says it keeps: the next broadcast is a delta against it."""
         node_id = self.wire.sender(reply).node_id
         if node_id in self.nodes:
-            held = str(record_of(reply.content).get("held", ""))
-            self.nodes[node_id] = replace(self.nodes[node_id], held=held)
+            self.nodes[node_id] = replace(self.nodes[node_id], held=held_by(record_of(reply.content)))
 
     # -- state ------------------------------------------------------------------------------------------------------
 
@@ -313,3 +327,15 @@ class RoundLoop(Strategy):
         self.ledger.load_state_dict(state["ledger"])
         self.wire.counts.update(state["counts"])
         self.wire.downlink.load_state_dict(state["references"])
+
+
+def held_by(said: ConfigRecord) -> str:
+    """Return the reference id that a node says it holds; the empty string where that is no id."""
+    held = said.get("held")
+    return held if isinstance(held, str) and len(held) <= 64 and held.isalnum() else ""
+
+
+def _from_nodes(prefix: str, record: MetricRecord | None) -> dict[str, Any]:
+    """Return what nodes reported under names that cannot be taken for the server's own."""
+    named = {f"{prefix}{key}".replace("-", "_"): value for key, value in (record or {}).items()}
+    return {f"client_{name}" if name in _SERVERS_OWN else name: value for name, value in named.items()}

@@ -6,18 +6,21 @@ The inner strategy samples, configures and aggregates as ever; it sees dense rep
 and its like need N dense models by nature). Only what travels is coded.
 """
 
+from collections import Counter
 from collections.abc import Iterable
-from logging import INFO, WARNING
+from logging import INFO
+from math import isfinite
+from typing import Any
 
+import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
-from flwr.serverapp.exception import InconsistentMessageReplies
 from flwr.serverapp.strategy import Strategy
 
 from flsparse._flwr import log
 from flsparse.clients.protocol import arrayrecord_key, to_numpy, to_record
 from flsparse.codec import Accumulator
-from flsparse.strategies.base import RoundLoop
+from flsparse.strategies.base import LARGEST, RoundLoop
 
 
 class Compressed(RoundLoop):
@@ -58,21 +61,18 @@ class Compressed(RoundLoop):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Return the inner strategy's messages; they are packed on their way out."""
+        config["num-rounds"] = self._num_rounds  # our device application schedules by it
         return self.strategy.configure_train(server_round, arrays, config, grid)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Decode the valid replies and let the inner strategy aggregate them."""
-        dense = [reply for reply in replies if self._decoded(reply)]
+        dense = [reply for reply in self._consistent(replies) if self._decoded(reply)]
         self.round_metrics["replies"] = len(dense)
         if len(dense) < self.min_replies:
             return None, None
-        try:
-            arrays, metrics = self.strategy.aggregate_train(server_round, dense)
-        except InconsistentMessageReplies as error:
-            self.wire.problems.append(str(error))
-            return None, None
+        arrays, metrics = self.strategy.aggregate_train(server_round, dense)
         return self._in_the_models_dtypes(arrays), metrics
 
     def _in_the_models_dtypes(self, record: ArrayRecord | None) -> ArrayRecord | None:
@@ -89,11 +89,46 @@ class Compressed(RoundLoop):
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Let the inner strategy aggregate."""
-        try:
-            return self.strategy.aggregate_evaluate(server_round, list(replies))
-        except InconsistentMessageReplies as error:
-            log(WARNING, "Round %d: no federated evaluation: %s", server_round, error)
-            return None
+        return self.strategy.aggregate_evaluate(server_round, self._consistent(replies))
+
+    def _consistent(self, replies: Iterable[Message]) -> list[Message]:
+        """Return the replies whose metrics are those of most of them, finite, with a usable weight.
+
+        Flower's strategies average all metrics of all replies, and fail as a whole where one is unlike the others.
+        """
+        signatures: list[tuple[Message, tuple[str, ...] | None]] = []
+        for reply in replies:
+            node_id = self.wire.sender(reply).node_id
+            if reply.has_error():
+                self.wire.drop(node_id, reply.error.reason, "failures")
+            else:
+                signatures.append((reply, _signature(reply, self._weighted_by_key)))
+        usual = Counter(signature for _, signature in signatures if signature is not None).most_common(1)
+        good = []
+        for reply, signature in signatures:
+            if usual and signature == usual[0][0]:
+                good.append(reply)
+            else:
+                reason = "its metrics are not finite, lack a positive weight, or are not those of the other nodes"
+                self.wire.drop(self.wire.sender(reply).node_id, reason, "rejected_payloads")
+        return good
+
+    @property
+    def _weighted_by_key(self) -> str:
+        inner = self.strategy
+        while not hasattr(inner, "weighted_by_key") and hasattr(inner, "strategy"):  # a wrapper of Flower's
+            inner = inner.strategy
+        return str(getattr(inner, "weighted_by_key", "num-examples"))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the round loop's state and the inner strategy's moments (arrays by name in its attributes)."""
+        return {**super().state_dict(), "inner": _moments(self.strategy)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` gave."""
+        super().load_state_dict(state)
+        for name, moments in state["inner"].items():
+            setattr(self.strategy, name, moments)
 
     def _decoded(self, reply: Message) -> bool:
         """Put the dense arrays into a reply; False where it is no use."""
@@ -104,3 +139,28 @@ class Compressed(RoundLoop):
         accumulator.add(layers, 1.0)
         reply.content[arrayrecord_key(reply.content)] = to_record(accumulator.mean())
         return True
+
+
+def _signature(reply: Message, weighted_by_key: str) -> tuple[str, ...] | None:
+    """Return the names of a reply's metrics, lists with their lengths; None where they cannot be averaged."""
+    records = list(reply.content.metric_records.values())
+    if len(records) != 1:
+        return None
+    names = []
+    for key, value in records[0].items():
+        values = value if isinstance(value, list) else [value]
+        if not all(isfinite(v) for v in values):
+            return None
+        names.append(f"{key}[{len(value)}]" if isinstance(value, list) else key)
+    weight = records[0].get(weighted_by_key)
+    usable = isinstance(weight, int | float) and 0 < weight <= LARGEST
+    return tuple(sorted(names)) if usable else None
+
+
+def _moments(strategy: Strategy) -> dict[str, dict[str, np.ndarray]]:
+    """Return the attributes of a strategy that are arrays by name, such as FedAdam's moments."""
+    return {
+        name: dict(value)
+        for name, value in vars(strategy).items()
+        if isinstance(value, dict) and value and all(isinstance(array, np.ndarray) for array in value.values())
+    }

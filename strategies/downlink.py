@@ -6,7 +6,7 @@ server adds it back to the aggregate (see ``FedAvg``).
 """
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +14,7 @@ import numpy as np
 from flsparse.codec import ArraySpec, Codec, Reference, decode, specs_of
 
 Arrays = dict[str, np.ndarray]
+LARGEST_WEIGHT = 1e9  # far beyond any network's; sums of such weights stay finite
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,18 @@ class Downlink:
             if self.uses_references:
                 self._keep(reference)
         return self._coded[key]
+
+    def keep(self, held: Collection[str]) -> None:
+        """Forget the references that no node holds any more; unknown ids are ignored."""
+        self._kept = OrderedDict((key, reference) for key, reference in self._kept.items() if key in held)
+
+    def cannot_send(self, arrays: Mapping[str, np.ndarray]) -> str | None:
+        """Return why a model cannot be broadcast, or None: NaN, infinity, or values beyond what fp16 holds."""
+        limit = 65504.0 if self.codec.values == "fp16" else LARGEST_WEIGHT
+        for name, array in arrays.items():
+            if array.dtype.kind == "f" and not bool((np.abs(array) <= limit).all()):
+                return f"has values in {name!r} that are not finite or beyond {limit:g}"
+        return None
 
     def _keep(self, reference: Reference) -> None:
         self._kept[reference.id] = reference

@@ -10,6 +10,7 @@ Each node m started from its own reference r_m, a rounded copy of x. The roundin
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from logging import INFO
 
 import numpy as np
@@ -20,11 +21,11 @@ from flsparse import rng
 from flsparse._flwr import log
 from flsparse.clients.protocol import to_numpy, to_record
 from flsparse.codec import Accumulator, Layer, Reference
-from flsparse.strategies.base import RoundLoop
+from flsparse.strategies.base import LARGEST, RoundLoop
 from flsparse.strategies.server_optimizer import Arrays, ServerOptimizer
 from flsparse.strategies.wire import Node, Value
 
-_LARGEST = 1e15  # of a metric or a weight that a node reports
+_MOST_METRICS, _LONGEST_KEY = 64, 64  # of one reply
 
 
 @dataclass
@@ -186,8 +187,11 @@ class FedAvg(RoundLoop):
         """Return a reply's weight and its other numbers; None where the weight is no use, which is counted."""
         numbers = _numbers(reply)
         weight = numbers.pop(self.weighted_by_key, math.nan)
-        if not 0 < weight <= _LARGEST:
-            reason = f"its metric {self.weighted_by_key!r} is {weight}, not in (0, {_LARGEST:g}]"
+        known = self.nodes.get(self.wire.sender(reply).node_id)
+        if known is not None and known.num_examples:
+            weight = min(weight, known.num_examples)  # no node weighs more than it said in the hello
+        if not 0 < weight <= LARGEST:
+            reason = f"its metric {self.weighted_by_key!r} is {weight}, not in (0, {LARGEST:g}]"
             self.wire.drop(self.wire.sender(reply).node_id, reason, "rejected_payloads")
             return None
         return weight, numbers
@@ -241,11 +245,7 @@ def weighted_means(rows: list[tuple[float, dict[str, float]]]) -> dict[str, floa
 
 
 def _numbers(reply: Message) -> dict[str, float]:
-    """Return the scalar metrics of a reply, whatever the record is called, without those too large to average."""
-    records = reply.content.metric_records.values()
-    return {
-        key: float(value)
-        for record in records
-        for key, value in record.items()
-        if isinstance(value, int | float) and abs(value) <= _LARGEST
-    }
+    """Return the scalar metrics of a reply, whatever the record is called, without those that cannot be averaged."""
+    pairs = ((key, value) for record in reply.content.metric_records.values() for key, value in record.items())
+    fit = ((key, value) for key, value in pairs if isinstance(value, int | float) and abs(value) <= LARGEST)
+    return {key: float(value) for key, value in islice(fit, _MOST_METRICS) if len(key) <= _LONGEST_KEY}

@@ -27,9 +27,10 @@ from flsparse.clients.protocol import (
 from flsparse.codec import ArraySpec, Codec, Layer, PayloadError, Reference, decode_layers, payload_info, specs_of
 from flsparse.metering.ledger import Ledger
 from flsparse.sparsity import default_prunable, match_prunable
-from flsparse.strategies.downlink import Broadcast, Downlink
+from flsparse.strategies.downlink import LARGEST_WEIGHT, Broadcast, Downlink
 
 Value = int | float | str | bool
+_LONGEST_REASON = 300
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,12 @@ class Wire:
             node = nodes.get(node_id) or Node(node_id, -1)
             order.append(node.node_id)
             self._push(grid, self._packed(message, node), node)
-        return self._in_order(self._pull(grid, deadline), order, timeout_s)
+        return self._in_order(self._until(grid, deadline), order, timeout_s)
+
+    def _until(self, grid: Grid, deadline: float) -> Iterator[Message]:
+        yield from self._pull(grid, deadline)
+        if self._exchange.pending and (drop_messages := getattr(grid, "drop_messages", None)):
+            drop_messages(self._exchange.pending)  # in process, what was not run by now never should be
 
     def _in_order(self, replies: Iterable[Message], order: list[int], timeout_s: float) -> Iterator[Message]:
         waiting: dict[int, Message] = {}
@@ -296,14 +302,25 @@ class Wire:
         try:
             base = reference if mirror is None else _named(payload, reference_with(mirror, reference), reference)
             layers = decode_layers(payload, like=self.specs, reference=None if self.values == "raw" else base)
+            for layer in layers:
+                if layer.values.dtype.kind == "f" and np.abs(layer.values).max(initial=0) > LARGEST_WEIGHT:
+                    raise PayloadError(f"array {layer.name!r} has weights beyond {LARGEST_WEIGHT:g}")
         except PayloadError as error:
             self.drop(node.node_id, f"its payload was refused: {error}", "rejected_payloads")
+            self.ledger.count(  # refused bytes were sent, but are no model
+                "uplink",
+                self._exchange.server_round,
+                payload_bytes=0,
+                wire_bytes=0,
+                dense_bytes=-self._blueprint.nbytes,
+            )
             return None
         return layers, reference
 
     def drop(self, node_id: int, reason: str | None, counter: str) -> None:
         """Log and count a node's failure; the round goes on without it."""
-        last_line = ((reason or "").strip() or "no reason given").splitlines()[-1]
+        last_line = ((reason or "").strip() or "no reason given").splitlines()[-1][:_LONGEST_REASON]
+        last_line = "".join(c if c.isprintable() else "?" for c in last_line)  # it may be a stranger's words
         self.counts[counter] += 1
         self.problems.append(f"node {node_id}: {last_line}")
         log(WARNING, "Round %d: node %d dropped: %s", self._exchange.server_round, node_id, last_line)

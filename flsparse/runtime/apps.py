@@ -76,7 +76,7 @@ def _task(cfg: str, dataset_root: str) -> Task:
     """Build the task once a process: a node is asked for it with every message."""
     config = json.loads(cfg)
     torch.set_num_threads(int(config.get("threads") or 1))
-    if dataset_root:
+    if dataset_root and "root" in config["dataset"]:  # the embedded digits have none
         config["dataset"]["root"] = dataset_root
     return build_task(config)
 

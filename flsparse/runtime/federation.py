@@ -207,7 +207,8 @@ class _Run:
 
     def _after_round(self, report: RoundReport) -> None:
         self.arrays, self.last_round = to_numpy(report.arrays), report.server_round
-        row: dict[str, Any] = {"server_round": report.server_round, **dict.fromkeys(ROW_KEYS), **report.metrics}
+        row: dict[str, Any] = {"server_round": report.server_round, **dict.fromkeys(ROW_KEYS)}
+        row |= {key: value for key, value in report.metrics.items() if key != "server_round"}
         row["sparsity"] = sparsity_of(self.arrays, self.prunable)
         row["broadcast_sparsity"] = row["broadcast_sparsity"] or row["sparsity"]
         for key in ("failures", "rejected_payloads"):  # the strategy counts over the run

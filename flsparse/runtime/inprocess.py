@@ -116,7 +116,7 @@ class InProcessGrid(Grid):
         message = _flwr.inflate(message_id, self._pending.pop(message_id))
         if not self._pending:
             self._shared.clear()
-        return [_flwr.through_wire(self._answer(message))]
+        return [self._answer(message)]
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
         """Push messages and return their replies; after ``timeout`` seconds, those that are there."""
@@ -146,6 +146,7 @@ class InProcessGrid(Grid):
             return self._error(message, _flwr.ErrorCode.MESSAGE_UNAVAILABLE, "the message's ttl has passed")
         try:
             reply, state = self._call(message, partition)
+            reply = _flwr.through_wire(reply)  # what cannot be serialized is the client's failure
         except Exception as error:
             if self._on_error == "raise":
                 raise
@@ -177,6 +178,8 @@ class InProcessGrid(Grid):
         reply = self._client_app(message, context)
         if not isinstance(reply, Message):
             raise TypeError(f"the ClientApp returned {type(reply).__name__}, not a Message")
+        if reply.metadata.reply_to_message_id != message.metadata.message_id:
+            raise ValueError("the ClientApp returned a Message that is no reply: build it with reply_to=message")
         return reply, _flwr.pack_records(context.state) if context.state else None
 
     def _error(self, message: Message, code: int, reason: str) -> Message:
