@@ -1,6 +1,7 @@
 """The one downlink mechanism: a delta against what the node holds, else the full sparse model.
 
-A node that reports a reference the server still keeps gets ``Q(x - r)``; any other node gets ``Q(x)``. What a node then
+A node that reports a reference the server still keeps gets ``Q(x - r)``; any other node gets ``Q(x)``. A strategy that
+gives the rounding back may code differences more coarsely than whole models (``delta_codec``). What a node then
 decoded is its next reference ``r'``. The rounding error ``x - r'`` is not lost: it is part of the next delta, and the
 server adds it back to the aggregate (see ``FedAvg``).
 """
@@ -48,7 +49,7 @@ class Downlink:
     """
 
     def __init__(self, codec: Codec, max_reference_bytes: int = 1024**3) -> None:
-        self.codec = codec
+        self.codec = self.delta_codec = codec
         self.max_reference_bytes = max_reference_bytes
         self._kept: OrderedDict[str, Reference] = OrderedDict()
         self._arrays: Mapping[str, np.ndarray] = {}
@@ -71,7 +72,7 @@ class Downlink:
         if against:
             self._kept.move_to_end(key)
         if key not in self._coded:
-            payload = self.codec.encode(self._arrays, reference=against)
+            payload = (self.delta_codec if against else self.codec).encode(self._arrays, reference=against)
             reference = Reference(decode(payload, like=self._specs, reference=against))
             self._coded[key] = Broadcast(payload, key, reference)
             if self.uses_references:

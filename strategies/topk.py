@@ -12,7 +12,7 @@ from logging import INFO
 
 from flsparse._flwr import log
 from flsparse.clients.topk import prune
-from flsparse.codec import Layer, Reference
+from flsparse.codec import Codec, Layer, Reference
 from flsparse.sparsity import layer_sparsity, sparsity_of, sparsity_ramp
 from flsparse.strategies.fedavg import FedAvg
 from flsparse.strategies.mask_statistics import MaskStatistics
@@ -61,6 +61,8 @@ class TopK(FedAvg):
                 )
         if scope not in ("global", "layer"):
             raise ValueError(f"scope={scope!r} is neither 'global' nor 'layer'")
+        if self.wire.values == "int4" and self.wire.downlink.uses_references:
+            self.wire.downlink.delta_codec = Codec("int4")  # as nodes code theirs: the rounding is given back
         self.sparsity, self.ramp, self.reprune, self.scope = sparsity, ramp, reprune, scope
 
     def round_sparsity(self, server_round: int, node: Node | None = None) -> float:
