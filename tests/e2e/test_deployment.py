@@ -60,7 +60,8 @@ def test_a_run_that_cannot_start_says_why_and_leaves_no_process(tmp_path: Path) 
 def test_ctrl_c_ends_the_run_and_its_processes(tmp_path: Path) -> None:
     cfg = deployed(tmp_path / "run", num_rounds=50)
     script = (
-        f"import json; from flsparse.runtime import launch; print(launch(json.loads({json.dumps(cfg)!r}))['status'])"
+        "import json, signal; signal.signal(signal.SIGINT, signal.default_int_handler); "  # a shell's & ignores it
+        f"from flsparse.runtime import launch; print(launch(json.loads({json.dumps(cfg)!r}))['status'])"
     )
     launcher = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
     try:
