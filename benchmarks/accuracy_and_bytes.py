@@ -13,7 +13,7 @@ from pathlib import Path
 
 from sweep import Run, markdown, mean_and_spread, run_all
 
-GRID = (0.1, 0.2, 0.4)
+GRID = (0.05, 0.1, 0.2, 0.4, 0.8)
 BASE = [
     "dataset=fashion_mnist",
     "model=cnn",

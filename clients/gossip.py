@@ -203,7 +203,7 @@ class GossipLocal(ConversingMethod):
         home, layout = arrived
         copies = {j: to_bytes(home.hood.copies[j]) for j in mail.wanted}
         metrics: dict[str, float] = {}
-        if home.hood.pending is None:  # else the relay asks again for what was sent already
+        if not home.hood.has_sent(mail.round):
             home, metrics = self._trained(visit, mail, model, home, layout)
         home.save(visit.state)
         assert home.hood.pending is not None
@@ -231,8 +231,9 @@ class GossipLocal(ConversingMethod):
         home = Home.load(visit.state)
         if home is not None and home.epoch != mail.epoch:
             home = None
-        repeated = home is not None and home.hood.pending is not None and home.hood.pending.round == mail.round
-        if mail.copies and not repeated:  # a mail that came twice must not train twice
+        if home is not None and home.hood.has_sent(mail.round):
+            return home, Layout.of(model, home.prunable)  # the relay asks again
+        if mail.copies:
             home = self._resynchronized(visit.node, mail, home, arrays, Layout.of(model, ()))
         elif home is None:
             if not mail.starts:

@@ -198,6 +198,10 @@ class Neighbourhood:
         except PayloadError as error:
             raise OutOfStep(f"the residual of node {letter.sender}, round {letter.round}: {error}") from error
 
+    def has_sent(self, round: int) -> bool:
+        """Tell whether the residual of a round is made: what brought that round here was taken in before."""
+        return self.pending is not None and self.pending.round == round
+
     def sending(self, x: Vector, pending: Pending) -> "Neighbourhood":
         """Return the state once a residual has been sent."""
         return replace(self, x=x, pending=pending)

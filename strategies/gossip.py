@@ -29,6 +29,8 @@ from flsparse.strategies.relay import Relay
 from flsparse.strategies.wire import Node, Value
 from flsparse.topology import Topology, make_topology
 
+_TABLES = 64 * 1024  # bytes, generously: what a coder adds to a small model
+
 
 class Gossip(RoundLoop):
     """What all decentralized strategies share on the server.
@@ -216,6 +218,10 @@ class Gossip(RoundLoop):
             except ValueError as error:
                 self.wire.drop(node.node_id, str(error), "rejected_payloads")
                 continue
+            if training and len(answer.payload) > (limit := self._largest_payload):
+                reason = f"its residual has {len(answer.payload)} bytes, more than any of this model can have ({limit})"
+                self.wire.drop(node.node_id, reason, "rejected_payloads")
+                continue
             answers.append((node, answer))
             counts = self.relay.hear(node.partition, server_round, answer, training=training)
             if answer.status not in (OK, NO_INITIAL):
@@ -229,6 +235,10 @@ class Gossip(RoundLoop):
         if training:
             self.round_metrics["graph_bytes"] = self.round_metrics.get("graph_bytes", 0) + carried
         return answers
+
+    @property
+    def _largest_payload(self) -> int:
+        return _TABLES + 2 * sum(array.nbytes for array in self._initial.values())
 
     @property
     def _parameters(self) -> int:

@@ -122,7 +122,7 @@ class Relay:
     # -- from the nodes ---------------------------------------------------------------------------------------------
 
     def hear(self, node: int, server_round: int, answer: Answer, *, training: bool = True) -> bool:
-        """Take in a node's answer; tell whether its residual counts.
+        """Take in a node's answer; tell whether its residual counts. One that answers for another round is ignored.
 
         Parameters
         ----------
@@ -138,25 +138,24 @@ class Relay:
             self._lost.add(node)
         if answer.status != OK:
             return False
-        if answer.applied < self._applied.get(node, self.epoch):
+        if answer.applied != server_round - training:  # a node that answers has taken in all it was told
             return False
         self._applied[node] = answer.applied
         self._lost.discard(node)
         if not training or node in self._log.get(server_round, {}):
             return False
-        self._take_copies(answer)
+        self._take_copies(node, answer)
         self._log[server_round][node] = answer.payload
         for j in self.topology.neighbours(node):
             self.link_bytes[node, j] = self.link_bytes.get((node, j), 0) + len(answer.payload)
         return True
 
-    def _take_copies(self, answer: Answer) -> None:
-        """Keep what was handed over."""
-        if not answer.copies:
-            return
-        if answer.applied != self._copies_after:
+    def _take_copies(self, node: int, answer: Answer) -> None:
+        """Keep what was handed over, of copies that the node holds."""
+        copies = {j: data for j, data in answer.copies.items() if j in self._needed(node)}
+        if copies and answer.applied != self._copies_after:
             self._copies, self._copies_after = {}, answer.applied
-        self._copies.update(answer.copies)
+        self._copies.update(copies)
 
     def close(self, server_round: int) -> None:
         """End a round: forget what nobody needs any more."""
