@@ -5,13 +5,50 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from flsparse.codec.decoder import Layer
+from flsparse.codec.gaps import Positions
 from flsparse.codec.specs import ArraySpec, specs_of
+
+
+class _Sum:
+    """The sum of one array: over a few positions while all layers have the same ones, dense from the first other one.
+
+    Both ways every element is added in the same order, so the bits do not depend on the way.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.positions: Positions | None = np.empty(0, np.int64)
+        self.values: np.ndarray = np.empty(0)
+
+    def add(self, positions: Positions | None, share: np.ndarray, first: bool) -> None:
+        if first:
+            self.positions, self.values = positions, share
+            return
+        if not _same(positions, self.positions):
+            self.positions, self.values = None, self.dense(self.values)
+        if positions is None or self.positions is not None:
+            self.values += share
+        else:
+            self.values[positions] += share  # right only because positions are unique
+
+    def dense(self, values: np.ndarray) -> np.ndarray:
+        """Return values in their places, zeros elsewhere."""
+        if self.positions is None:
+            return values
+        out = np.zeros(self.size, values.dtype)
+        out[self.positions] = values
+        return out
+
+
+def _same(a: Positions | None, b: Positions | None) -> bool:
+    return a is b or (a is not None and b is not None and np.array_equal(a, b))  # mostly the reference's own support
 
 
 class Accumulator:
     """Weighted mean of many decoded payloads, in double precision.
 
-    Adding the same layers in the same order gives the same bits.
+    Adding the same layers in the same order gives the same bits. Nodes that keep the same positions, as they do once
+    masks have settled, are summed over these alone.
 
     Parameters
     ----------
@@ -22,7 +59,7 @@ class Accumulator:
     def __init__(self, specs: Mapping[str, np.ndarray | ArraySpec]) -> None:
         self.specs = specs_of(specs)
         self.total_weight = 0.0
-        self._sums = {name: np.zeros(spec.size) for name, spec in self.specs.items()}
+        self._sums = {name: _Sum(spec.size) for name, spec in self.specs.items()}
 
     def add(self, layers: Iterable[Layer], weight: float) -> None:
         """Add one model.
@@ -50,10 +87,7 @@ class Accumulator:
                 raise ValueError(f"layer {layer.name!r} has {layer.values.size} values instead of {size}")
         for layer in layers:
             share = layer.values * np.float64(weight)
-            if layer.positions is None:
-                self._sums[layer.name] += share
-            else:
-                self._sums[layer.name][layer.positions] += share  # right only because positions are unique
+            self._sums[layer.name].add(layer.positions, share, first=self.total_weight == 0.0)
         self.total_weight += weight
 
     def mean(self) -> dict[str, np.ndarray]:
@@ -68,7 +102,7 @@ class Accumulator:
             raise ValueError("nothing was added")
         means = {}
         for name, spec in self.specs.items():
-            mean = self._sums[name] / self.total_weight
+            mean = self._sums[name].values / self.total_weight
             if spec.dtype.kind in "iu":
                 info = np.iinfo(spec.dtype)
                 mean = np.rint(mean)
@@ -77,5 +111,5 @@ class Accumulator:
                 mean = np.clip(mean, float(info.min), top)
             elif spec.dtype.kind == "b":
                 mean = np.rint(mean)
-            means[name] = mean.astype(spec.dtype).reshape(spec.shape)
+            means[name] = self._sums[name].dense(mean.astype(spec.dtype)).reshape(spec.shape)
         return means

@@ -12,8 +12,6 @@ from flsparse.codec.layout import BOUNDS, Layout, is_fine, read_forms
 from flsparse.codec.specs import ArraySpec, Reference, Specs, fingerprint, specs_of
 from flsparse.codec.wire import REFERENCE_BYTES, Envelope, Reader, unseal
 
-Flat = Mapping[str, np.ndarray]
-
 
 @dataclass(frozen=True)
 class Layer:
@@ -85,12 +83,12 @@ def decode_layers(
 def _decode(payload: bytes, specs: Specs, reference: Reference | None) -> list[Layer]:
     envelope = unseal(payload)
     require(envelope.fingerprint == fingerprint(specs), "the payload was made for other names, shapes or dtypes")
-    base = _base(envelope, specs, reference)
+    base = _base(envelope, reference)
     if envelope.values == "raw":
         return _decode_raw(envelope, specs)
     reader = Reader(envelope.sections["positions"])
     layout = read_forms(reader, specs)
-    known = None if base is None or reference is None else support.Known(reference, layout.sparse)
+    known = None if base is None else support.Known(base, layout.sparse)
     at = support.decode(reader, [specs[name].size for name in layout.sparse], known) if layout.sparse else []
     reader.finish("the positions section")
     kept = dict(zip(layout.sparse, at, strict=True))
@@ -99,13 +97,14 @@ def _decode(payload: bytes, specs: Specs, reference: Reference | None) -> list[L
     flat = _sparse_values(envelope, specs, layout, kept, base)
     flat |= _dense_values(envelope, specs, layout, base)
     reader = Reader(envelope.sections["lossless"])
-    flat |= lossless.decode_integers(reader, layout, specs, base)
+    bases = None if base is None else {name: base.flat(name) for names in layout.lossless for name in names}
+    flat |= lossless.decode_integers(reader, layout, specs, bases)
     reader.finish("the lossless section")
     return [_layer(name, spec, kept.get(name), flat) for name, spec in specs.items()]
 
 
-def _base(envelope: Envelope, specs: Specs, reference: Reference | None) -> dict[str, np.ndarray] | None:
-    """Return the reference's flat arrays when the payload needs them and they are the right ones."""
+def _base(envelope: Envelope, reference: Reference | None) -> Reference | None:
+    """Return the reference when the payload needs it and it is the right one."""
     if envelope.reference_id is None:
         return None
     if reference is None:
@@ -113,7 +112,7 @@ def _base(envelope: Envelope, specs: Specs, reference: Reference | None) -> dict
     mine = reference.id[: 2 * REFERENCE_BYTES]
     require(mine == envelope.reference_id, f"the payload needs reference {envelope.reference_id}, not {mine}")
     require(reference.fingerprint == envelope.fingerprint, "the reference has other names, shapes or dtypes")
-    return {name: reference.flat(name) for name in specs}
+    return reference
 
 
 def _decode_raw(envelope: Envelope, specs: Specs) -> list[Layer]:
@@ -138,12 +137,12 @@ def _decode_raw(envelope: Envelope, specs: Specs) -> list[Layer]:
 
 
 def _sparse_values(
-    envelope: Envelope, specs: Specs, layout: Layout, kept: Mapping[str, Positions], base: Flat | None
+    envelope: Envelope, specs: Specs, layout: Layout, kept: Mapping[str, Positions], base: Reference | None
 ) -> dict[str, np.ndarray]:
     names = layout.sparse
     reader = Reader(envelope.sections["values"])
     sizes, dtypes = [kept[name].size for name in names], [specs[name].dtype for name in names]
-    bases = None if base is None else [base[name][kept[name]] for name in names]
+    bases = None if base is None else [base.at(name, kept[name]) for name in names]
     if envelope.values in BOUNDS:
         arrays = quantized.read_sparse(reader, sizes, bases, dtypes, BOUNDS[envelope.values])
     else:
@@ -152,11 +151,11 @@ def _sparse_values(
     return dict(zip(names, arrays, strict=True))
 
 
-def _dense_values(envelope: Envelope, specs: Specs, layout: Layout, base: Flat | None) -> dict[str, np.ndarray]:
+def _dense_values(envelope: Envelope, specs: Specs, layout: Layout, base: Reference | None) -> dict[str, np.ndarray]:
     names = layout.dense
     reader = Reader(envelope.sections["dense"])
     own = [specs[name] for name in names]
-    bases = None if base is None else [base[name] for name in names]
+    bases = None if base is None else [base.flat(name) for name in names]
     if envelope.values in BOUNDS:
         runs = [
             quantized.DenseRun(spec.size, spec.dtype, is_fine(spec), None if bases is None else bases[i])

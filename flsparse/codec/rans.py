@@ -181,27 +181,29 @@ def _decode_lanes(
     starts: Tables,
     which: np.ndarray | None,
 ) -> NDArray[np.uint16]:
-    f_of = np.concatenate([row[slots[i << BITS : i + 1 << BITS]] for i, row in enumerate(frequencies)]).astype(
-        np.uint32
-    )
-    c_at = np.concatenate([row[slots[i << BITS : i + 1 << BITS]] for i, row in enumerate(starts)])
-    bias_of = (np.tile(np.arange(TOTAL), len(frequencies)) - c_at).astype(np.uint32)
-    offsets = None if which is None else which.astype(np.uint32) << np.uint32(BITS)
-    out = np.empty(count, np.uint16)
+    # one look-up a symbol: f in the upper half, slot - c in the lower
+    per_slot = [slots[i << BITS : i + 1 << BITS] for i in range(len(frequencies))]
+    f_of = np.concatenate([row[own] for row, own in zip(frequencies, per_slot, strict=True)])
+    c_of = np.concatenate([row[own] for row, own in zip(starts, per_slot, strict=True)])
+    step_of = (f_of << 16 | np.tile(np.arange(TOTAL), len(frequencies)) - c_of).astype(np.uint32)
+    offsets = None if which is None else which.astype(np.intp) << BITS
+    wide, steps = words.astype(np.uint32), np.empty(states.size, np.uint32)
+    slot_at = np.empty(count, np.intp)
     used = 0
     for at in range(0, count, states.size):
         end = min(at + states.size, count)
-        x = states[: end - at]
-        slot = x & np.uint32(TOTAL - 1)
+        x, step, slot = states[: end - at], steps[: end - at], slot_at[at:end]
+        np.bitwise_and(x, TOTAL - 1, out=slot)
         if offsets is not None:
             slot |= offsets[at:end]
-        out[at:end] = slots[slot]
+        step_of.take(slot, out=step, mode="clip")
         x >>= np.uint32(BITS)
-        x *= f_of[slot]
-        x += bias_of[slot]
-        low = np.flatnonzero(x < _LOW)
-        require(used + low.size <= words.size, "an entropy-coded stream ends early")
-        x[low] = x[low] << np.uint32(16) | words[used : used + low.size]
+        x *= step >> _WORD
+        step &= np.uint32(0xFFFF)
+        x += step
+        low = (x < _LOW).nonzero()[0]
+        require(used + low.size <= wide.size, "an entropy-coded stream ends early")
+        x[low] = x.take(low) << _WORD | wide[used : used + low.size]
         used += low.size
     require(used == words.size and bool((states == _LOW).all()), "an entropy-coded stream does not end where it began")
-    return out
+    return slots.take(slot_at)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 FLOATS = ("float16", "float32", "float64")
 INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 DTYPES = (*FLOATS, *INTEGERS, "bool")  # a dtype's place in this list is its id in fingerprints
+_IDS = {np.dtype(name): i for i, name in enumerate(DTYPES)}
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def specs_of(arrays: Mapping[str, np.ndarray | ArraySpec]) -> dict[str, ArraySpe
     specs = {}
     for name, array in arrays.items():
         dtype = np.dtype(array.dtype).newbyteorder("=")
-        if dtype.name not in DTYPES:
+        if dtype not in _IDS:
             raise ValueError(f"array {name!r} has dtype {array.dtype}; the codec carries {', '.join(DTYPES)}")
         specs[name] = ArraySpec(tuple(int(n) for n in array.shape), dtype)
     return specs
@@ -76,7 +77,7 @@ def describe(specs: Specs) -> bytes:
     parts = [len(specs).to_bytes(4, "little")]
     for name, spec in specs.items():
         label = name.encode("utf-8", "surrogatepass")
-        parts += [len(label).to_bytes(4, "little"), label, bytes([DTYPES.index(spec.dtype.name), len(spec.shape)])]
+        parts += [len(label).to_bytes(4, "little"), label, bytes([_IDS[spec.dtype], len(spec.shape)])]
         parts += [n.to_bytes(8, "little") for n in spec.shape]
     return b"".join(parts)
 
@@ -116,6 +117,7 @@ class Reference:
             frozen[name] = array
         self.arrays: Mapping[str, np.ndarray] = MappingProxyType(frozen)
         self._supports: dict[str, NDArray[np.int64]] = {}
+        self._kept: dict[str, np.ndarray] = {}
 
     @cached_property
     def id(self) -> str:
@@ -144,6 +146,16 @@ class Reference:
             if 2 * found.size <= self.specs[name].size:
                 self._supports[name] = found
         return found
+
+    def at(self, name: str, positions: NDArray[np.int64]) -> np.ndarray:
+        """Return one array's values at flat positions; those of its kept support are looked up once."""
+        if positions is not self._supports.get(name):
+            found: np.ndarray = self.flat(name)[positions]
+            return found
+        if name not in self._kept:
+            self._kept[name] = self.flat(name)[positions]
+            self._kept[name].flags.writeable = False
+        return self._kept[name]
 
     def flat(self, name: str) -> np.ndarray:
         """Return one array as 1-D, without a copy."""
