@@ -2,7 +2,7 @@
 
     python benchmarks/dppf.py width                       # handwritten digits, nothing to prepare
     python benchmarks/dppf.py valley [--seeds 5]
-    python benchmarks/dppf.py accuracy --data ROOT [--seeds 5] [--samples 2000] [--rounds 60]
+    python benchmarks/dppf.py accuracy --data ROOT [--seeds 5] [--samples 2000] [--rounds 60] [--partition inf]
 
 Runs are federations of the application's own configuration, all in one process. Finished ones are kept in --out, so an
 interrupted benchmark goes on where it was. Intervals are 95 %, from Student's t over seeds (paired by seed).
@@ -174,15 +174,21 @@ def bootstrap(x: np.ndarray, y: np.ndarray, draws: int = 2000) -> tuple[float, f
     return float(np.nanpercentile(taus, 2.5)), float(np.nanpercentile(taus, 97.5))
 
 
-def accuracy(out: Path, data: Path, samples: int, rounds: int, seeds: int) -> None:
-    """Print accuracy and bytes of local SGD, exact and coded DPPF, at equal exchanges."""
+def accuracy(out: Path, data: Path, samples: int, rounds: int, seeds: int, partition: str) -> None:
+    """Print accuracy and bytes of local SGD and DPPF, with and without SCAFFOLD's correction, at equal exchanges."""
     cifar = ["dataset=cifar10", f"dataset.root={data}", f"dataset.train_samples={samples}"]
-    base = [*cifar, *NET, *FOUR, "dataset.validation_fraction=0", f"num_rounds={rounds}", "partition.alpha=inf"]
+    cifar += ["dataset.validation_fraction=0", f"partition.alpha={partition}"]
+    base = [*cifar, *NET, *FOUR, f"num_rounds={rounds}"]
+    variates = "strategy.control_variates=true"
     methods = {
         "local SGD": ["strategy=local_sgd"],
         "DPPF, exact": ["strategy=dppf", *RAW],
         "DPPF, coded": ["strategy=dppf"],
+        "local SGD on SCAFFOLD": ["strategy=dppf", *RAW, "strategy.alpha=1", "strategy.lambda_=0", variates],
+        "DPPF on SCAFFOLD, exact": ["strategy=dppf", *RAW, variates],
+        "DPPF on SCAFFOLD, coded": ["strategy=dppf", variates],
     }
+    rivals = {name: name.replace("coded", "exact") for name in methods if "coded" in name}
     runs = {
         (name, seed): result(out, [*own, *base, f"seed={seed}"])
         for seed in range(seeds)
@@ -192,15 +198,17 @@ def accuracy(out: Path, data: Path, samples: int, rounds: int, seeds: int) -> No
     for name in methods:
         of = [runs[name, seed] for seed in range(seeds)]
         paired = [100 * (runs[name, s]["accuracy"] - runs["local SGD", s]["accuracy"]) for s in range(seeds)]
-        exact = [100 * (runs[name, s]["accuracy"] - runs["DPPF, exact", s]["accuracy"]) for s in range(seeds)]
+        rival = rivals.get(name, name)
+        exact = [100 * (runs[name, s]["accuracy"] - runs[rival, s]["accuracy"]) for s in range(seeds)]
         ratio = float(np.mean([r["uplink_ratio"] for r in of]))
         rows.append([
             name, mean_and_spread([100 * r["accuracy"] for r in of]), mean_and_spread([r["loss"] for r in of], 3),
-            "" if name == "local SGD" else interval(paired), interval(exact) if name == "DPPF, coded" else "",
+            "" if name == "local SGD" else interval(paired), interval(exact) if name in rivals else "",
             f"{ratio:.1f}", f"{np.mean([r['steady_ratio'] for r in of]):.1f}", f"{4 * ratio:.0f}",
             f"{np.mean([r['downlink_ratio'] for r in of]):.1f}",
         ])  # fmt: skip
-    print(f"\n### CIFAR-10, {samples} images, 4 workers, {rounds} rounds of 4 steps, {seeds} seeds\n")
+    print(f"\n### CIFAR-10, {samples} images, 4 workers, alpha {partition}, ", end="")
+    print(f"{rounds} rounds of 4 steps, {seeds} seeds\n")
     header = ["", "accuracy %", "test loss", "minus local SGD", "minus exact"]
     print(markdown([*header, "up ratio", "last 10", "up against data-parallel SGD", "down ratio"], rows))
 
@@ -214,6 +222,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--rounds", type=int, default=60)
     parser.add_argument("--samples", type=int, default=2000, help="training images, for accuracy")
+    parser.add_argument("--partition", default="inf", help="alpha of the Dirichlet split, for accuracy")
     parser.add_argument("--workers", type=int, nargs="*", default=[4, 8], help="numbers of workers, for width")
     given = parser.parse_args()
     logging.getLogger("flwr").setLevel(logging.WARNING)
@@ -223,7 +232,7 @@ def main() -> None:
         elif given.what == "valley":
             valley(given.out, given.rounds, given.seeds)
         else:
-            accuracy(given.out, given.data.resolve(), given.samples, given.rounds, given.seeds)
+            accuracy(given.out, given.data.resolve(), given.samples, given.rounds, given.seeds, given.partition)
 
 
 if __name__ == "__main__":

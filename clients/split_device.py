@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -27,7 +28,9 @@ from flsparse.clients.split_ms import SplitMSLocal, batch_positions
 from flsparse.clients.split_protocol import Part
 from flsparse.clients.state import NodeState
 from flsparse.codec import Codec, Reference, decode_activations, decode_gradient, encode_gradient
+from flsparse.torch_rng import seeded
 
+_cut: WeakKeyDictionary[TaskLike, dict[tuple[str, str], list[nn.Module]]] = WeakKeyDictionary()
 _SESSION, _MODEL, _RECEIVED, _MOMENTUM = "split-session", "split-model", "split-received", "split-momentum"
 
 
@@ -69,6 +72,14 @@ def split_function(
     return answer
 
 
+def _parts(task: TaskLike, asked: SplitMSLocal) -> list[nn.Module]:
+    """Cut the task's model once in a process: every message loads its own weights into the parts."""
+    known = _cut.setdefault(task, {})
+    if (key := (asked.cut, asked.head)) not in known:
+        known[key] = asked.parts(task.model())
+    return known[key]
+
+
 class Device:
     """A device in the middle of a round, rebuilt from the node's state for each message.
 
@@ -101,7 +112,7 @@ class Device:
     def _open(self, session: dict[str, Any], arrays: Arrays) -> None:
         self.session, self.asked = session, SplitMSLocal(**session["method"])
         self.config: Mapping[str, Scalar] = session["config"]
-        parts = self.asked.parts(self.task.model())
+        parts = _parts(self.task, self.asked)
         self.bottom, self.head = parts[0], parts[2] if self.asked.head else nn.Identity()
         self.device = next(parts[0].parameters()).device
         self.sent = {key: arrays.pop(key) for key in list(arrays) if key.startswith("sent/")}
@@ -272,8 +283,7 @@ class Device:
     def _drawing(self, j: int, part: str = "bottom") -> Iterator[None]:
         """Draw dropout from this batch's own seed, both times that it is computed."""
         where = f"split/{self.session['step']}/{j}/{part}"
-        with torch.random.fork_rng():
-            torch.manual_seed(rng.derive(self.session["seed"], self.session["round"], self.session["node"], where))
+        with seeded(rng.derive(self.session["seed"], self.session["round"], self.session["node"], where), self.device):
             yield
 
     @property

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -50,11 +51,11 @@ def launch(cfg: Mapping[str, Any], observers: Sequence[Observer] = ()) -> dict[s
 
 @contextmanager
 def _node_files(run_folder: str | Path | None) -> Iterator[None]:
-    """Let nodes keep large state below the run folder, for as long as the run lasts."""
-    if run_folder is None or STATE_DIR in os.environ:
+    """Let nodes keep large state below the run folder, or in a temporary one, for as long as the run lasts."""
+    if STATE_DIR in os.environ:
         yield
         return
-    folder = Path(run_folder).absolute() / "nodes"
+    folder = Path(run_folder).absolute() / "nodes" if run_folder else Path(tempfile.mkdtemp(prefix="flsparse-"))
     os.environ[STATE_DIR] = str(folder)
     try:
         yield

@@ -19,6 +19,7 @@ from flsparse.tasks.hub import hub_images
 from flsparse.tasks.models import build_model
 from flsparse.tasks.partitions import Partition, make_partition
 from flsparse.tasks.shakespeare import shakespeare
+from flsparse.torch_rng import seeded
 
 if TYPE_CHECKING:
     from flsparse.clients.base import Fit, LocalMethod, Scalar
@@ -160,7 +161,7 @@ class Task:
 
     @cached_property
     def _initial_model(self) -> nn.Module:
-        with training.seeded(rng.derive(self.seed, 0, -1, "init"), torch.device("cpu")):
+        with seeded(rng.derive(self.seed, 0, -1, "init"), torch.device("cpu")):
             model = build_model(self._model_config, self.source.input_shape, self.source.num_classes)
         return model.to(self.device)
 

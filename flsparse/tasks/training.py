@@ -6,8 +6,7 @@ or the order in which nodes are handled.
 """
 
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,6 +18,7 @@ from flsparse import rng
 from flsparse.schedules import learning_rate
 from flsparse.tasks.cost import TrainingFlops, peak_memory_bytes
 from flsparse.tasks.data import Data, batches
+from flsparse.torch_rng import seeded
 
 if TYPE_CHECKING:
     from flsparse.clients.base import Fit, LocalMethod, Scalar
@@ -163,18 +163,6 @@ def evaluate(model: nn.Module, data: Data) -> dict[str, float]:
     finally:
         model.train(was_training)
     return {"loss": loss_sum / predictions, "accuracy": correct / predictions, "num-examples": float(len(data))}
-
-
-@contextmanager
-def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed torch's generators for a while; afterwards they stand where they stood."""
-    gpus = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=gpus):
-        torch.default_generator.manual_seed(seed)
-        if gpus:
-            with torch.cuda.device(device):
-                torch.cuda.manual_seed(seed)
-        yield
 
 
 def _device(model: nn.Module) -> torch.device:
