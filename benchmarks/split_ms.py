@@ -105,7 +105,8 @@ class Rows:
 def federation(arguments: argparse.Namespace, cut: str, row: str, seed: int) -> dict[str, Any]:
     """Run one federation, or read what it gave."""
     a = arguments
-    name = f"{a.dataset}-{a.samples}x{a.rounds}x{a.steps}-n{a.nodes}b{a.batch}lr{a.lr}-{'coded' if seed < a.coded else 'packed'}"
+    size = f"{a.samples}x{a.rounds}x{a.steps}-n{a.nodes}b{a.batch}lr{a.lr}"
+    name = f"{a.dataset}-{size}-{'coded' if seed < a.coded else 'packed'}"
     file = a.out / f"{name}-cut{cut}-{row}-seed{seed}.json"
     if not file.exists():
         started, watch = time.perf_counter(), Rows()
@@ -120,11 +121,8 @@ def federation(arguments: argparse.Namespace, cut: str, row: str, seed: int) -> 
 
 def accuracy(arguments: argparse.Namespace) -> None:
     """Print accuracy, bits and bytes of each compressor at each cut."""
-    print(
-        f"\n### {arguments.dataset}: accuracy, {arguments.samples} samples, {arguments.rounds} rounds of {arguments.steps} steps, ",
-        end="",
-    )
-    print(f"{arguments.seeds} seed(s)\n")
+    print(f"\n### {arguments.dataset}: {arguments.samples} samples, {arguments.rounds} rounds of ", end="")
+    print(f"{arguments.steps} steps, {arguments.seeds} seed(s)\n")
     for cut in arguments.cuts:
         runs = {row: [federation(arguments, cut, row, s) for s in range(arguments.seeds)] for row in arguments.rows}
         target = None
