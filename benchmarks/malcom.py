@@ -33,6 +33,7 @@ ALPHAS = (0.1, float("inf"))
 D_PSGD = Setting("d_psgd", coders=())
 CHOCO = Setting("choco_sgd", Dither(4))
 MALCOM = Setting("malcom_psgd", Dither(2), mu=1e-5)
+ONE_LEVEL = replace(MALCOM, dither=Dither(1), gamma=0.3)
 CHOCO_GAMMAS = (0.6, 1.0)
 SMOOTH = 3  # evaluations averaged before an accuracy counts as reached
 
@@ -114,15 +115,20 @@ def main_table(bench: Bench, nodes: int, seeds: int) -> None:
 
 
 def _main_rows(bench: Bench, nodes: int, graph: str, alpha: float, tuned: Setting, seeds: int) -> list[list[object]]:
-    methods = {"D-PSGD": D_PSGD, f"CHOCO L=4 gamma {tuned.gamma}": tuned, "MALCOM L=2": MALCOM}
+    methods = {
+        "D-PSGD": D_PSGD,
+        f"CHOCO L=4 gamma {tuned.gamma}": tuned,
+        "MALCOM L=2 gamma 1.0": MALCOM,
+        "MALCOM L=1 gamma 0.3": ONE_LEVEL,
+    }
     traces = {name: [bench.run(nodes, graph, alpha, s, m) for s in range(seeds)] for name, m in methods.items()}
     targets = [final(trace) - 1 for trace in traces["D-PSGD"]]
     when = {
         name: [reached(trace, target) for trace, target in zip(of, targets, strict=True)] for name, of in traces.items()
     }
-    _, middle, ours = methods
+    _, middle, ours, coarse = methods
     rows: list[list[object]] = []
-    variants = [("D-PSGD", "dense"), (middle, "fixed"), (middle, "coded"), (ours, "golomb"), (ours, "rans")]
+    variants = [("D-PSGD", "dense"), (middle, "fixed"), (middle, "coded"), (ours, "coded"), (coarse, "coded")]
     for name, coder in variants:
         size = [_size(trace, coder) for trace in traces[name]]
         ratios = []
@@ -251,6 +257,14 @@ def gamma_table(bench: Bench) -> None:
         "l2, whole, contractive, L=2": (Dither(2, "l2", "contractive"), True),
         "l2, whole, least squares, L=2": (Dither(2, "l2"), True),
     }
+    rows = []
+    for graph in GRAPHS:
+        for alpha in ALPHAS:
+            with suppress(Unfinished):
+                rows += _rate_rows(bench, graph, alpha)
+    print("\n### The consensus rate of MALCOM-PSGD, L = 2 (9 nodes, 600 rounds, seed 0)\n")
+    header = ["graph, alpha", "gamma", "consensus model %", "nodes, mean %", "nodes, worst %", "consensus error"]
+    print(markdown([*header, "exchanges to target", "bytes to target / CHOCO fixed"], rows))
     for graph in GRAPHS:
         rows = []
         for name, (dither, whole) in quantizers.items():
@@ -268,6 +282,24 @@ def gamma_table(bench: Bench) -> None:
             rows.append([name, *cells])
         print(f"\n### Consensus error after 120 rounds on the {graph} (9 nodes, alpha 0.1)\n")
         print(markdown(["quantizer", *(f"gamma {gamma}" for gamma in gammas)], rows))
+
+
+def _rate_rows(bench: Bench, graph: str, alpha: float) -> list[list[object]]:
+    target = final(bench.run(9, graph, alpha, 0, D_PSGD)) - 1
+    rival = bench.run(9, graph, alpha, 0, choco(bench, 9, graph, alpha))
+    base, rows = reached(rival, target), []
+    for gamma in (0.6, 0.8, 1.0):
+        trace = bench.run(9, graph, alpha, 0, replace(MALCOM, gamma=gamma))
+        when = reached(trace, target)
+        ratio = when * _size(trace, "coded") / (base * _size(rival, "fixed")) if when and base else None
+        rows.append(
+            [
+                f"{graph}, {'IID' if np.isinf(alpha) else alpha}", gamma, f"{final(trace):.1f}",
+                f"{100 * trace.mean_node[-1]:.1f}", f"{100 * trace.worst_node[-1]:.1f}",
+                f"{trace.consensus_error[-1]:.3f}", when or "-", f"{ratio:.2f}" if ratio else "-",
+            ]
+        )  # fmt: skip
+    return rows
 
 
 TABLES = ("main", "main16", "bits", "mu", "steps", "gamma")
