@@ -1,7 +1,7 @@
 """Decentralized training of a one-hidden-layer net, all nodes at once in one matrix, without any messages.
 
 The product's own quantizer, prox, mixing matrices, splits, batches and random streams; only the net is written out, so
-that n nodes are one batched product. ``tests/strategies/test_gossip_simulation.py`` holds it against the real rounds.
+that n nodes are one batched product. ``tests/strategies/test_gossip.py`` holds it against the real rounds.
 """
 
 from dataclasses import dataclass, field
