@@ -266,12 +266,12 @@ def _resume(jobs: Sequence[Mapping[str, Any]], overrides: Sequence[str]) -> int:
 
 
 def _dry_run(jobs: Sequence[dict[str, Any]]) -> int:
-    from flsparse.preview import cut_preview, preview, preview_table
+    from flsparse.preview import dry_run_table
 
     for cfg in jobs:
         _console.print(OmegaConf.to_yaml(OmegaConf.create(cfg)), highlight=False)
         try:
-            _console.print(cut_preview(cfg) if cfg["strategy"]["name"] == "split_ms" else preview_table(preview(cfg)))
+            _console.print(dry_run_table(cfg))
         except (ValueError, OSError, ModuleNotFoundError) as error:
             raise SettingsError(str(error)) from error
     return 0

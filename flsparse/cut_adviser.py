@@ -193,10 +193,10 @@ def choose_settings(
 def advice_table(rows: Sequence[Advice], batch_size: int) -> Table:
     """Return advice as a table, a line a cut."""
     table = Table(title=f"where to cut: one step on a device, a batch of {batch_size}")
-    for column in ("cut", "activations", "parameters", "MFLOP", "memory MB", "dense kB", "coded kB", "bits", "error"):
+    for column in ("cut", "activations", "params", "MFLOP", "memory MB", "dense kB", "coded kB", "bits", "error"):
         table.add_column(column, justify="left" if column in ("cut", "activations") else "right")
     for row in rows:
-        shape = "x".join(map(str, row.shape)) + ("" if row.rectified else " (signed)")
+        shape = "x".join(map(str, row.shape)) + ("" if row.rectified else " ±")
         cells = (f"{row.parameters:,}", f"{row.flops / 1e6:.1f}", f"{row.memory_bytes / 1e6:.2f}")
         sizes = (f"{row.dense_bytes / 1e3:.0f}", f"{row.coded_bytes / 1e3:.1f}", f"{row.bits:.2f}", f"{row.error:.3f}")
         table.add_row(row.cut, shape, *cells, *sizes)

@@ -8,12 +8,19 @@ import numpy as np
 from rich.table import Table
 
 from flsparse import rng
-from flsparse.clients.base import Arrays, state_arrays
+from flsparse.clients.base import Arrays, make_method, state_arrays
+from flsparse.clients.gossip import GossipLocal
+from flsparse.clients.mirror import towards
 from flsparse.codec import Codec, MaskEncoding, Reference, decode
+from flsparse.codec.residual import Stamp, copy_checksum
 from flsparse.cut_adviser import advice_table, advise
 from flsparse.report.tables import human_bytes, ratio
 from flsparse.runtime.federation import make_strategy
 from flsparse.sparsity import prunable_names, prune_global
+from flsparse.strategies import STRATEGIES
+from flsparse.strategies.base import RoundLoop
+from flsparse.strategies.gossip import Gossip
+from flsparse.strategies.wire import Node
 from flsparse.tasks import build_task
 
 _CHANGE = 0.02  # of a weight's size: how far a local training is taken to move it
@@ -47,6 +54,16 @@ class Preview:
     uplink_bytes: int
 
 
+def dry_run_table(cfg: Mapping[str, Any]) -> Table:
+    """Return what a run would send, in the terms of its strategy: messages, links of a graph, or places to cut."""
+    name = cfg["strategy"]["name"]
+    if name == "split_ms":
+        return cut_preview(cfg)
+    if issubclass(STRATEGIES.get(name, RoundLoop), Gossip):
+        return graph_preview(cfg)
+    return preview_table(preview(cfg))
+
+
 def preview(cfg: Mapping[str, Any]) -> Preview:
     """Load the data, build strategy and model, and code the initial model as the run would.
 
@@ -73,7 +90,10 @@ def preview(cfg: Mapping[str, Any]) -> Preview:
     stream = rng.stream(int(cfg["seed"]), 0, -1, "preview")
     broadcast = down.encode(pruned, rng=stream)
     received = decode(broadcast, like=pruned)
-    update = up.encode(_trained(received, stream), reference=Reference(received), rng=stream)
+    density = getattr(strategy, "uplink_density", 1.0)  # where a reply changes a part of the weights only
+    update = up.encode(
+        towards(_trained(received, stream), received, density), reference=Reference(received), rng=stream
+    )
     return Preview(
         nodes=task.num_nodes,
         sampled=strategy.min_available_nodes,
@@ -100,6 +120,44 @@ def preview_table(found: Preview) -> Table:
         ("up, at the target sparsity (an update, estimated)", found.uplink_bytes),
     ):
         table.add_row(label, human_bytes(size), ratio(found.dense_bytes / size), human_bytes(size * found.sampled))
+    return table
+
+
+def graph_preview(cfg: Mapping[str, Any]) -> Table:
+    """Return what a round of decentralized training would send: residuals of a model that a training moves a little.
+
+    Raises
+    ------
+    ValueError, FileNotFoundError
+        As for :func:`preview`.
+    """
+    task = build_task(cfg)
+    task.train_data(0), task.test_data()
+    strategy = make_strategy(cfg, prunable_names(task.model()))
+    assert isinstance(strategy, Gossip)
+    asked = strategy.method(Node(0, 0), 1)
+    settings = {key.removeprefix("method."): value for key, value in asked.items() if key.startswith("method.")}
+    method = make_method(str(asked["method"]), settings)
+    assert isinstance(method, GossipLocal)
+    arrays, stream = state_arrays(task.model()), rng.stream(int(cfg["seed"]), 0, -1, "preview")
+    trained = _trained(arrays, stream)
+    floats = [name for name, array in arrays.items() if np.issubdtype(array.dtype, np.floating)]
+    x, copy = (np.concatenate([a[name].ravel() for name in floats]).astype(np.float32) for a in (trained, arrays))
+    codec = method.residual_codec([arrays[name].size for name in floats])
+    payload, _ = codec.encode(x, copy, Stamp(0, 1, copy_checksum(copy)), stream)
+    graph, dense = strategy.topology, sum(array.nbytes for array in arrays.values())
+    links = int(graph.adjacency.sum())
+    table = Table(title=f"dry run: {graph.name} of {graph.nodes} nodes, {links // 2} links, {cfg['num_rounds']} rounds")
+    table.add_column("one message")
+    for column in ("bytes", "ratio", "times a round", "a round"):
+        table.add_column(column, justify="right")
+    for label, size, times in (
+        ("dense model over every link", dense, links),
+        ("residual to the relay (estimated)", len(payload), graph.nodes),
+        ("residual to a neighbour", len(payload), links),
+        ("node's model, in an evaluation", dense, graph.nodes),
+    ):
+        table.add_row(label, human_bytes(size), ratio(dense / size), str(times), human_bytes(size * times))
     return table
 
 

@@ -35,6 +35,9 @@ _SERVERS_OWN = {
     *("layer_sparsity", "mask_iou", "mask_iou_server", "server_round", "schema_version", "replies", "failures"),
     *("rejected_payloads", "resent_models", "round_seconds", "wall_seconds", "uplink_bytes", "downlink_bytes"),
     *("uplink_wire_bytes", "downlink_wire_bytes", "uplink_ratio", "downlink_ratio"),
+    *("uplink_bits_per_element", "downlink_bits_per_element", "rejoined", "local_steps", "links", "link_bytes"),
+    *("graph_bytes", "evaluation_bytes", "consensus_error", "node_sparsity", "mean_node_accuracy"),
+    *("worst_node_accuracy", "resynchronized", "mean_valley", "valley_reached", "valley_step", "valley_losses"),
 }
 
 

@@ -183,6 +183,23 @@ def test_dry_run_composes_counts_and_runs_nothing(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["strategy=malcom_psgd", "topology=torus", "num_clients=9"], ["torus of 9 nodes, 18 links", "residual to a"]),
+        (["strategy=d_psgd", "num_clients=5"], ["ring of 5 nodes"]),
+        (["strategy=split_ms", "cut=2"], ["where to cut", "64x2x2"]),
+        (["strategy=dppf"], ["up, at the target sparsity"]),
+    ],
+)
+def test_dry_run_speaks_of_what_the_strategy_sends(
+    run: Run, overrides: list[str], told: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("dry_run=true", *overrides) == 0
+    out = capsys.readouterr().out
+    assert all(each in out for each in told)
+
+
 def test_help_and_version_are_fast_to_load() -> None:
     script = (
         "import sys; sys.argv = ['flsparse', '--help']\n"
