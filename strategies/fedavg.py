@@ -217,6 +217,7 @@ class FedAvg(RoundLoop):
                 self.wire.drop(self.wire.sender(reply).node_id, reply.error.reason, "failures")
             elif (weighed := self._weigh(reply)) is not None:
                 accepted.append(weighed)
+                self.note_held(reply)
         return MetricRecord(weighted_means(accepted)) if accepted else None  # type: ignore[arg-type]
 
     def state_dict(self) -> dict[str, object]:

@@ -43,21 +43,17 @@ class RunFolder:
         The composed configuration, JSON-able.
     resume : bool
         Go on with the run in this folder: rounds after the checkpoint's are cut from ``metrics.jsonl``.
-    overwrite : bool
-        Replace the run that the folder holds.
 
     Raises
     ------
     RunFolderError
-        The folder holds a run (and neither ``resume`` nor ``overwrite`` is set), or cannot be written to.
+        The folder holds a run and ``resume`` is not set, or it cannot be written to.
     """
 
-    def __init__(
-        self, path: Path | str, config: Mapping[str, Any], *, resume: bool = False, overwrite: bool = False
-    ) -> None:
+    def __init__(self, path: Path | str, config: Mapping[str, Any], *, resume: bool = False) -> None:
         self.path = Path(path)
         self._resume = resume
-        if not (resume or overwrite) and any((self.path / name).exists() for name in ("summary.json", "metrics.jsonl")):
+        if not resume and any((self.path / name).exists() for name in ("summary.json", "metrics.jsonl")):
             raise RunFolderError(
                 f"{self.path} holds a run: choose another output_dir, or go on with it (resume={self.path})"
             )

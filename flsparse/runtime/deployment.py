@@ -92,7 +92,7 @@ def run_deployed(cfg: Mapping[str, Any], observers: Sequence[Observer] = ()) -> 
         if cfg.get("resume"):
             sent["resume"] = str(folder)
         else:  # refuses a folder that holds a run, before anything starts
-            RunFolder(folder, cfg, overwrite=bool(cfg.get("overwrite", False)))
+            RunFolder(folder, cfg)
         info = {"first_round": 1, "num_rounds": cfg["num_rounds"], "num_nodes": cfg["num_clients"]}
         for observer in observers:
             observer.on_start(info | {"output_dir": str(folder), "config": dict(cfg)})

@@ -142,8 +142,7 @@ class _Run:
         if resume:
             self._resume(resume)
         if resume or cfg.get("output_dir"):
-            overwrite = bool(cfg.get("overwrite", False))
-            self.folder = RunFolder(resume or cfg["output_dir"], cfg, resume=bool(resume), overwrite=overwrite)
+            self.folder = RunFolder(resume or cfg["output_dir"], cfg, resume=bool(resume))
         self.observers: list[Observer] = [*([self.folder] if self.folder else []), *observers]
 
     def run(self) -> dict[str, Any]:

@@ -51,14 +51,11 @@ def finished(path: Path) -> RunFolder:
     return folder
 
 
-def test_a_run_is_not_overwritten_unless_asked(tmp_path: Path) -> None:
+def test_a_run_is_not_overwritten(tmp_path: Path) -> None:
     finished(tmp_path)
     with pytest.raises(RunFolderError, match="holds a run"):
         RunFolder(tmp_path, CONFIG)
-    RunFolder(tmp_path, CONFIG, overwrite=True).on_start({})
-    assert read_rows(tmp_path / "metrics.jsonl") == []
-    assert not (tmp_path / "summary.json").exists()
-    assert not (tmp_path / "checkpoint").exists()
+    assert len(read_rows(tmp_path / "metrics.jsonl")) == 3
 
 
 def test_resuming_keeps_the_rounds_before_and_drops_those_after(tmp_path: Path) -> None:
