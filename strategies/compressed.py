@@ -89,7 +89,10 @@ class Compressed(RoundLoop):
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Let the inner strategy aggregate."""
-        return self.strategy.aggregate_evaluate(server_round, self._consistent(replies))
+        consistent = self._consistent(replies)
+        for reply in consistent:
+            self.note_held(reply)
+        return self.strategy.aggregate_evaluate(server_round, consistent)
 
     def _consistent(self, replies: Iterable[Message]) -> list[Message]:
         """Return the replies whose metrics are those of most of them, finite, with a usable weight.
@@ -115,20 +118,23 @@ class Compressed(RoundLoop):
 
     @property
     def _weighted_by_key(self) -> str:
-        inner = self.strategy
-        while not hasattr(inner, "weighted_by_key") and hasattr(inner, "strategy"):  # a wrapper of Flower's
-            inner = inner.strategy
-        return str(getattr(inner, "weighted_by_key", "num-examples"))
+        keys = (getattr(each, "weighted_by_key", None) for each in _chain(self.strategy))
+        return str(next((key for key in keys if key), "num-examples"))
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the round loop's state and the inner strategy's moments (arrays by name in its attributes)."""
-        return {**super().state_dict(), "inner": _moments(self.strategy)}
+        """Return the round loop's state, and of the inner strategies the attributes that hold floats or arrays.
+
+        What Flower's strategies keep in another form, such as a privacy accountant of their own, starts anew.
+        """
+        kept = [{k: v for k, v in vars(each).items() if _is_state(v)} for each in _chain(self.strategy)]
+        return {**super().state_dict(), "inner": kept}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` gave."""
         super().load_state_dict(state)
-        for name, moments in state["inner"].items():
-            setattr(self.strategy, name, moments)
+        for strategy, kept in zip(_chain(self.strategy), state["inner"], strict=True):
+            for name, value in kept.items():
+                setattr(strategy, name, value)
 
     def _decoded(self, reply: Message) -> bool:
         """Put the dense arrays into a reply; False where it is no use."""
@@ -157,10 +163,18 @@ def _signature(reply: Message, weighted_by_key: str) -> tuple[str, ...] | None:
     return tuple(sorted(names)) if usable else None
 
 
-def _moments(strategy: Strategy) -> dict[str, dict[str, np.ndarray]]:
-    """Return the attributes of a strategy that are arrays by name, such as FedAdam's moments."""
-    return {
-        name: dict(value)
-        for name, value in vars(strategy).items()
-        if isinstance(value, dict) and value and all(isinstance(array, np.ndarray) for array in value.values())
-    }
+def _chain(strategy: Strategy) -> list[Strategy]:
+    """Return a strategy and those that it wraps, as Flower's privacy strategies do."""
+    chain = [strategy]
+    while isinstance(inner := getattr(chain[-1], "strategy", None), Strategy):
+        chain.append(inner)
+    return chain
+
+
+def _is_state(value: object) -> bool:
+    """Tell whether an attribute is a float, an array, or a dict or list of arrays."""
+    if isinstance(value, dict):
+        value = list(value.values()) if all(isinstance(key, str) for key in value) else None
+    if isinstance(value, list):
+        return bool(value) and all(isinstance(each, np.ndarray) for each in value)
+    return isinstance(value, float | np.ndarray)

@@ -37,7 +37,8 @@ class TopK(FedAvg):
         Other targets for ranges of partition ids, such as ``{"0-49": 0.9, "50-99": 0.98}``, for devices of unequal
         strength; from round 2 on, as in the authors' code.
     **fedavg
-        Parameters of :class:`FedAvg`.
+        Parameters of :class:`FedAvg`. With ``values="int4"`` and the default ``downlink_values="int8"`` a broadcast is
+        in int8 where it is a whole model, and in int4 where it is a difference; any other value codes both alike.
     """
 
     name = "topk"
@@ -61,7 +62,7 @@ class TopK(FedAvg):
                 )
         if scope not in ("global", "layer"):
             raise ValueError(f"scope={scope!r} is neither 'global' nor 'layer'")
-        if self.wire.values == "int4" and self.wire.downlink.uses_references:
+        if (self.wire.values, self.wire.downlink.codec.values) == ("int4", "int8"):
             self.wire.downlink.delta_codec = Codec("int4")  # as nodes code theirs: the rounding is given back
         self.sparsity, self.ramp, self.reprune, self.scope = sparsity, ramp, reprune, scope
 

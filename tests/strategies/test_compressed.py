@@ -1,11 +1,22 @@
 """Any Flower strategy over the packed wire."""
 
+from operator import attrgetter
+
 import numpy as np
 import pytest
 from federation_kit import TRAINING, digits, initial_arrays
 from flwr.app import ConfigRecord
-from flwr.serverapp.strategy import DifferentialPrivacyServerSideFixedClipping, FedAdam, FedAvg, FedMedian, Krum
+from flwr.serverapp.strategy import (
+    DifferentialPrivacyServerSideAdaptiveClipping,
+    DifferentialPrivacyServerSideFixedClipping,
+    FedAdam,
+    FedAvg,
+    FedAvgM,
+    FedMedian,
+    Krum,
+)
 
+from flsparse.checkpoint import load_checkpoint, save_checkpoint
 from flsparse.clients import device_app
 from flsparse.clients.protocol import to_numpy
 from flsparse.runtime import InProcessGrid
@@ -58,3 +69,28 @@ def test_evaluation_messages_are_packed_and_counted():
     result = start(strategy, task)
     assert 0 <= result.evaluate_metrics_clientapp[2]["accuracy"] <= 1
     assert strategy.ledger.of_round("downlink", 1).messages == 8
+    assert {node.held for node in strategy.nodes.values()} == {list(strategy.wire.downlink.state_dict())[-1]}
+
+
+@pytest.mark.parametrize(
+    ("inner", "names"),
+    [
+        (lambda: FedAvgM(**EVERYBODY, server_momentum=0.9), ["momentum_vector"]),
+        (
+            lambda: DifferentialPrivacyServerSideAdaptiveClipping(
+                FedAdam(**EVERYBODY), noise_multiplier=0.1, num_sampled_clients=4, initial_clipping_norm=5.0
+            ),
+            ["clipping_norm", "strategy.m_t"],
+        ),
+    ],
+    ids=["FedAvgM", "DP around FedAdam"],
+)
+def test_a_resumed_run_goes_on_with_the_inner_strategies_moments(inner, names, tmp_path):
+    strategy, again = Compressed(inner(), values="int8"), Compressed(inner(), values="int8")
+    start(strategy, digits())
+    save_checkpoint(tmp_path / "state", strategy.state_dict())
+    again.load_state_dict(load_checkpoint(tmp_path / "state"))
+    for name in names:
+        saved, loaded = (attrgetter(name)(each.strategy) for each in (strategy, again))
+        assert saved
+        np.testing.assert_equal(loaded, saved)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from flsparse.codec import Codec, decode, specs_of
+from flsparse.strategies import TopK
 from flsparse.strategies.downlink import Downlink
 
 
@@ -82,3 +83,9 @@ def test_every_kind_of_values(values):
     held = downlink.to("").reference.id
     downlink.set_model(moved(model(1)))
     assert downlink.to(held).coded_against == held
+
+
+@pytest.mark.parametrize(("downlink_values", "deltas"), [("int8", "int4"), ("fp32", "fp32"), ("int4", "int4")])
+def test_only_the_recipe_codes_differences_more_coarsely(downlink_values, deltas):
+    strategy = TopK(values="int4", downlink_values=downlink_values)
+    assert strategy.wire.downlink.delta_codec.values == deltas
