@@ -69,7 +69,9 @@ def test_evaluation_messages_are_packed_and_counted():
     result = start(strategy, task)
     assert 0 <= result.evaluate_metrics_clientapp[2]["accuracy"] <= 1
     assert strategy.ledger.of_round("downlink", 1).messages == 8
-    assert {node.held for node in strategy.nodes.values()} == {list(strategy.wire.downlink.state_dict())[-1]}
+    assert {node.held for node in strategy.nodes.values()} == {
+        sent.reference.id for sent in strategy.wire.downlink._coded.values()
+    }
 
 
 @pytest.mark.parametrize(
