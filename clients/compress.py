@@ -50,7 +50,8 @@ class Limits:
     max_memory_bytes : int
         Size of the model as plain arrays, in bytes.
     max_state_bytes : int
-        Disk that the nodes of one run may use on this machine, in bytes.
+        Disk that all nodes on this machine may use, in bytes: no node keeps more by itself, runs that have been idle
+        for a day go first, then the oldest broadcasts.
     """
 
     max_local_epochs: int = 0

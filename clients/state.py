@@ -7,8 +7,10 @@ written whole or not at all. A file that is gone is a state that is gone: caller
 
 import os
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +22,7 @@ from flsparse.codec import Reference
 
 STATE_DIR = "FLSPARSE_STATE_DIR"
 SPILL_BYTES = 256 * 1024  # context.state is serialized with every message
+_IDLE_S = 24 * 3600.0  # a run that has stored nothing for so long has ended
 _MEMORY_BYTES = 256 * 1024 * 1024
 _KEY = "flsparse"
 
@@ -63,12 +66,26 @@ class NodeState:
         return _read(self._file(name))
 
     def put(self, name: str, arrays: Mapping[str, np.ndarray]) -> None:
-        """Store arrays under a name, replacing what was there."""
+        """Store arrays under a name, replacing what was there.
+
+        Raises
+        ------
+        ValueError
+            They are larger than what the owner allows all state together.
+        """
+        size = sum(a.nbytes for a in arrays.values())
+        if size > self._max_bytes:
+            raise ValueError(
+                f"this node is to keep {size} bytes, more than its owner allows (max_state_bytes={self._max_bytes})"
+            )
         self.drop(name)
-        if sum(a.nbytes for a in arrays.values()) <= SPILL_BYTES:
+        if size <= SPILL_BYTES:
             self._context.state[f"{_KEY}.{name}"] = ArrayRecord({k: Array(np.asarray(v)) for k, v in arrays.items()})
-        else:
-            _write(self._file(name), arrays)
+            return
+        new = not self._file(name).parent.exists()
+        _write(self._file(name), arrays)
+        if new:
+            self._trim(self._file(name))
 
     def drop(self, name: str) -> None:
         """Forget what is stored under a name."""
@@ -124,15 +141,28 @@ class NodeState:
                 _memory.popitem(last=False)
 
     def _trim(self, newest: Path) -> None:
-        """Remove the oldest references, of whatever run, until all state on this machine is within the bound."""
-        sizes = {file: file.stat() for file in state_dir().rglob("*.safetensors")}
-        excess = sum(stat.st_size for stat in sizes.values()) - self._max_bytes
-        references = [file for file in sizes if file.parent.name == "references" and file != newest]
-        for file in sorted(references, key=lambda f: sizes[f].st_mtime_ns):
-            if excess <= 0:
-                return
-            excess -= sizes[file].st_size
-            file.unlink(missing_ok=True)
+        """Remove runs that have been idle for long, then the oldest references, until all is within the bound."""
+        files: dict[Path, os.stat_result] = {}
+        for file in state_dir().rglob("*.safetensors"):
+            with suppress(FileNotFoundError):  # another node's, which replaces it just now
+                files[file] = file.stat()
+        excess = sum(stat.st_size for stat in files.values()) - self._max_bytes
+        if excess <= 0:
+            return
+        used: dict[Path, float] = {}
+        for file, stat in files.items():
+            run = state_dir() / file.relative_to(state_dir()).parts[0]
+            used[run] = max(used.get(run, 0.0), stat.st_mtime)
+        idle = {run for run, last in used.items() if run != self._run_dir and time.time() - last > _IDLE_S}
+        stale = [file for file in files if not idle.isdisjoint(file.parents)]
+        references = [file for file in files if file.parent.name == "references" and file not in stale]
+        for group in (stale, references):
+            for file in sorted(group, key=lambda f: files[f].st_mtime_ns):
+                if excess <= 0:
+                    return
+                if file != newest:
+                    excess -= files[file].st_size
+                    file.unlink(missing_ok=True)
 
 
 def _read(path: Path) -> dict[str, np.ndarray] | None:

@@ -9,6 +9,7 @@ import itertools
 import logging
 import math
 import os
+import re
 import sys
 from argparse import Namespace
 from collections import Counter
@@ -32,8 +33,9 @@ from rich.logging import RichHandler
 
 from flsparse import __version__
 from flsparse.report.display import Display
+from flsparse.report.run_folder import holds_a_run, read_rows
 from flsparse.report.tables import comparison_table, read_summary, run_table
-from flsparse.settings import SettingsError, check, did_you_mean, keys_of
+from flsparse.settings import SettingsError, check, did_you_mean, keys_of, without_effect
 
 log = logging.getLogger(__name__)
 _console = Console()
@@ -50,7 +52,9 @@ def main() -> None:
     except SettingsError as error:
         print(f"flsparse: {error}", file=sys.stderr)
         code = 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stopped:
+        if not stopped.args:  # else it has been said where the run stands
+            print("flsparse: stopped before the first round; there is nothing to go on with", file=sys.stderr)
         code = 130
     sys.exit(code)
 
@@ -72,11 +76,19 @@ def _run(arguments: Sequence[str]) -> int:
         return _hand_over(arguments)
     for cfg in jobs:
         _check_strategy(cfg)
+    for note in dict.fromkeys(note for cfg in jobs for note in without_effect(cfg)):
+        _say(f"flsparse: note: {note}", _errors)
+    if jobs[0]["resume"] and not jobs[0]["dry_run"]:
+        return _resume(jobs, overrides)
+    if not jobs[0]["dry_run"]:
+        _check_folder(_output_dirs(arguments), sweep=args.multirun)
+    tasks = _rehearse(jobs)  # what is loaded now need not be loaded again
     if jobs[0]["dry_run"]:
         return _dry_run(jobs)
-    if jobs[0]["resume"]:
-        return _resume(jobs, overrides)
-    return _hand_over(_redirected(arguments))
+    try:
+        return _hand_over(_redirected(arguments))
+    finally:
+        tasks.clear()
 
 
 # -- composing ---------------------------------------------------------------------------------------------------------
@@ -182,7 +194,36 @@ def _check_strategy(cfg: Mapping[str, Any]) -> None:
     try:
         make_strategy(cfg, [])
     except ValueError as error:
-        raise SettingsError(str(error)) from error
+        message = str(error)
+        named = re.match(r"\w+", message)
+        raise SettingsError(f"strategy.{message}" if named and named[0] in cfg["strategy"] else message) from error
+
+
+def _check_folder(folders: Sequence[str], *, sweep: bool) -> None:
+    """Refuse an output_dir that holds a run or cannot be written to, before Hydra puts its own files there."""
+    for folder in map(Path, folders[-1:]):
+        if not sweep and holds_a_run(folder):
+            raise SettingsError(f"{folder} holds a run: choose another output_dir, or go on with it (resume={folder})")
+        there = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+        if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+            raise SettingsError(f"output_dir={folder}: {there} is not a folder that can be written to")
+
+
+def _rehearse(jobs: Sequence[Mapping[str, Any]]) -> list[object]:
+    """Build each job's data, model and strategy, so that what is wrong is said before the first one starts."""
+    from flsparse.preview import rehearse
+
+    tasks: list[object] = []
+    for cfg in jobs:
+        if cfg["superlink"]:  # data and devices are elsewhere
+            continue
+        try:
+            task = rehearse(cfg)
+        except (ValueError, OSError, ImportError, RuntimeError, TypeError) as error:
+            raise SettingsError((str(error).strip().splitlines() or [repr(error)])[0]) from error
+        if len(jobs) == 1:
+            tasks.append(task)
+    return tasks
 
 
 # -- running -----------------------------------------------------------------------------------------------------------
@@ -191,8 +232,12 @@ def _check_strategy(cfg: Mapping[str, Any]) -> None:
 def _redirected(arguments: Sequence[str]) -> list[str]:
     """Return the arguments with ``output_dir=X`` as Hydra's own folders: a sweep's jobs then get one each below it."""
     kept = [each for each in arguments if not each.startswith("output_dir=")]
-    folders = [each.partition("=")[2] for each in arguments if each.startswith("output_dir=")]
+    folders = _output_dirs(arguments)
     return kept + [f"hydra.{mode}.dir={folder}" for folder in folders[-1:] for mode in ("run", "sweep")]
+
+
+def _output_dirs(arguments: Sequence[str]) -> list[str]:
+    return [each.partition("=")[2] for each in arguments if each.startswith("output_dir=")]
 
 
 def _hand_over(arguments: Sequence[str]) -> int:
@@ -212,7 +257,8 @@ def _job(config: DictConfig) -> float:
     summary = _launch(cfg, show=not sweeping)
     if summary is None:
         return math.nan if sweeping else sys.exit(1)
-    return math.nan if summary["final_accuracy"] is None else float(summary["final_accuracy"])
+    accuracy = summary.get("final_accuracy")
+    return math.nan if accuracy is None else float(accuracy)
 
 
 def _launch(cfg: dict[str, Any], *, show: bool) -> dict[str, Any] | None:
@@ -235,12 +281,17 @@ def _launch(cfg: dict[str, Any], *, show: bool) -> dict[str, Any] | None:
             _errors,
         )
         return None
+    if summary["status"] == "interrupted" and "rounds" not in summary:
+        _say(f"Stopped; the run folder is where the SuperLink runs ({cfg['superlink']}), at {folder}", _errors)
+        raise KeyboardInterrupt("said")
     if summary["status"] == "interrupted":
         _say(f"Stopped after round {summary['rounds']}. To go on: flsparse resume={_shown(folder)}", _errors)
-        raise KeyboardInterrupt
-    if show:
+        raise KeyboardInterrupt("said")
+    if show and "strategy" in summary:
         _console.print(run_table(summary))
         _say(f"run folder: {_shown(folder)}")
+    elif show:
+        _say(f"completed; the run folder is where the SuperLink runs ({cfg['superlink']}), at {folder}")
     return summary
 
 
@@ -250,7 +301,9 @@ def _resume(jobs: Sequence[Mapping[str, Any]], overrides: Sequence[str]) -> int:
         raise SettingsError("resume= goes on with one run; it does not sweep")
     folder = Path(jobs[0]["resume"])
     if not (folder / "config.yaml").is_file():
-        raise SettingsError(f"resume={folder}: no run folder there (no config.yaml in it)")
+        inside = next((each.parent for each in sorted(folder.glob("*/config.yaml"))), None)
+        mend = f"; one of the runs in it is resume={inside}" if inside else ""
+        raise SettingsError(f"resume={folder}: no run folder there (no config.yaml in it){mend}")
     config = OmegaConf.load(folder / "config.yaml")
     for each in OverridesParser.create().parse_overrides(list(overrides)):
         key = each.key_or_group
@@ -262,6 +315,9 @@ def _resume(jobs: Sequence[Mapping[str, Any]], overrides: Sequence[str]) -> int:
     config.update(resume=str(folder), output_dir=str(folder))
     cfg: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     check(cfg)
+    done = max((int(row["server_round"]) for row in read_rows(folder / "metrics.jsonl")), default=0)
+    if done >= cfg["num_rounds"]:
+        raise SettingsError(f"resume={folder}: it has {done} rounds; to go on, ask for more (num_rounds={done + 10})")
     return 1 if _launch(cfg, show=True) is None else 0
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from rich.table import Table
 
 from flsparse import rng
@@ -21,7 +22,7 @@ from flsparse.strategies import STRATEGIES
 from flsparse.strategies.base import RoundLoop
 from flsparse.strategies.gossip import Gossip
 from flsparse.strategies.wire import Node
-from flsparse.tasks import build_task
+from flsparse.tasks import Task, build_task
 
 _CHANGE = 0.02  # of a weight's size: how far a local training is taken to move it
 
@@ -42,6 +43,8 @@ class Preview:
         The broadcast of round 1, to one node.
     downlink_bytes, uplink_bytes : int
         To and from one node, once the target sparsity is reached: the whole sparse model down, an update up.
+    sparsity : float
+        The target, 0 for strategies without one.
     """
 
     nodes: int
@@ -52,6 +55,29 @@ class Preview:
     first_downlink_bytes: int
     downlink_bytes: int
     uplink_bytes: int
+    sparsity: float
+
+
+def rehearse(cfg: Mapping[str, Any]) -> Task:
+    """Build all that a run needs and send two test images through the model, so that a run fails now or not for this.
+
+    Returns
+    -------
+    Task
+        While it is kept, the run that follows need not load the data again.
+
+    Raises
+    ------
+    ValueError, OSError, ImportError, RuntimeError, TypeError
+        The configuration is impossible, or the data set's files are missing.
+    """
+    task = build_task(cfg)
+    plain = task.model()
+    model = make_strategy(cfg, prunable_names(plain)).prepare(plain).eval()
+    data = task.test_data()
+    with torch.no_grad():
+        model(data.prepare(data.all_inputs[data.index[:2]].to(task.device)))
+    return task
 
 
 def dry_run_table(cfg: Mapping[str, Any]) -> Table:
@@ -83,7 +109,8 @@ def preview(cfg: Mapping[str, Any]) -> Preview:
     names = prunable_names(plain)
     strategy = make_strategy(cfg, names)
     arrays = state_arrays(strategy.prepare(plain))
-    pruned = prune_global(arrays, getattr(strategy, "sparsity", 0.0), names)
+    sparsity = float(getattr(strategy, "sparsity", 0.0))
+    pruned = prune_global(arrays, sparsity, names)
 
     codec = cfg["codec"]
     down, up = Codec(values=codec["downlink_values"]), Codec(values=codec["values"], rounding=codec["rounding"])
@@ -103,6 +130,7 @@ def preview(cfg: Mapping[str, Any]) -> Preview:
         first_downlink_bytes=len(down.encode(arrays, rng=stream)),
         downlink_bytes=len(broadcast),
         uplink_bytes=len(update),
+        sparsity=sparsity,
     )
 
 
@@ -113,12 +141,16 @@ def preview_table(found: Preview) -> Table:
     table.add_column("one message to or from one node")
     for column in ("bytes", "ratio", "a round"):
         table.add_column(column, justify="right")
-    for label, size in (
-        ("dense model, either way", found.dense_bytes),
-        ("down, round 1 (whole model, not yet sparse)", found.first_downlink_bytes),
-        ("down, at the target sparsity (whole model, to a new node)", found.downlink_bytes),
-        ("up, at the target sparsity (an update, estimated)", found.uplink_bytes),
-    ):
+    rows = [("dense model, either way", found.dense_bytes)]
+    if found.sparsity:
+        rows += [
+            ("down, round 1 (whole model, not yet sparse)", found.first_downlink_bytes),
+            ("down, at the target sparsity (whole model, to a new node)", found.downlink_bytes),
+            ("up, at the target sparsity (an update, estimated)", found.uplink_bytes),
+        ]
+    else:
+        rows += [("down, to a new node", found.downlink_bytes), ("up (an update, estimated)", found.uplink_bytes)]
+    for label, size in rows:
         table.add_row(label, human_bytes(size), ratio(found.dense_bytes / size), human_bytes(size * found.sampled))
     return table
 
@@ -170,7 +202,7 @@ def cut_preview(cfg: Mapping[str, Any]) -> Table:
         As for :func:`preview`.
     """
     task = build_task(cfg)
-    make_strategy(cfg, [])
+    make_strategy(cfg, []).prepare(task.model())  # refuses a cut that does not exist
     data, wanted = task.train_data(0), int(cfg["client"]["batch_size"])
     chosen = data.index[:wanted]
     settings = cfg["strategy"]

@@ -4,6 +4,7 @@ Plain functions over plain values: no Hydra, no torch. Every refusal is one line
 """
 
 import difflib
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -94,6 +95,15 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "client.local_steps": _at_least(0),
     "client.momentum": (lambda value: _number(value) and 0 <= value < 1, "a number in [0, 1)"),
     "client.weight_decay": _NOT_NEGATIVE,
+    "device": (
+        lambda value: isinstance(value, str) and re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", value) is not None,
+        "cpu, cuda, cuda:N, mps, or auto: a GPU where there is one",
+    ),
+    "model.width": _at_least(1),
+    "superlink": (
+        lambda value: isinstance(value, str) and re.fullmatch(r".+:\d+", value) is not None,
+        "HOST:PORT, where a SuperLink listens",
+    ),
     "codec.values": _VALUES,
     "codec.downlink_values": _VALUES,
     "codec.rounding": _one_of("nearest", "stochastic"),
@@ -149,6 +159,29 @@ def check(cfg: Mapping[str, Any]) -> None:
     _check_nodes(cfg)
 
 
+def without_effect(cfg: Mapping[str, Any]) -> list[str]:
+    """Return a line for each setting that the chosen strategy or runtime does not look at."""
+    strategy, runtime = lookup(cfg, "strategy.name"), lookup(cfg, "runtime.name")
+    notes = []
+    if cfg.get("cut") is not None and "cut" not in cfg["strategy"]:
+        notes.append(f"cut={cfg['cut']} has no effect on strategy={strategy}; strategy=split_ms cuts the model")
+    if cfg.get("topology") and "topology" not in cfg["strategy"]:
+        name = lookup(cfg, "topology.name")
+        notes.append(f"topology={name} has no effect on strategy={strategy}, whose nodes all speak to the server")
+    if cfg.get("superlink") and runtime != "deployment":
+        notes.append(f"superlink={cfg['superlink']} has no effect on runtime={runtime}; add runtime=deployment")
+    return notes
+
+
+def sampled_nodes(cfg: Mapping[str, Any]) -> int:
+    """Return how many of ``num_clients`` nodes ``fraction_train`` asks each round, at least one.
+
+    >>> sampled_nodes({"num_clients": 100, "fraction_train": 0.29})
+    29
+    """
+    return max(1, int(float(cfg.get("fraction_train", 1.0)) * int(cfg["num_clients"]) + 1e-9))
+
+
 def _check_nodes(cfg: Mapping[str, Any]) -> None:
     """Refuse rounds that want more nodes than there are, or more replies than nodes are asked."""
     nodes = cfg.get("num_clients")
@@ -158,7 +191,7 @@ def _check_nodes(cfg: Mapping[str, Any]) -> None:
         wanted = lookup(cfg, f"strategy.{key}")
         if wanted is not None and wanted > nodes:
             raise SettingsError(f"strategy.{key}={wanted} is impossible: there are num_clients={nodes} nodes")
-    sampled = max(int(nodes * cfg.get("fraction_train", 1.0)), lookup(cfg, "strategy.min_train_nodes") or 1)
+    sampled = max(sampled_nodes(cfg), lookup(cfg, "strategy.min_train_nodes") or 1)
     replies = lookup(cfg, "strategy.min_replies")
     if replies is not None and replies > sampled:
         raise SettingsError(

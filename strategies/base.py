@@ -82,7 +82,7 @@ class RoundLoop(Strategy):
     min_replies : int (default: 1)
         Valid replies without which a round fails.
     round_timeout_s : float, optional
-        Deadline of a round in seconds, beside the ``timeout`` of :meth:`start`; the nearer one holds.
+        Deadline of each exchange of a round in seconds, beside the ``timeout`` of :meth:`start`; the nearer one holds.
     max_reference_bytes : int (default: 1 GiB)
         Memory for the broadcasts that the server keeps, to send deltas against, in bytes.
     hello : bool (default: False)
@@ -254,7 +254,9 @@ class RoundLoop(Strategy):
             return
         here = set(present)
         self.nodes = {i: node for i, node in self.nodes.items() if i in here}
-        self._mute &= here  # a node that did not answer is asked again only when it has been away
+        self._mute &= here  # a node that did not answer is asked again when it has been away, or is needed
+        if len(self.nodes) + len(here - self.nodes.keys() - self._mute) < needed:
+            self._mute.clear()
         new = [i for i in present if i not in self.nodes and i not in self._mute]
         self._say_hello(grid, new, server_round, min(timeout_s, _HELLO_TIMEOUT_S))
         if not self.nodes:

@@ -89,6 +89,18 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         (["nonsense"], "nonsense"),
         (["resume=nowhere"], "no run folder there"),
         (["dataset=fashion_mnist", "dataset.root=nowhere", "dry_run=true"], "nowhere"),
+        (["dataset=fashion_mnist", "dataset.root=nowhere"], "nowhere"),
+        (["num_clients=5000"], "5000 is more than"),
+        (["-m", "seed=0,1", "model.norm=layer"], "model.norm='layer' must be"),
+        (["model.width=6"], "model.width=6 is not a multiple of model.groups=4"),
+        (["model.width=0"], "model.width=0 is impossible"),
+        (["device=tpu"], "device=tpu is impossible"),
+        (["model=char_lstm"], "does not read images"),
+        (["strategy=split_ms", "cut=conv7"], "no layer 'conv7'"),
+        (["strategy=split_ms", "cut=conv7", "dry_run=true"], "no layer 'conv7'"),
+        (["strategy=split_ms", "cut=2", "strategy.bits=99"], "strategy.bits=99 is not"),
+        (["runtime=deployment", "superlink=there"], "superlink=there is impossible: it is HOST:PORT"),
+        ([f"output_dir={__file__}"], "is not a folder that can be written to"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line_before_anything_starts(
@@ -101,6 +113,40 @@ def test_what_is_wrong_is_said_in_one_line_before_anything_starts(
     assert len(error.splitlines()) == 1
     assert not launched
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("ended", ["summary.json", "metrics.jsonl"])
+def test_a_folder_that_holds_a_run_is_left_as_it_is(
+    ended: str, run: Run, launched: list[Any], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "done").mkdir()
+    (tmp_path / "done" / ended).touch()
+    assert run("output_dir=done") == 2
+    assert "go on with it (resume=done)" in capsys.readouterr().err
+    assert [each.name for each in (tmp_path / "done").iterdir()] == [ended]
+    assert not launched
+
+
+def test_a_run_with_all_its_rounds_is_not_resumed(
+    run: Run, launched: list[Any], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "done").mkdir()
+    assert run("num_rounds=3", "output_dir=done") == 0
+    (tmp_path / "done" / "metrics.jsonl").write_text('{"server_round": 3}\n')
+    before = (tmp_path / "done" / "config.yaml").read_text()
+    for rounds in ([], ["num_rounds=2"]):
+        assert run("resume=done", *rounds) == 2
+        assert "it has 3 rounds" in capsys.readouterr().err
+    assert (tmp_path / "done" / "config.yaml").read_text() == before
+    assert len(launched) == 1
+
+
+@pytest.mark.parametrize("setting", ["cut=2", "topology=torus", "superlink=there:1"])
+def test_a_setting_without_effect_is_named(
+    setting: str, run: Run, launched: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(setting) == 0
+    assert f"{setting} has no effect on" in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_run_leaves_a_folder_that_its_configuration_names(
@@ -189,7 +235,7 @@ def test_dry_run_composes_counts_and_runs_nothing(
         (["strategy=malcom_psgd", "topology=torus", "num_clients=9"], ["torus of 9 nodes, 18 links", "residual to a"]),
         (["strategy=d_psgd", "num_clients=5"], ["ring of 5 nodes"]),
         (["strategy=split_ms", "cut=2"], ["where to cut", "64x2x2"]),
-        (["strategy=dppf"], ["up, at the target sparsity"]),
+        (["strategy=dppf"], ["up (an update, estimated)"]),
     ],
 )
 def test_dry_run_speaks_of_what_the_strategy_sends(

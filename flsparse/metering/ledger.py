@@ -62,7 +62,7 @@ class Ledger:
         direction : {"uplink", "downlink", "evaluation"}
             Uplink is from the node to the server; so is evaluation, what is fetched to look at a run.
         server_round : int
-            Round the message belongs to; 0 for the hello.
+            Round the message belongs to; for the hello, the round that it comes before.
         payload_bytes, wire_bytes, dense_bytes : int
             Sizes in bytes (see :class:`Traffic`); a message without payload has 0 payload and dense bytes.
         """

@@ -32,6 +32,11 @@ class RunFolderError(RuntimeError):
     """The folder cannot take the run."""
 
 
+def holds_a_run(path: Path) -> bool:
+    """Tell whether a folder holds what a run has measured."""
+    return any((path / name).exists() for name in ("summary.json", "metrics.jsonl"))
+
+
 class RunFolder:
     """Writes the folder of one run, as an observer of its rounds.
 
@@ -53,7 +58,7 @@ class RunFolder:
     def __init__(self, path: Path | str, config: Mapping[str, Any], *, resume: bool = False) -> None:
         self.path = Path(path)
         self._resume = resume
-        if not resume and any((self.path / name).exists() for name in ("summary.json", "metrics.jsonl")):
+        if not resume and holds_a_run(self.path):
             raise RunFolderError(
                 f"{self.path} holds a run: choose another output_dir, or go on with it (resume={self.path})"
             )

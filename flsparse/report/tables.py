@@ -72,8 +72,9 @@ def run_table(summary: Mapping[str, Any]) -> Table:
     summary : Mapping[str, Any]
         The content of a ``summary.json``.
     """
+    rounds = f"{summary['rounds']} round{'s' * (summary['rounds'] != 1)}"
     table = Table(
-        title=f"{summary['strategy']} on {summary['dataset']}, {summary['rounds']} rounds",
+        title=f"{summary['strategy']} on {summary['dataset']}, {rounds}",
         show_header=False,
         box=box.SIMPLE,
     )
@@ -82,12 +83,21 @@ def run_table(summary: Mapping[str, Any]) -> Table:
     table.add_column("note", style="dim")
     best = f"best {percent(summary.get('best_accuracy'))}"
     table.add_row("accuracy", percent(summary.get("final_accuracy")), best)
+    if "mean_node_accuracy" in summary:
+        worst = f"worst {percent(summary['worst_node_accuracy'])}"
+        table.add_row("nodes' own", percent(summary["mean_node_accuracy"]), worst)
     table.add_row("loss", _number(summary.get("final_loss")), "")
     table.add_row("sparsity", percent(summary.get("final_sparsity")), "of the prunable weights")
+    baseline = " activations" if summary["strategy"] == "split_ms" else ""
     for direction in ("uplink", "downlink"):
         sent, framed = summary.get(f"{direction}_bytes", 0), summary.get(f"{direction}_wire_bytes", 0)
-        note = f"{ratio(summary.get(f'{direction}_ratio'))} smaller than dense; {human_bytes(framed)} framed"
+        smaller = f"{ratio(summary.get(f'{direction}_ratio'))} smaller than dense{baseline}"
+        note = f"{smaller}; {human_bytes(framed)} framed"
         table.add_row(direction, human_bytes(sent), note)
+    if "evaluation_bytes" in summary:
+        table.add_row(
+            "evaluation", human_bytes(summary["evaluation_bytes"]), "nodes' models, to look at; not in the above"
+        )
     table.add_row("model, dense", human_bytes(summary.get("dense_bytes_per_model", 0)), "each way, to each node")
     table.add_row("time", human_seconds(summary.get("wall_seconds", 0.0)), "")
     dropped = summary.get("failures", 0), summary.get("rejected_payloads", 0)

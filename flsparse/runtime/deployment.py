@@ -24,6 +24,7 @@ from flsparse.report.run_folder import RunFolder, read_rows
 from flsparse.runtime.federation import Observer
 
 _CONNECTION = "flsparse"
+_PATIENCE = 6  # looks in a row that a SuperLink may leave unanswered
 _POLL_S, _STATUS_POLL_S, _START_S, _STOP_S = 0.5, 10.0, 60.0, 30.0
 _APP = """\
 [build-system]
@@ -156,7 +157,7 @@ class Cli:
     """Flower's command line, with a configuration of its own that knows one SuperLink."""
 
     def __init__(self, work: Path, address: str, root_certificates: str | None, environment: Mapping[str, str]) -> None:
-        self._work, self._environment = work, dict(environment)
+        self._work, self._address, self._environment = work, address, dict(environment)
         security = f'root-certificates = "{root_certificates}"' if root_certificates else "insecure = true"
         home = Path(environment["FLWR_HOME"])
         home.mkdir(parents=True, exist_ok=True)
@@ -177,7 +178,9 @@ class Cli:
             if answer.get("success"):
                 return str(answer["run-id"])
             if time.monotonic() > end:
-                raise DeploymentError(f"flwr run failed: {answer.get('error-message', answer)}")
+                raise DeploymentError(
+                    f"the SuperLink at {self._address} did not take the run: {answer.get('error-message', answer)}"
+                )
             time.sleep(1.0)
 
     def status(self, run_id: str) -> dict[str, Any]:
@@ -199,7 +202,8 @@ class Cli:
             answer: dict[str, Any] = json.loads(done.stdout[start:]) if start >= 0 else {}
         except ValueError:
             answer = {}
-        return answer or {"success": False, "error-message": (done.stderr or done.stdout).strip()}
+        said = [line.strip() for line in f"{done.stdout}\n{done.stderr}".splitlines() if line.strip()]
+        return answer or {"success": False, "error-message": said[-1] if said else f"exit code {done.returncode}"}
 
 
 def _start_federation(processes: Processes, num_nodes: int) -> str:
@@ -226,7 +230,7 @@ def _follow(cli: Cli, run_id: str, folder: Path, processes: Processes, observers
     started = time.time()
     shown, checked = 0, 0.0
     record: dict[str, Any] = {}
-    interrupted = False
+    interrupted, silent = False, 0
     while not str(record.get("status", "")).startswith("finished"):
         try:
             shown = _show(folder, shown, started, observers)
@@ -235,6 +239,9 @@ def _follow(cli: Cli, run_id: str, folder: Path, processes: Processes, observers
             due = _STATUS_POLL_S if not _written_after(folder / "summary.json", started) else 0.0
             if time.monotonic() - checked > due:
                 record, checked = cli.status(run_id), time.monotonic()
+                silent = 0 if record else silent + 1
+                if silent >= _PATIENCE:
+                    raise DeploymentError(f"the SuperLink has not answered {silent} times in a row; is it still up?")
             time.sleep(_POLL_S)
         except KeyboardInterrupt:
             if interrupted:
@@ -275,7 +282,10 @@ def _finish(
     if not _written_after(file, started):
         status = str(record.get("status", "unknown"))
         if interrupted or status == "finished:completed":  # the SuperLink is on another machine
-            return {"status": "interrupted" if interrupted else "completed", **measured}
+            known = {"status": "interrupted" if interrupted else "completed", **measured}
+            for observer in observers:
+                observer.on_end(known)
+            return known
         details = record.get("status-details", "")
         log = processes.logs / "superlink.log"
         raise DeploymentError(f"the run is {status} {details}; see {log}:\n{_tail(log)}")

@@ -7,7 +7,7 @@ composed one as plain values; nothing here knows where it came from.
 import time
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
-from logging import INFO
+from logging import INFO, WARNING
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,10 +22,12 @@ from flsparse.clients.protocol import to_numpy, to_record
 from flsparse.clients.state import state_dir
 from flsparse.report.run_folder import RunFolder, read_checkpoint, restore_node_files
 from flsparse.runtime.inprocess import InProcessGrid
+from flsparse.settings import sampled_nodes
 from flsparse.sparsity import export_dense, prunable_names, sparsity_of
 from flsparse.strategies import STRATEGIES, RoundLoop, RoundReport
 from flsparse.tasks import Task, build_task
 
+_PATIENCE_S = 300.0  # for the last nodes to connect
 _CHECKPOINT_SHARE = 0.05  # of the run's time, at most, goes into checkpoints
 _MUST_MATCH = ("seed", "num_clients", "dataset", "model", "partition", "strategy", "codec")
 # What every row has; null where a method does not measure it.
@@ -90,8 +92,7 @@ def make_strategy(cfg: Mapping[str, Any], prunable: list[str]) -> RoundLoop:
     name = arguments.pop("name")
     if name not in STRATEGIES:
         raise ValueError(f"strategy.name={name!r} is none of {', '.join(sorted(STRATEGIES))}")
-    fraction = float(cfg.get("fraction_train", 1.0))
-    sampled = max(1, int(fraction * int(cfg["num_clients"]) + 1e-9))
+    fraction, sampled = float(cfg.get("fraction_train", 1.0)), sampled_nodes(cfg)
     nodes: dict[str, Any] = {"fraction_train": fraction, "min_train_nodes": sampled, "min_available_nodes": sampled}
     fixed = {"seed": int(cfg["seed"]), "hello": True, "prunable": prunable}
     try:
@@ -106,10 +107,16 @@ def train_config(cfg: Mapping[str, Any]) -> ConfigRecord:
     return ConfigRecord({key.replace("_", "-"): value for key, value in cfg["client"].items() if value is not None})
 
 
-def wait_for_nodes(grid: Grid, wanted: int) -> list[int]:
-    """Wait until so many nodes are connected, and return their ids."""
-    told = False
+def wait_for_nodes(grid: Grid, wanted: int, at_least: int | None = None) -> list[int]:
+    """Wait until so many nodes are connected, and return their ids.
+
+    With ``at_least``, after five minutes that many will do: one dead device does not stop a run.
+    """
+    began, told = time.monotonic(), False
     while len(present := list(grid.get_node_ids())) < wanted:
+        if at_least is not None and len(present) >= at_least and time.monotonic() - began > _PATIENCE_S:
+            log(WARNING, "Going on with %d of %d nodes", len(present), wanted)
+            break
         if not told:
             log(INFO, "Waiting for nodes: %d of %d are connected", len(present), wanted)
             told = True
@@ -135,6 +142,7 @@ class _Run:
         self.last_round, self.seconds_before = 0, 0.0
         self.counts: dict[str, int] = {}
         self.scores: dict[str, float | None] = {"accuracy": None, "loss": None, "best_accuracy": None}
+        self.node_scores: dict[str, float] = {}  # of decentralized runs
         self.started = self.saved = time.monotonic()
         self.save_seconds = 0.0
         self.folder: RunFolder | None = None
@@ -159,7 +167,7 @@ class _Run:
         error: Exception | None = None
         leave: BaseException | None = None
         try:
-            wait_for_nodes(self.grid, int(self.cfg["num_clients"]))
+            wait_for_nodes(self.grid, int(self.cfg["num_clients"]), self.strategy.min_available_nodes)
             self.strategy.start(
                 grid=self.grid,
                 initial_arrays=to_record(self.arrays),
@@ -215,6 +223,7 @@ class _Run:
         for key in ("failures", "rejected_payloads"):  # the strategy counts over the run
             row[key] = self.strategy.wire.counts[key] - self.counts.get(key, 0)
             self.counts[key] = self.strategy.wire.counts[key]
+        self.node_scores |= {key: row[key] for key in ("mean_node_accuracy", "worst_node_accuracy") if key in row}
         if row["accuracy"] is not None:
             best = self.scores["best_accuracy"]
             self.scores = {
@@ -272,6 +281,7 @@ class _Run:
 
     def _summary(self, status: str, error: Exception | None) -> dict[str, Any]:
         up, down = (self.strategy.ledger.total(direction) for direction in ("uplink", "downlink"))
+        beside = self.strategy.ledger.total("evaluation").payload_bytes
         return {
             "status": status,
             "error": None if error is None else f"{type(error).__name__}: {error}",
@@ -291,6 +301,8 @@ class _Run:
             "downlink_wire_bytes": down.wire_bytes,
             "uplink_ratio": up.ratio,
             "downlink_ratio": down.ratio,
+            **({"evaluation_bytes": beside} if beside else {}),
+            **self.node_scores,
             "uplink_messages": up.messages,
             "downlink_messages": down.messages,
             "final_sparsity": float(sparsity_of(self.arrays, self.prunable)),

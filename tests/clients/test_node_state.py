@@ -1,5 +1,8 @@
 """What a node keeps: small in the context, large on disk, bounded, whole or not at all."""
 
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 from flwr.app import Context, RecordDict
@@ -87,3 +90,29 @@ def test_the_oldest_references_go_first(tmp_path):
 def test_a_reference_id_is_no_path():
     with pytest.raises(ValueError, match="not hexadecimal"):
         node()[1].reference("../../etc/passwd")
+
+
+def test_a_run_that_has_been_idle_for_a_day_goes_first(tmp_path):
+    for run_id in (1, 2):
+        node(run_id=run_id)[1].put("momentum", LARGE)
+    (old,) = tmp_path.glob("run-1/*/*.safetensors")
+    os.utime(old, (0, 0))
+    context, _ = node(run_id=3)
+    own = NodeState(context, max_bytes=2_000_000)
+    own.put("momentum", LARGE)
+    assert not old.exists()
+    assert list(tmp_path.glob("run-2/*/*.safetensors"))
+    assert own.get("momentum")
+
+
+def test_no_node_keeps_more_than_its_owner_allows():
+    context, _ = node()
+    with pytest.raises(ValueError, match="max_state_bytes=1000"):
+        NodeState(context, max_bytes=1000).put("momentum", LARGE)
+
+
+def test_files_that_vanish_while_the_bound_is_checked_do_no_harm(monkeypatch, tmp_path):
+    context, _ = node()
+    gone = tmp_path / "run-7" / "node-1" / "gone.safetensors"
+    monkeypatch.setattr(Path, "rglob", lambda *_: iter([gone]))
+    NodeState(context).hold(Reference(LARGE))

@@ -12,7 +12,7 @@ from flwr.app import Message
 from safetensors.numpy import load_file
 
 from flsparse.report.run_folder import RunFolderError, read_checkpoint, read_rows
-from flsparse.runtime import InProcessGrid, launch, run_federation
+from flsparse.runtime import InProcessGrid, federation, launch, run_federation
 from flsparse.runtime.apps import client_app
 from flsparse.runtime.federation import ROW_KEYS, make_strategy
 from flsparse.strategies import RoundFailed
@@ -193,3 +193,16 @@ def test_nodes_state_is_bytes_between_messages(config: Config) -> None:
     run_federation(grid, cfg)
     state = grid.state_dict()
     assert all(array.dtype == np.uint8 for array in state["nodes"].values())
+
+
+class Late:
+    """A grid whose last node never connects."""
+
+    def get_node_ids(self):
+        return [1, 2, 3]
+
+
+def test_one_missing_device_does_not_block_a_run_for_ever(monkeypatch):
+    monkeypatch.setattr(federation, "_PATIENCE_S", 0.0)
+    assert federation.wait_for_nodes(Late(), 4, at_least=2) == [1, 2, 3]
+    assert federation.wait_for_nodes(Late(), 3) == [1, 2, 3]

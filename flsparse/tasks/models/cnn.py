@@ -25,7 +25,14 @@ def cnn(
         Groups of each GroupNorm.
     norm : {"group", "batch"}
         Which norm; ``batch`` keeps running statistics.
+
+    Raises
+    ------
+    ValueError
+        ``width`` is not a multiple of ``groups``, or the norm is unknown.
     """
+    if norm == "group" and width % groups:
+        raise ValueError(f"model.width={width} is not a multiple of model.groups={groups}: change either")
     channels, height, breadth = input_shape
     large = min(height, breadth) >= 16
     make_norm = norm_layer(norm, groups)
