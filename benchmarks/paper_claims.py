@@ -4,7 +4,7 @@
 
 knob       everything fixed, only the target sparsity varies, on three data sets
 regrowth   weights that come back in a round of local training, and the masks' agreement, against Top-K at alpha 0.1
-resnet20   CIFAR-10 at 95 %, against dense FedAvg at equal rounds, learning rates chosen on the validation split
+resnet20   CIFAR-10 at 95 %, against dense FedAvg at equal rounds, every learning rate printed
 """
 
 import argparse
@@ -19,15 +19,15 @@ DATASETS = {
     "digits": ["dataset=digits", "num_clients=20", "fraction_train=0.5", "num_rounds=40", *EPOCH],
     "fashion_mnist": ["dataset=fashion_mnist", "num_clients=100", "fraction_train=0.1", "num_rounds=30", *EPOCH],
     "shakespeare": [
-        *("dataset=shakespeare", "model=char_lstm", "num_clients=60", "fraction_train=0.1", "num_rounds=40"),
-        *("client.local_steps=12", "client.clip_grad=5", "model.hidden=128", "client.lr=3.0", "client.lr_final=0.3"),
+        *("dataset=shakespeare", "model=char_lstm", "num_clients=60", "fraction_train=0.1", "num_rounds=30"),
+        *("client.local_steps=16", "client.clip_grad=5", "model.hidden=64", "client.lr=3.0", "client.lr_final=0.3"),
     ],
 }
 RESNET20 = [
     *("dataset=cifar10", "model=resnet20", "model.norm=group", "partition.alpha=1.0", "num_clients=20"),
-    *("fraction_train=0.25", "num_rounds=30", "dataset.train_samples=6000", "evaluate.every=10", *EPOCH),
+    *("fraction_train=0.25", "num_rounds=80", "dataset.train_samples=10000", "evaluate.every=10", *EPOCH),
 ]
-RESNET20_GRID = {"fedavg": (0.1, 0.2), "sparsyfed": (0.2, 0.4)}
+RESNET20_GRID = {"fedavg": (0.1,), "sparsyfed": (0.1, 0.2)}
 
 
 def knob(data: Path, out: Path, workers: int, seeds: int) -> None:
@@ -84,28 +84,31 @@ def regrowth(data: Path, out: Path, workers: int, seeds: int) -> None:
 
 
 def resnet20(data: Path, out: Path, workers: int, seeds: int) -> None:
-    """Compare with dense FedAvg on CIFAR-10."""
-
-    def command(method: str, lr: float, seed: int, on: str) -> list[str]:
-        rate = [f"client.lr={lr}", f"client.lr_final={lr / 50}"]
-        return [f"strategy={method}", *RESNET20, f"dataset.root={data}", *rate, f"seed={seed}", f"evaluate.on={on}"]
-
-    tuning = {f"{m}-lr{lr}": command(m, lr, 0, "validation") for m, grid in RESNET20_GRID.items() for lr in grid}
-    tuned = run_all(tuning, out / "resnet20-tune", workers)
-    best = {m: max(g, key=lambda lr: tuned[f"{m}-lr{lr}"].summary["final_accuracy"]) for m, g in RESNET20_GRID.items()}
-    jobs = {f"{m}-seed{s}": command(m, lr, s, "test") for m, lr in best.items() for s in range(seeds)}
-    runs = run_all(jobs, out / "resnet20", workers)
-    print(f"\n### CIFAR-10, ResNet-20, 95 %, {seeds} seeds\n")
-    rows = [
-        [
-            method,
-            lr,
-            mean_and_spread([100 * runs[f"{method}-seed{s}"].summary["final_accuracy"] for s in range(seeds)]),
-            f"{np.mean([runs[f'{method}-seed{s}'].summary['uplink_ratio'] for s in range(seeds)]):.1f}",
-            f"{np.mean([runs[f'{method}-seed{s}'].summary['downlink_ratio'] for s in range(seeds)]):.1f}",
+    """Compare with dense FedAvg on CIFAR-10; no run is chosen, all are printed."""
+    jobs = {
+        f"{method}-lr{lr}-seed{seed}": [
+            f"strategy={method}", *RESNET20, f"dataset.root={data}", f"client.lr={lr}", f"client.lr_final={lr / 50}",
+            f"seed={seed}",
         ]
-        for method, lr in best.items()
-    ]
+        for method, grid in RESNET20_GRID.items()
+        for lr in grid
+        for seed in range(seeds)
+    }  # fmt: skip
+    runs = run_all(jobs, out / "resnet20", workers)
+    print(f"\n### CIFAR-10, ResNet-20, 95 %, {seeds} seed(s)\n")
+    rows = []
+    for method, grid in RESNET20_GRID.items():
+        for lr in grid:
+            of = [runs[f"{method}-lr{lr}-seed{seed}"] for seed in range(seeds)]
+            rows.append(
+                [
+                    method,
+                    lr,
+                    mean_and_spread([100 * run.summary["final_accuracy"] for run in of]),
+                    f"{np.mean([run.summary['uplink_ratio'] for run in of]):.1f}",
+                    f"{np.mean([run.summary['downlink_ratio'] for run in of]):.1f}",
+                ]
+            )
     print(markdown(["method", "lr", "final accuracy %", "up ratio", "down ratio"], rows))
 
 
