@@ -144,7 +144,7 @@ class ResidualCodec:
             table = tables.choose(np.bincount(group, minlength=alphabet), signed=True)
             out.raw(table.spec)
             chosen.append(table.frequencies)
-        which = np.repeat(np.arange(len(groups), dtype=np.uint8), [group.size for group in groups])
+        which = np.repeat(np.arange(len(groups), dtype=np.uint32), [group.size for group in groups])
         out.raw(rans.encode(np.concatenate(groups), np.array(chosen), which))
         return out.done()
 
@@ -207,7 +207,7 @@ def _read_residual(reader: Reader, kind: int, sizes: Sequence[int]) -> Vector:
     else:
         chosen = np.array([tables.read(reader, alphabet, signed=True) for _ in groups])
         lengths = [_length(at, sizes) for at in groups]
-        which = np.repeat(np.arange(len(groups), dtype=np.uint8), lengths)
+        which = np.repeat(np.arange(len(groups), dtype=np.uint32), lengths)
         coded = rans.decode(reader, size, chosen, which)
         for at, part in zip(groups, np.split(coded, np.cumsum(lengths)[:-1]), strict=True):
             q[at] = part
