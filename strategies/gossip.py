@@ -13,7 +13,7 @@ from logging import INFO, WARNING
 from typing import Any
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
 
@@ -24,7 +24,7 @@ from flsparse.clients.mail import NO_INITIAL, OK, Answer, Mail
 from flsparse.clients.protocol import to_numpy, to_record
 from flsparse.codec import Codec, PayloadError, Reference, decode
 from flsparse.sparsity import sparsity_of
-from flsparse.strategies.base import EvaluateFn, RoundLoop
+from flsparse.strategies.base import EvaluateFn, RoundLoop, numbers_of
 from flsparse.strategies.relay import Relay
 from flsparse.strategies.wire import Node, Value
 from flsparse.topology import Topology, make_topology
@@ -228,7 +228,7 @@ class Gossip(RoundLoop):
                 self.wire.counts["resynchronized"] += 1
                 log(WARNING, "Round %d: node %d is out of step and will be resynchronized", server_round, node.node_id)
             if counts:
-                rows.append(_numbers(reply.content))
+                rows.append(numbers_of(reply))
                 degree = len(self.topology.neighbours(node.partition))
                 carried += degree * len(answer.payload)
                 rows[-1]["bits-per-parameter"] = 8 * len(answer.payload) / self._parameters
@@ -343,12 +343,3 @@ def _means(rows: list[dict[str, float]]) -> dict[str, float]:
     """Average each metric over the nodes that report it: every node counts alike."""
     keys = sorted({key for row in rows for key in row})
     return {key: float(np.mean([row[key] for row in rows if key in row])) for key in keys}
-
-
-def _numbers(content: RecordDict) -> dict[str, float]:
-    return {
-        key: float(value)
-        for record in content.metric_records.values()
-        for key, value in record.items()
-        if isinstance(value, int | float)
-    }

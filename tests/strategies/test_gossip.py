@@ -299,6 +299,21 @@ def test_a_damaged_residual_is_found_by_its_receivers_who_are_resynchronized():
     assert copies_agree(inner, task) == [6] * 4
 
 
+def test_metrics_of_nodes_are_bounded():
+    task = digits()
+
+    def tamper(reply):
+        if training_reply(reply):
+            many = {f"m{i}": 1.0 for i in range(500)}
+            reply.content["more"] = MetricRecord({"a" * 100: 1.0, "huge": 1e300, "none": float("nan"), **many})
+        return [reply]
+
+    grid = TamperedGrid(InProcessGrid(device_app(lambda _: task), 4), tamper)
+    (report,) = run(MalcomPSGD(topology=graph()), task, rounds=1, grid=grid)
+    assert len(report.metrics) < 120
+    assert not {"a" * 100, "huge", "none"} & set(report.metrics)
+
+
 class Absent(TamperedGrid):
     """A grid from which one node is away for some rounds."""
 
