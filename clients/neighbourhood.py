@@ -10,7 +10,10 @@ is taken in once and in order, and what a node missed is told it later. The chec
 through all the same.
 
 Two nodes mix in a round if both their residuals of that round counted. As both are told the same, the weights stay
-symmetric, and the mean of all models is moved by training alone, whatever is lost.
+symmetric, and the mean of all models is moved by training alone, whatever messages are lost. There are two exceptions.
+A node that is resynchronized before it has taken in a round does not mix in it, while its neighbours do. CHOCO-SGD
+mixes before it sends, over the links of the round before: a node that is away in the next round, or not drawn for it,
+does not pull back, and the mean moves a little.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -128,7 +131,7 @@ class Neighbourhood:
         Shape (d,) each, by partition id; its own among them.
     pending : Pending, optional
     live : frozenset of int
-        Neighbours that took part in the last round taken in.
+        Neighbours that took part in the last round taken in; none where this node's own residual did not count.
     """
 
     node: int
@@ -179,11 +182,10 @@ class Neighbourhood:
         copies = dict(self.copies)
         for letter in letters:
             copies[letter.sender] = self._applied(letter, sizes)
-        live = frozenset(letter.sender for letter in letters if letter.sender != self.node)
+        live = frozenset(letter.sender for letter in letters if letter.sender != self.node) if accepted else frozenset()
         x = self.x
         if own is not None:
-            heard = {j: copies[j] for j in sorted(live)} if accepted else {}
-            x = mix(Exchange(x, copies[self.node], heard, number, own.threshold))
+            x = mix(Exchange(x, copies[self.node], {j: copies[j] for j in sorted(live)}, number, own.threshold))
         pending = self.pending if self.pending is not None and self.pending.round > number else None
         return replace(self, round=number, x=x, copies=copies, pending=pending, live=live)
 

@@ -22,8 +22,8 @@ START = np.linspace(-1, 1, 9).astype(np.float32)
 class Node:
     """A node without a network: it moves its model at random and sends the residual."""
 
-    def __init__(self, partition: int) -> None:
-        self.partition = partition
+    def __init__(self, partition: int, mixes_first: bool = False) -> None:
+        self.partition, self.mixes_first = partition, mixes_first
         self.hood: Neighbourhood | None = None
         self.epoch = -1
         self.moved = np.zeros(9)
@@ -42,7 +42,9 @@ class Node:
             hood = Neighbourhood.start(self.partition, list(mail.weights), START, mail.epoch)
         try:
             hood = hood.taking_in(
-                mail.delivery, SIZES, lambda e: e.x + np.float32(0.5) * weighted_pull(e.own, e.neighbours, mail.weights)
+                mail.delivery,
+                SIZES,
+                lambda e: e.x if self.mixes_first else e.x + self.pull(e.own, e.neighbours, mail),
             )
         except OutOfStep:
             return Answer(LOST)
@@ -52,11 +54,17 @@ class Node:
         x = hood.x + step
         self.moved = self.moved + step
         own = hood.copies[self.partition]
+        if self.mixes_first:
+            x = x + self.pull(own, {j: hood.copies[j] for j in hood.live}, mail)
         stamp = Stamp(self.partition, mail.round, copy_checksum(own))
         payload, _ = CODEC.encode(x, own, stamp, rng)
         hood = hood.sending(x, Pending(mail.round, payload, 0.0))
         self.hood, self.epoch = hood, mail.epoch
         return Answer(OK, hood.round, hood.pending.payload, copies)
+
+    @staticmethod
+    def pull(own, neighbours, mail):
+        return np.float32(0.5) * weighted_pull(own, neighbours, mail.weights)
 
 
 def agree(nodes: list[Node]) -> None:
@@ -71,9 +79,11 @@ def agree(nodes: list[Node]) -> None:
 FATES = st.sampled_from(["ok", "ok", "ok", "not delivered", "reply lost", "doubled", "forgets", "asked twice"])
 
 
-def play(graph: str, count: int, fates: list[list[str]], backlog: int) -> tuple[Relay, list[Node]]:
+def play(
+    graph: str, count: int, fates: list[list[str]], backlog: int, mixes_first: bool = False
+) -> tuple[Relay, list[Node]]:
     relay = Relay(make_topology({"name": graph}, count, 0), backlog)
-    nodes = [Node(i) for i in range(count)]
+    nodes = [Node(i, mixes_first) for i in range(count)]
     for number, row in enumerate([*fates, *[["ok"] * count] * 5], start=1):
         relay.open(number)
         mails = {i: relay.mail(i, number) for i in range(count)}
@@ -112,6 +122,14 @@ def test_holders_of_a_copy_never_disagree(data, graph, backlog):
     relay, nodes = play(graph, count, fates, backlog)
     assert {node.hood.round for node in nodes} == {nodes[0].hood.round}  # five quiet rounds bring everybody back
     assert all(set(node.hood.copies) == {node.partition, *relay.topology.neighbours(node.partition)} for node in nodes)
+
+
+@settings(max_examples=30, deadline=None)
+@given(fates=st.lists(st.lists(st.sampled_from(["ok", "reply lost", "doubled"]), min_size=4, max_size=4), max_size=6))
+def test_mixing_before_sending_keeps_the_mean_where_only_replies_are_lost(fates):
+    _, nodes = play("ring", 4, fates, 16, mixes_first=True)
+    mean = np.mean([node.hood.x for node in nodes], axis=0)
+    np.testing.assert_allclose(mean, START + np.mean([node.moved for node in nodes], axis=0), atol=1e-5)
 
 
 @settings(max_examples=30, deadline=None)
