@@ -23,13 +23,9 @@ import numpy as np
 
 from flsparse.codec import PayloadError
 from flsparse.codec.dither import Vector
-from flsparse.codec.residual import apply_residual, read_stamp
+from flsparse.codec.residual import apply_residual, check_stamp
 
 Copies = dict[int, Vector]
-
-
-class OutOfStep(Exception):
-    """What was sent does not follow on what this node holds: it must be given its neighbours' copies anew."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +45,20 @@ class Letter:
     sender: int
     round: int
     payload: bytes
+
+
+class OutOfStep(Exception):
+    """What was sent does not follow on what this node holds: its copies and its neighbours' are not the same.
+
+    Attributes
+    ----------
+    misfit : tuple[int, ...]
+        Sender and round of the residual that does not fit, where that is what is wrong.
+    """
+
+    def __init__(self, reason: str, letter: Letter | None = None) -> None:
+        super().__init__(reason)
+        self.misfit = () if letter is None else (letter.sender, letter.round)
 
 
 @dataclass(frozen=True)
@@ -193,12 +203,10 @@ class Neighbourhood:
         if letter.sender not in self.copies:
             raise OutOfStep(f"node {letter.sender} is no neighbour of node {self.node}")
         try:
-            stamp = read_stamp(letter.payload)
-            if (stamp.sender, stamp.round) != (letter.sender, letter.round):
-                raise OutOfStep(f"a residual of node {stamp.sender}, round {stamp.round}, came under another name")
+            check_stamp(letter.payload, letter.sender, letter.round)
             return apply_residual(letter.payload, self.copies[letter.sender], sizes)
         except PayloadError as error:
-            raise OutOfStep(f"the residual of node {letter.sender}, round {letter.round}: {error}") from error
+            raise OutOfStep(f"the residual of node {letter.sender}, round {letter.round}: {error}", letter) from error
 
     def has_sent(self, round: int) -> bool:
         """Tell whether the residual of a round is made: what brought that round here was taken in before."""

@@ -160,6 +160,19 @@ def read_stamp(payload: bytes) -> Stamp:
     return _open(payload)[1]
 
 
+def check_stamp(payload: bytes, sender: int, round: int) -> None:
+    """Check that a payload is whole and was made by this sender in this round; the residual itself stays closed.
+
+    Raises
+    ------
+    PayloadError
+        It is not.
+    """
+    stamp = read_stamp(payload)
+    said = f"node {stamp.sender} in round {stamp.round}"
+    require((stamp.sender, stamp.round) == (sender, round), f"it was made by {said}, not by node {sender} in {round}")
+
+
 def apply_residual(payload: bytes, copy: Vector, sizes: Sequence[int]) -> Vector:
     """Return the copy after a payload: ``copy + step * q``, in float32, the same bits for every holder.
 
