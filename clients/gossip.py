@@ -253,7 +253,7 @@ class GossipLocal(ConversingMethod):
             )
         except OutOfStep as error:
             log(WARNING, "Node %d is out of step: %s", visit.node, error)
-            return Answer(LOST)
+            return Answer(LOST, misfit=error.misfit)
         return replace(home, hood=hood), layout
 
     def _resynchronized(self, node: int, mail: Mail, home: Home | None, arrays: Arrays, layout: Layout) -> Home:

@@ -137,12 +137,15 @@ class Answer:
         Its residual; in an evaluation its model.
     copies : Mapping[int, bytes]
         The copies it was asked for, as they stand after round ``applied``.
+    misfit : sequence of int
+        Sender and round of the residual on account of which it is lost; empty where it is lost for another reason.
     """
 
     status: str
     applied: int = -1
     payload: bytes = b""
     copies: Mapping[int, bytes] = field(default_factory=dict)
+    misfit: Sequence[int] = ()
 
     def to_content(self) -> RecordDict:
         """Return the records of the reply."""
@@ -152,6 +155,7 @@ class Answer:
             "size": len(self.payload),
             "copies": list(self.copies),
             "copy-sizes": [len(copy) for copy in self.copies.values()],
+            "misfit": list(self.misfit),
         }
         parts = [self.payload, *self.copies.values()]
         return _content(record, {}, parts, models=bool(self.payload) + len(self.copies))
@@ -171,7 +175,7 @@ class Answer:
             node: parts.take(size)
             for node, size in zip(record.numbers("copies"), record.numbers("copy-sizes"), strict=True)
         }
-        return cls(record.text("status"), record.number("applied"), payload, copies)
+        return cls(record.text("status"), record.number("applied"), payload, copies, tuple(record.numbers("misfit")))
 
 
 def to_bytes(copy: np.ndarray) -> bytes:
@@ -185,11 +189,14 @@ def from_bytes(data: bytes, size: int) -> np.ndarray:
     Raises
     ------
     ValueError
-        The copy is not of this size.
+        The copy is not of this size, or holds NaN or infinity.
     """
     if len(data) != 4 * size:
         raise ValueError(f"a copy of {len(data)} bytes does not fit a model of {size} parameters")
-    return np.frombuffer(data, "<f4").astype(np.float32)
+    copy = np.frombuffer(data, "<f4").astype(np.float32)
+    if not np.isfinite(copy).all():
+        raise ValueError("a copy that another node handed over holds NaN or infinity")
+    return copy
 
 
 def _content(record: Mapping[str, Any], extra: Mapping[str, Any], parts: Iterable[bytes], models: int) -> RecordDict:

@@ -10,7 +10,10 @@ is taken in once and in order, and what a node missed is told it later. The chec
 through all the same.
 
 Two nodes mix in a round if both their residuals of that round counted. As both are told the same, the weights stay
-symmetric, and the mean of all models is moved by training alone, whatever is lost.
+symmetric, and the mean of all models is moved by training alone, whatever messages are lost. There are two exceptions.
+A node that is resynchronized before it has taken in a round does not mix in it, while its neighbours do. CHOCO-SGD
+mixes before it sends, over the links of the round before: a node that is away in the next round, or not drawn for it,
+does not pull back, and the mean moves a little.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -20,13 +23,9 @@ import numpy as np
 
 from flsparse.codec import PayloadError
 from flsparse.codec.dither import Vector
-from flsparse.codec.residual import apply_residual, read_stamp
+from flsparse.codec.residual import apply_residual, check_stamp
 
 Copies = dict[int, Vector]
-
-
-class OutOfStep(Exception):
-    """What was sent does not follow on what this node holds: it must be given its neighbours' copies anew."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +45,20 @@ class Letter:
     sender: int
     round: int
     payload: bytes
+
+
+class OutOfStep(Exception):
+    """What was sent does not follow on what this node holds: its copies and its neighbours' are not the same.
+
+    Attributes
+    ----------
+    misfit : tuple[int, ...]
+        Sender and round of the residual that does not fit, where that is what is wrong.
+    """
+
+    def __init__(self, reason: str, letter: Letter | None = None) -> None:
+        super().__init__(reason)
+        self.misfit = () if letter is None else (letter.sender, letter.round)
 
 
 @dataclass(frozen=True)
@@ -128,7 +141,7 @@ class Neighbourhood:
         Shape (d,) each, by partition id; its own among them.
     pending : Pending, optional
     live : frozenset of int
-        Neighbours that took part in the last round taken in.
+        Neighbours that took part in the last round taken in; none where this node's own residual did not count.
     """
 
     node: int
@@ -179,11 +192,10 @@ class Neighbourhood:
         copies = dict(self.copies)
         for letter in letters:
             copies[letter.sender] = self._applied(letter, sizes)
-        live = frozenset(letter.sender for letter in letters if letter.sender != self.node)
+        live = frozenset(letter.sender for letter in letters if letter.sender != self.node) if accepted else frozenset()
         x = self.x
         if own is not None:
-            heard = {j: copies[j] for j in sorted(live)} if accepted else {}
-            x = mix(Exchange(x, copies[self.node], heard, number, own.threshold))
+            x = mix(Exchange(x, copies[self.node], {j: copies[j] for j in sorted(live)}, number, own.threshold))
         pending = self.pending if self.pending is not None and self.pending.round > number else None
         return replace(self, round=number, x=x, copies=copies, pending=pending, live=live)
 
@@ -191,12 +203,10 @@ class Neighbourhood:
         if letter.sender not in self.copies:
             raise OutOfStep(f"node {letter.sender} is no neighbour of node {self.node}")
         try:
-            stamp = read_stamp(letter.payload)
-            if (stamp.sender, stamp.round) != (letter.sender, letter.round):
-                raise OutOfStep(f"a residual of node {stamp.sender}, round {stamp.round}, came under another name")
+            check_stamp(letter.payload, letter.sender, letter.round)
             return apply_residual(letter.payload, self.copies[letter.sender], sizes)
         except PayloadError as error:
-            raise OutOfStep(f"the residual of node {letter.sender}, round {letter.round}: {error}") from error
+            raise OutOfStep(f"the residual of node {letter.sender}, round {letter.round}: {error}", letter) from error
 
     def has_sent(self, round: int) -> bool:
         """Tell whether the residual of a round is made: what brought that round here was taken in before."""

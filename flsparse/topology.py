@@ -133,7 +133,7 @@ def metropolis(adjacency: Adjacency) -> Matrix:
 
 
 def check_mixing(weights: Matrix) -> None:
-    """Check that a matrix mixes: square, symmetric, doubly stochastic, and one connected graph.
+    """Check that a matrix mixes: square, symmetric, doubly stochastic, one connected graph, a spectral gap above 0.
 
     Raises
     ------
@@ -153,6 +153,10 @@ def check_mixing(weights: Matrix) -> None:
         raise ValueError(f"row {off[0]} of the mixing matrix sums to {sums[off[0]]}, not to 1")
     if not is_connected(_edges_of(weights)):
         raise ValueError("the graph of the mixing matrix falls into parts that never hear of each other")
+    if spectral_gap(weights) <= _TOLERANCE:  # connected, so -1 is an eigenvalue: two sides that only swap their models
+        raise ValueError(
+            "the graph does not mix: the spectral gap of W is 0, not above it; give a node some W[i][i] > 0"
+        )
 
 
 def spectral_gap(weights: Matrix) -> float:

@@ -8,6 +8,7 @@ import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import islice
 from logging import INFO, WARNING
 from typing import Any
 
@@ -28,6 +29,7 @@ from flsparse.strategies.wire import Node, Value, Wire
 
 EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
 LARGEST = 1e15  # of a metric or a weight that a node reports
+_MOST_METRICS, _LONGEST_KEY = 64, 64  # of one reply
 _HELLO_TIMEOUT_S = 120.0
 # What only the server measures: a node's metric of such a name is reported as client_<name>
 _SERVERS_OWN = {
@@ -339,6 +341,13 @@ def held_by(said: ConfigRecord) -> str:
     """Return the reference id that a node says it holds; the empty string where that is no id."""
     held = said.get("held")
     return held if isinstance(held, str) and len(held) <= 64 and held.isalnum() else ""
+
+
+def numbers_of(reply: Message) -> dict[str, float]:
+    """Return the scalar metrics of a reply, whatever the record is called, without those that cannot be averaged."""
+    pairs = ((key, value) for record in reply.content.metric_records.values() for key, value in record.items())
+    fit = ((key, value) for key, value in pairs if isinstance(value, int | float) and abs(value) <= LARGEST)
+    return {key: float(value) for key, value in islice(fit, _MOST_METRICS) if len(key) <= _LONGEST_KEY}
 
 
 def _from_nodes(prefix: str, record: MetricRecord | None) -> dict[str, Any]:

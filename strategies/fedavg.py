@@ -10,7 +10,6 @@ Each node m started from its own reference r_m, a rounded copy of x. The roundin
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from itertools import islice
 from logging import INFO
 
 import numpy as np
@@ -21,11 +20,9 @@ from flsparse import rng
 from flsparse._flwr import log
 from flsparse.clients.protocol import to_numpy, to_record
 from flsparse.codec import Accumulator, Layer, Reference
-from flsparse.strategies.base import LARGEST, RoundLoop
+from flsparse.strategies.base import LARGEST, RoundLoop, numbers_of
 from flsparse.strategies.server_optimizer import Arrays, ServerOptimizer
 from flsparse.strategies.wire import Node, Value
-
-_MOST_METRICS, _LONGEST_KEY = 64, 64  # of one reply
 
 
 @dataclass
@@ -185,7 +182,7 @@ class FedAvg(RoundLoop):
 
     def _weigh(self, reply: Message) -> tuple[float, dict[str, float]] | None:
         """Return a reply's weight and its other numbers; None where the weight is no use, which is counted."""
-        numbers = _numbers(reply)
+        numbers = numbers_of(reply)
         weight = numbers.pop(self.weighted_by_key, math.nan)
         known = self.nodes.get(self.wire.sender(reply).node_id)
         if known is not None and known.num_examples:
@@ -243,10 +240,3 @@ def weighted_means(rows: list[tuple[float, dict[str, float]]]) -> dict[str, floa
         weights, values = zip(*((w, numbers[key]) for w, numbers in rows if key in numbers), strict=True)
         means[key] = float(np.average(values, weights=weights))
     return means
-
-
-def _numbers(reply: Message) -> dict[str, float]:
-    """Return the scalar metrics of a reply, whatever the record is called, without those that cannot be averaged."""
-    pairs = ((key, value) for record in reply.content.metric_records.values() for key, value in record.items())
-    fit = ((key, value) for key, value in pairs if isinstance(value, int | float) and abs(value) <= LARGEST)
-    return {key: float(value) for key, value in islice(fit, _MOST_METRICS) if len(key) <= _LONGEST_KEY}

@@ -13,7 +13,7 @@ from logging import INFO, WARNING
 from typing import Any
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
 
@@ -24,7 +24,7 @@ from flsparse.clients.mail import NO_INITIAL, OK, Answer, Mail
 from flsparse.clients.protocol import to_numpy, to_record
 from flsparse.codec import Codec, PayloadError, Reference, decode
 from flsparse.sparsity import sparsity_of
-from flsparse.strategies.base import EvaluateFn, RoundLoop
+from flsparse.strategies.base import EvaluateFn, RoundLoop, numbers_of
 from flsparse.strategies.relay import Relay
 from flsparse.strategies.wire import Node, Value
 from flsparse.topology import Topology, make_topology
@@ -176,12 +176,14 @@ class Gossip(RoundLoop):
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Take the residuals in, unopened; None without a quorum. The model is that of the last evaluation."""
         rows: list[dict[str, float]] = []
-        again = [node for node, answer in self._hear(server_round, replies, rows) if answer.status == NO_INITIAL]
+        answers = self._hear(server_round, replies, rows)
+        freed = self.relay.settle()
+        again = [node for node, answer in answers if answer.status == NO_INITIAL or node.partition in freed]
         if self.relay.must_restart:
             log(WARNING, "Round %d: copies are lost; all nodes start again from the last known model", server_round)
             self._restart(server_round)
             rows, again = [], self._sample(server_round)
-        if again:  # they lack the common initialization: they get it, within the round
+        if again:  # they lack the common initialization, or were told what fits nobody: told anew, within the round
             mails = [(node, self.relay.mail(node.partition, server_round)) for node in again]
             messages = [
                 self._message(node, mail, [], MessageType.TRAIN, with_initial=True) for node, mail in mails if mail
@@ -215,20 +217,18 @@ class Gossip(RoundLoop):
                 continue
             try:
                 answer = Answer.of(reply.content)
+                if training:
+                    self._check_sizes(answer)
+                counts = self.relay.hear(node.partition, server_round, answer, training=training)
             except ValueError as error:
-                self.wire.drop(node.node_id, str(error), "rejected_payloads")
-                continue
-            if training and len(answer.payload) > (limit := self._largest_payload):
-                reason = f"its residual has {len(answer.payload)} bytes, more than any of this model can have ({limit})"
-                self.wire.drop(node.node_id, reason, "rejected_payloads")
+                self.wire.drop(node.node_id, f"its answer was refused: {error}", "rejected_payloads")
                 continue
             answers.append((node, answer))
-            counts = self.relay.hear(node.partition, server_round, answer, training=training)
             if answer.status not in (OK, NO_INITIAL):
                 self.wire.counts["resynchronized"] += 1
-                log(WARNING, "Round %d: node %d is out of step and will be resynchronized", server_round, node.node_id)
+                log(WARNING, "Round %d: node %d is out of step", server_round, node.node_id)
             if counts:
-                rows.append(_numbers(reply.content))
+                rows.append(numbers_of(reply))
                 degree = len(self.topology.neighbours(node.partition))
                 carried += degree * len(answer.payload)
                 rows[-1]["bits-per-parameter"] = 8 * len(answer.payload) / self._parameters
@@ -236,9 +236,16 @@ class Gossip(RoundLoop):
             self.round_metrics["graph_bytes"] = self.round_metrics.get("graph_bytes", 0) + carried
         return answers
 
-    @property
-    def _largest_payload(self) -> int:
-        return _TABLES + 2 * sum(array.nbytes for array in self._initial.values())
+    def _check_sizes(self, answer: Answer) -> None:
+        """Refuse what is larger than anything of this model can be: nothing of it is to be kept or handed on."""
+        most = _TABLES + 2 * sum(array.nbytes for array in self._initial.values())
+        if len(answer.payload) > most:
+            raise ValueError(f"its residual has {len(answer.payload)} bytes, of this model {most} at most")
+        # a copy holds the parameters, in float32; running statistics, which it does not, look the same from here
+        most = 4 * sum(array.size for array in self._initial.values() if array.dtype.kind == "f")
+        for copy in answer.copies.values():
+            if len(copy) > most:
+                raise ValueError(f"a copy that it hands over has {len(copy)} bytes, of this model {most} at most")
 
     @property
     def _parameters(self) -> int:
@@ -343,12 +350,3 @@ def _means(rows: list[dict[str, float]]) -> dict[str, float]:
     """Average each metric over the nodes that report it: every node counts alike."""
     keys = sorted({key for row in rows for key in row})
     return {key: float(np.mean([row[key] for row in rows if key in row])) for key in keys}
-
-
-def _numbers(content: RecordDict) -> dict[str, float]:
-    return {
-        key: float(value)
-        for record in content.metric_records.values()
-        for key, value in record.items()
-        if isinstance(value, int | float)
-    }

@@ -1,16 +1,22 @@
-"""The server of a decentralized run: it carries payloads between neighbours and opens none.
+"""The server of a decentralized run: it carries payloads between neighbours and opens none, past the stamp on it.
 
 It keeps, round by round, whose residual *counted*: the first one that came from a node within the round. A node is told
 all rounds that it has not confirmed; a residual that came too late or twice counts for nobody. A node that has lost its
 state, or was away for longer than the log reaches back, is given copies anew by those who hold them; if nobody does,
 all start again from a common model.
+
+Nodes are not taken at their word. A residual's stamp is read before it counts. A residual that fits nobody is struck
+out again: its sender is resynchronized, not the neighbours that could not take it in. Copies are taken only from those
+who were asked for them, and where they did not bring a node back, another holder is asked.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from flsparse.clients.mail import LOST, OK, Answer, Mail
 from flsparse.clients.neighbourhood import Delivery, Letter
+from flsparse.codec.residual import check_stamp
 from flsparse.topology import Topology
 
 
@@ -41,6 +47,10 @@ class Relay:
         self._log: dict[int, dict[int, bytes]] = {}  # round -> sender -> payload
         self._applied: dict[int, int] = {}  # last round that a node confirmed; absent: it has not started
         self._lost: set[int] = set()
+        self._misfits: dict[int, tuple[int, int]] = {}  # by node: sender and round of what did not fit its copy
+        self._asked: dict[int, list[int]] = {}  # copies asked for in this round, by holder
+        self._times_asked: Counter[int] = Counter()  # by copy
+        self._given: set[int] = set()  # nodes that were sent the present copies
         self._copies: dict[int, bytes] = {}  # handed over in the last round, for those that lack them
         self._copies_after = -1
 
@@ -48,7 +58,30 @@ class Relay:
 
     def open(self, server_round: int) -> None:
         """Begin a round."""
+        self.settle()
+        if self._given & self._lost:  # the copies did not bring them back: they may be no good
+            self._copies, self._copies_after = {}, -1
+        self._given, self._asked = set(), {}
         self._log.setdefault(server_round, {})
+
+    def settle(self) -> set[int]:
+        """Where a residual did not fit, find who is to be resynchronized: its sender, unless it fits others.
+
+        Returns
+        -------
+        set[int]
+            Nodes that it did not fit and that are not at fault: they can be told again, without it.
+        """
+        complained = set(self._misfits)
+        for node, (sender, server_round) in self._misfits.items():
+            if any(self._applied.get(j, self.epoch) >= server_round for j in self.topology.neighbours(sender)):
+                self._lost.add(node)
+                continue
+            self._lost.add(sender)
+            for letters in (letters for r, letters in self._log.items() if r >= server_round):
+                letters.pop(sender, None)
+        self._misfits = {}
+        return complained - self._lost
 
     def mail(self, node: int, server_round: int) -> Mail | None:
         """Return what a node is to be told before this round; None while it waits to be resynchronized.
@@ -69,6 +102,7 @@ class Relay:
             if not needed <= set(self._copies):
                 return None
             base, copies = self._copies_after, {j: self._copies[j] for j in sorted(needed)}
+            self._given.add(node)
         neighbours = self.topology.neighbours(node)
         rounds = range(base + 1, server_round)
         letters = [Letter(j, r, self._log[r][j]) for r in rounds for j in neighbours if j in self._log[r]]
@@ -100,7 +134,9 @@ class Relay:
             for copy in sorted(self._needed(node)):  # all of them: copies of different rounds do not go together
                 holders = [j for j in self._holders(copy) if j in present]
                 if holders and not any(copy in copies for copies in asked.values()):
-                    asked.setdefault(holders[0], []).append(copy)
+                    asked.setdefault(holders[self._times_asked[copy] % len(holders)], []).append(copy)
+                    self._times_asked[copy] += 1
+        self._asked = asked
         return asked
 
     def _holders(self, copy: int) -> list[int]:
@@ -110,14 +146,15 @@ class Relay:
 
     @property
     def must_restart(self) -> bool:
-        """Whether some lost node needs a copy that nobody holds any more."""
-        return any(not self._holders(copy) for node in self._lost for copy in self._needed(node))
+        """Whether some lost node needs a copy that nobody holds any more: all that ever did are lost."""
+        return any(self._needed(copy) <= self._lost for node in self._lost for copy in self._needed(node))
 
     def restart(self, epoch: int) -> None:
         """Forget everything: after round ``epoch`` all copies are a common model again."""
         self.epoch = epoch
         self._log = {r: {} for r in self._log if r > epoch}
-        self._applied, self._lost, self._copies, self._copies_after = {}, set(), {}, -1
+        self._applied, self._lost, self._misfits = {}, set(), {}
+        self._copies, self._copies_after, self._given, self._asked = {}, -1, set(), {}
 
     # -- from the nodes ---------------------------------------------------------------------------------------------
 
@@ -133,29 +170,48 @@ class Relay:
         answer : Answer
         training : bool
             Whether it brings a residual; an evaluation does not.
+
+        Raises
+        ------
+        ValueError
+            Its residual is damaged or not of this node and round, or it brings copies that it was not asked for.
+            Nothing was taken in.
         """
         if answer.status == LOST:
-            self._lost.add(node)
+            self._note_lost(node, answer)
         if answer.status != OK:
             return False
         if answer.applied != server_round - training:  # a node that answers has taken in all it was told
             return False
+        if training:
+            check_stamp(answer.payload, node, server_round)
+            if unasked := set(answer.copies) - set(self._asked.get(node, ())):
+                raise ValueError(f"it brings copies of {sorted(unasked)} that it was not asked for")
         self._applied[node] = answer.applied
         self._lost.discard(node)
+        self._misfits.pop(node, None)
         if not training or node in self._log.get(server_round, {}):
             return False
-        self._take_copies(node, answer)
+        self._take_copies(answer)
         self._log[server_round][node] = answer.payload
         for j in self.topology.neighbours(node):
             self.link_bytes[node, j] = self.link_bytes.get((node, j), 0) + len(answer.payload)
         return True
 
-    def _take_copies(self, node: int, answer: Answer) -> None:
-        """Keep what was handed over, of copies that the node holds."""
-        copies = {j: data for j, data in answer.copies.items() if j in self._needed(node)}
-        if copies and answer.applied != self._copies_after:
-            self._copies, self._copies_after = {}, answer.applied
-        self._copies.update(copies)
+    def _note_lost(self, node: int, answer: Answer) -> None:
+        """Believe a node that a residual it was told does not fit, until the round is over; else it is lost."""
+        sender, server_round = answer.misfit if len(answer.misfit) == 2 else (-1, -1)
+        told = sender in self._log.get(server_round, {}) and server_round > self._applied.get(node, self.epoch)
+        if node not in self._lost and told and sender in self.topology.neighbours(node):
+            self._misfits[node] = (sender, server_round)
+        else:
+            self._lost.add(node)
+
+    def _take_copies(self, answer: Answer) -> None:
+        """Keep what was handed over."""
+        if answer.copies and answer.applied != self._copies_after:
+            self._copies, self._copies_after, self._given = {}, answer.applied, set()
+        self._copies.update(answer.copies)
 
     def close(self, server_round: int) -> None:
         """End a round: forget what nobody needs any more."""
@@ -178,6 +234,7 @@ class Relay:
             "log": {str(r): {str(j): data for j, data in letters.items()} for r, letters in self._log.items()},
             "applied": {str(j): r for j, r in self._applied.items()},
             "lost": sorted(self._lost),
+            "misfits": {str(j): list(misfit) for j, misfit in self._misfits.items()},
             "link_bytes": {f"{i}-{j}": count for (i, j), count in self.link_bytes.items()},
         }
 
@@ -189,6 +246,7 @@ class Relay:
         }
         self._applied = {int(j): r for j, r in state["applied"].items()}
         self._lost = set(state["lost"])
+        self._misfits = {int(j): (sender, r) for j, (sender, r) in state["misfits"].items()}
         links = (key.split("-") for key in state["link_bytes"])
         self.link_bytes = {(int(i), int(j)): state["link_bytes"][f"{i}-{j}"] for i, j in links}
         self._copies, self._copies_after = {}, -1

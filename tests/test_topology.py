@@ -57,6 +57,7 @@ def test_given_edges_and_weights():
         ([[0.5, 0.4], [0.4, 0.5]], "sums to"),
         ([[1.5, -0.5], [-0.5, 1.5]], "0 or more"),
         ([[1.0, 0.0], [0.0, 1.0]], "falls into parts"),
+        ([[0.0, 1.0], [1.0, 0.0]], "does not mix"),
         ([[float("nan"), 0.0], [0.0, 1.0]], "0 or more"),
     ],
 )

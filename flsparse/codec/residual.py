@@ -144,7 +144,7 @@ class ResidualCodec:
             table = tables.choose(np.bincount(group, minlength=alphabet), signed=True)
             out.raw(table.spec)
             chosen.append(table.frequencies)
-        which = np.repeat(np.arange(len(groups), dtype=np.uint8), [group.size for group in groups])
+        which = np.repeat(np.arange(len(groups), dtype=np.uint32), [group.size for group in groups])
         out.raw(rans.encode(np.concatenate(groups), np.array(chosen), which))
         return out.done()
 
@@ -158,6 +158,19 @@ def read_stamp(payload: bytes) -> Stamp:
         It is damaged, or no residual.
     """
     return _open(payload)[1]
+
+
+def check_stamp(payload: bytes, sender: int, round: int) -> None:
+    """Check that a payload is whole and was made by this sender in this round; the residual itself stays closed.
+
+    Raises
+    ------
+    PayloadError
+        It is not.
+    """
+    stamp = read_stamp(payload)
+    said = f"node {stamp.sender} in round {stamp.round}"
+    require((stamp.sender, stamp.round) == (sender, round), f"it was made by {said}, not by node {sender} in {round}")
 
 
 def apply_residual(payload: bytes, copy: Vector, sizes: Sequence[int]) -> Vector:
@@ -207,7 +220,7 @@ def _read_residual(reader: Reader, kind: int, sizes: Sequence[int]) -> Vector:
     else:
         chosen = np.array([tables.read(reader, alphabet, signed=True) for _ in groups])
         lengths = [_length(at, sizes) for at in groups]
-        which = np.repeat(np.arange(len(groups), dtype=np.uint8), lengths)
+        which = np.repeat(np.arange(len(groups), dtype=np.uint32), lengths)
         coded = rans.decode(reader, size, chosen, which)
         for at, part in zip(groups, np.split(coded, np.cumsum(lengths)[:-1]), strict=True):
             q[at] = part

@@ -220,9 +220,9 @@ class _Run:
         row |= {key: value for key, value in report.metrics.items() if key != "server_round"}
         row["sparsity"] = sparsity_of(self.arrays, self.prunable)
         row["broadcast_sparsity"] = row["broadcast_sparsity"] or row["sparsity"]
-        for key in ("failures", "rejected_payloads"):  # the strategy counts over the run
-            row[key] = self.strategy.wire.counts[key] - self.counts.get(key, 0)
-            self.counts[key] = self.strategy.wire.counts[key]
+        counts = dict(self.strategy.wire.counts)  # the strategy counts over the run
+        row |= {key: total - self.counts.get(key, 0) for key, total in counts.items()}
+        self.counts = counts
         self.node_scores |= {key: row[key] for key in ("mean_node_accuracy", "worst_node_accuracy") if key in row}
         if row["accuracy"] is not None:
             best = self.scores["best_accuracy"]

@@ -76,7 +76,8 @@ def test_mail_travels():
 def test_answers_travel():
     answer = Answer(OK, 4, b"payload", {2: b"copy"})
     assert Answer.of(answer.to_content()) == answer
-    assert Answer.of(Answer(LOST).to_content()) == Answer(LOST)
+    for lost in (Answer(LOST), Answer(LOST, misfit=(2, 7))):
+        assert Answer.of(lost.to_content()) == lost
 
 
 @pytest.mark.parametrize(
@@ -106,3 +107,12 @@ def test_a_message_cannot_ask_for_what_does_not_exist():
         make_method("malcom_psgd", {"norm": "l1"})
     with pytest.raises(ValueError, match="no hyper-parameter"):
         make_method("d_psgd", {"levels": 4})
+
+
+def test_copies_that_do_not_fit_or_are_not_finite_are_refused():
+    copy = np.arange(3, dtype=np.float32)
+    np.testing.assert_array_equal(from_bytes(to_bytes(copy), 3), copy)
+    with pytest.raises(ValueError, match="12 bytes does not fit a model of 4"):
+        from_bytes(to_bytes(copy), 4)
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        from_bytes(to_bytes(np.full(3, np.inf, np.float32)), 3)

@@ -79,6 +79,19 @@ def test_coders_decode_alike():
     np.testing.assert_array_equal(decoded[0], decoded[2])
 
 
+@pytest.mark.parametrize("coder", CODERS)
+def test_more_groups_than_a_byte_counts(coder):
+    sizes = [4096] * 257
+    x = np.random.default_rng(0).standard_normal(sum(sizes)).astype(np.float32)
+    x *= np.repeat(np.linspace(1, 2, 257, dtype=np.float32) ** 9, sizes)  # no two groups alike
+    copy = np.zeros_like(x)
+    codec = ResidualCodec(sizes, Dither(2), whole=True, coder=coder)
+    payload, q = codec.encode(x, copy, Stamp(0, 1, copy_checksum(copy)), np.random.default_rng(0))
+    new = apply_residual(payload, copy, sizes)
+    np.testing.assert_array_equal(np.sign(new), np.sign(q))
+    assert np.linalg.norm(x - new) < np.linalg.norm(x)
+
+
 def test_a_dense_payload_is_the_model_itself():
     copy, x = vector(1.0), vector(1.0, 3)
     payload, q = ResidualCodec(SIZES, None).encode(x, copy, Stamp(0, 1, copy_checksum(copy)), np.random.default_rng(0))

@@ -22,8 +22,8 @@ START = np.linspace(-1, 1, 9).astype(np.float32)
 class Node:
     """A node without a network: it moves its model at random and sends the residual."""
 
-    def __init__(self, partition: int) -> None:
-        self.partition = partition
+    def __init__(self, partition: int, mixes_first: bool = False) -> None:
+        self.partition, self.mixes_first = partition, mixes_first
         self.hood: Neighbourhood | None = None
         self.epoch = -1
         self.moved = np.zeros(9)
@@ -42,21 +42,44 @@ class Node:
             hood = Neighbourhood.start(self.partition, list(mail.weights), START, mail.epoch)
         try:
             hood = hood.taking_in(
-                mail.delivery, SIZES, lambda e: e.x + np.float32(0.5) * weighted_pull(e.own, e.neighbours, mail.weights)
+                mail.delivery,
+                SIZES,
+                lambda e: e.x if self.mixes_first else e.x + self.pull(e.own, e.neighbours, mail),
             )
-        except OutOfStep:
-            return Answer(LOST)
+        except OutOfStep as error:
+            return Answer(LOST, misfit=error.misfit)
         copies = {j: to_bytes(hood.copies[j]) for j in mail.wanted}
         rng = np.random.default_rng([self.partition, mail.round])
         step = (0.1 * rng.standard_normal(9)).astype(np.float32)
         x = hood.x + step
         self.moved = self.moved + step
         own = hood.copies[self.partition]
+        if self.mixes_first:
+            x = x + self.pull(own, {j: hood.copies[j] for j in hood.live}, mail)
         stamp = Stamp(self.partition, mail.round, copy_checksum(own))
         payload, _ = CODEC.encode(x, own, stamp, rng)
         hood = hood.sending(x, Pending(mail.round, payload, 0.0))
         self.hood, self.epoch = hood, mail.epoch
         return Answer(OK, hood.round, hood.pending.payload, copies)
+
+    @staticmethod
+    def pull(own, neighbours, mail):
+        return np.float32(0.5) * weighted_pull(own, neighbours, mail.weights)
+
+    def lie(self, answer: Answer, move: str, mail) -> Answer:
+        """Return what a hostile node says instead."""
+        if answer.status == OK and move == "garbage":  # well made, but upon a copy that nobody holds
+            stamp = Stamp(self.partition, mail.round, 12345)
+            payload, _ = CODEC.encode(START + 1, START, stamp, np.random.default_rng(0))
+            return replace(answer, payload=payload)
+        if move == "says lost":
+            return Answer(LOST)
+        if move == "blames" and mail.delivery.letters:
+            letter = mail.delivery.letters[-1]
+            return Answer(LOST, misfit=(letter.sender, letter.round))
+        if move == "bad copies":
+            return replace(answer, copies={j: to_bytes(START + 2) for j in answer.copies})
+        return answer
 
 
 def agree(nodes: list[Node]) -> None:
@@ -71,9 +94,11 @@ def agree(nodes: list[Node]) -> None:
 FATES = st.sampled_from(["ok", "ok", "ok", "not delivered", "reply lost", "doubled", "forgets", "asked twice"])
 
 
-def play(graph: str, count: int, fates: list[list[str]], backlog: int) -> tuple[Relay, list[Node]]:
+def play(
+    graph: str, count: int, fates: list[list[str]], backlog: int, mixes_first: bool = False
+) -> tuple[Relay, list[Node]]:
     relay = Relay(make_topology({"name": graph}, count, 0), backlog)
-    nodes = [Node(i) for i in range(count)]
+    nodes = [Node(i, mixes_first) for i in range(count)]
     for number, row in enumerate([*fates, *[["ok"] * count] * 5], start=1):
         relay.open(number)
         mails = {i: relay.mail(i, number) for i in range(count)}
@@ -112,6 +137,90 @@ def test_holders_of_a_copy_never_disagree(data, graph, backlog):
     relay, nodes = play(graph, count, fates, backlog)
     assert {node.hood.round for node in nodes} == {nodes[0].hood.round}  # five quiet rounds bring everybody back
     assert all(set(node.hood.copies) == {node.partition, *relay.topology.neighbours(node.partition)} for node in nodes)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    graph=st.sampled_from(["ring", "complete"]),
+    moves=st.lists(st.sampled_from(["ok", "garbage", "says lost", "blames", "bad copies"]), min_size=1, max_size=8),
+    away=st.lists(st.integers(0, 3), min_size=8, max_size=8),
+)
+def test_what_one_node_says_makes_nobody_start_again(graph, moves, away):
+    relay = Relay(make_topology({"name": graph}, 4, 0))
+    nodes = [Node(i) for i in range(4)]
+    for number, move in enumerate([*moves, *["ok"] * 7], start=1):
+        relay.open(number)
+        present = [i for i in range(4) if number > len(moves) or i == 0 or i != away[number - 1]]
+        mails = {i: relay.mail(i, number) for i in present}
+        wanted = relay.wanted(present)
+        for i, mail in mails.items():
+            if mail is not None:
+                mail = replace(mail, wanted=wanted.get(i, []))
+                answer = nodes[i].answer(mail)
+                relay.hear(i, number, nodes[i].lie(answer, move, mail) if i == 0 else answer)
+        assert not relay.must_restart
+        relay.close(number)
+        resumed = Relay(relay.topology)
+        resumed.load_state_dict(relay.state_dict())
+        assert resumed.state_dict() == relay.state_dict()
+    agree(nodes)
+    assert {node.hood.round for node in nodes} == {nodes[0].hood.round}
+
+
+def test_a_node_that_has_not_started_yet_can_still_be_a_holder():
+    relay = Relay(make_topology({"name": "ring"}, 4, 0))
+    relay.open(1)
+    relay.hear(0, 1, Answer(LOST))
+    assert not relay.must_restart
+    for node in (1, 3):
+        relay.hear(node, 1, Answer(LOST))
+    assert relay.must_restart
+
+
+def test_answers_are_looked_at_before_they_count():
+    relay = Relay(make_topology({"name": "ring"}, 4, 0))
+    relay.open(1)
+    answer = Node(1).answer(relay.mail(1, 1))
+    other, _ = CODEC.encode(START + 1, START, Stamp(1, 2, 0), np.random.default_rng(0))
+    for bad, what in [
+        (replace(answer, payload=b""), "too few"),
+        (replace(answer, payload=answer.payload[:-1]), "checksum"),
+        (replace(answer, payload=other), "made by node 1 in round 2"),
+        (replace(answer, copies={1: to_bytes(START)}), r"copies of \[1\] that it was not asked for"),
+    ]:
+        with pytest.raises(ValueError, match=what):
+            relay.hear(1, 1, bad)
+    with pytest.raises(ValueError, match="made by node 1 in round 1, not by node 0"):
+        relay.hear(0, 1, answer)
+    assert relay.hear(1, 1, answer)
+
+
+def test_copies_that_did_not_bring_a_node_back_are_asked_of_another():
+    relay = Relay(make_topology({"name": "ring"}, 4, 0))
+    nodes = [Node(i) for i in range(4)]
+    asked = []
+    for number in range(1, 7):
+        if number == 2:
+            nodes[2].hood = None
+        relay.open(number)
+        mails = {i: relay.mail(i, number) for i in range(4)}
+        wanted = relay.wanted(range(4))
+        asked += [sorted((copy, i) for i in wanted for copy in wanted[i])] if wanted else []
+        for i, mail in mails.items():
+            if mail is not None:
+                answer = nodes[i].answer(replace(mail, wanted=wanted.get(i, [])))
+                if not (i == 2 and number == 4):  # what it was given is no good: it says nothing
+                    relay.hear(i, number, answer)
+    assert asked == [[(1, 1), (2, 1), (3, 3)], [(1, 0), (2, 3), (3, 0)]]
+    assert not relay._lost
+
+
+@settings(max_examples=30, deadline=None)
+@given(fates=st.lists(st.lists(st.sampled_from(["ok", "reply lost", "doubled"]), min_size=4, max_size=4), max_size=6))
+def test_mixing_before_sending_keeps_the_mean_where_only_replies_are_lost(fates):
+    _, nodes = play("ring", 4, fates, 16, mixes_first=True)
+    mean = np.mean([node.hood.x for node in nodes], axis=0)
+    np.testing.assert_allclose(mean, START + np.mean([node.moved for node in nodes], axis=0), atol=1e-5)
 
 
 @settings(max_examples=30, deadline=None)

@@ -163,6 +163,18 @@ def test_failures_are_counted_by_round(config: Config) -> None:
     assert [row["failures"] for name, row in recorder.calls if name == "round"] == [1, 1, 1, 1]
 
 
+def test_what_else_a_strategy_counts_is_by_round_too(config: Config) -> None:
+    class Forgetful(InProcessGrid):
+        def _answer(self, message: Message) -> Message:
+            self._states.pop(2, None)  # node 2 lacks its reference from the second round on
+            return super()._answer(message)
+
+    cfg = config(fraction_train=1.0, output_dir=None)
+    recorder = Recorder()
+    run_federation(Forgetful(client_app(cfg), 6), cfg, [recorder])
+    assert [row.get("resent_models", 0) for name, row in recorder.calls if name == "round"] == [0, 1, 1, 1]
+
+
 def test_evaluation_on_a_schedule_and_on_validation_data(config: Config) -> None:
     recorder = Recorder()
     cfg = config(num_rounds=3, output_dir=None, evaluate={"every": 2, "on": "validation"})

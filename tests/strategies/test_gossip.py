@@ -1,6 +1,7 @@
 """Decentralized training through real messages: its order, its accounts, and what it survives."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,10 @@ from flwr.app import ConfigRecord, Error, MetricRecord
 
 from flsparse import rng
 from flsparse.clients import FedAvgLocal, Fit, device_app, load_arrays, state_arrays
-from flsparse.clients.protocol import OPAQUE, opaque_payload, pack, to_numpy
+from flsparse.clients.mail import LOST, Answer
+from flsparse.clients.protocol import OPAQUE, RECORD, opaque_payload, pack, to_numpy
 from flsparse.codec.dither import Dither, dequantize
+from flsparse.codec.residual import ResidualCodec, Stamp
 from flsparse.runtime import InProcessGrid
 from flsparse.sparsity import soft_threshold
 from flsparse.strategies import DPSGD, ChocoSGD, MalcomPSGD, RoundFailed
@@ -289,14 +292,104 @@ def test_lost_and_doubled_replies_never_let_copies_disagree(strategy):
     assert copies_agree(inner, task) == [5] * 4
 
 
-def test_a_damaged_residual_is_found_by_its_receivers_who_are_resynchronized():
+def test_a_damaged_residual_does_not_count():
     task = digits()
     inner, grid = flaky(task, ["damaged"] + ["ok"] * 100)
     loop = MalcomPSGD(topology=graph())
+    reports = run(loop, task, rounds=3, grid=grid)
+    assert [r.metrics["replies"] for r in reports] == [3, 4, 4]
+    assert loop.wire.counts["rejected_payloads"] == 1
+    assert loop.wire.counts["resynchronized"] == 0
+    assert copies_agree(inner, task) == [3] * 4
+
+
+def lying(task, lie):
+    """Return a grid whose node 1 says what ``lie(answer, server_round)`` returns when it is asked to train."""
+    inner = InProcessGrid(device_app(lambda _: task), task.num_nodes)
+    asked = []
+
+    def tamper(reply):
+        if training_reply(reply) and inner._partitions[reply.metadata.src_node_id] == 1:
+            asked.append(reply)
+            said = lie(Answer.of(reply.content), len(asked)).to_content()
+            for name in ("mail", RECORD):
+                reply.content.pop(name, None)
+            for name, record in said.items():
+                reply.content[name] = record
+        return [reply]
+
+    return inner, TamperedGrid(inner, tamper)
+
+
+def garbage(answer, server_round):
+    """Return a residual that counts, and that no neighbour can take in: it is for a copy that nobody holds."""
+    x = np.ones(9, np.float32)
+    codec = ResidualCodec((9,), Dither(2))
+    payload, _ = codec.encode(x, 0 * x, Stamp(1, server_round, 7), np.random.default_rng(0))
+    return replace(answer, payload=payload)
+
+
+@pytest.mark.parametrize("topology", ["ring", "complete", "star"])
+def test_a_residual_that_fits_nobody_is_struck_out_and_its_sender_resynchronized(topology):
+    task = digits()
+    inner, grid = lying(task, lambda answer, n: garbage(answer, n) if n == 1 else answer)
+    loop = MalcomPSGD(topology=graph(topology))
+    reports = run(loop, task, rounds=5, grid=grid)
+    assert [r.metrics["replies"] for r in reports] == [4, 3, 4, 4, 4]
+    assert loop.relay.epoch == 0
+    assert copies_agree(inner, task) == [5] * 4
+
+
+@pytest.mark.parametrize("every", [1, 3])
+def test_garbage_and_then_a_claim_to_be_lost_restart_nobody(every):
+    task = digits()
+    _, grid = lying(task, lambda answer, n: garbage(answer, n) if n % 2 else Answer(LOST))
+    loop = MalcomPSGD(topology=graph("complete"), evaluate_every=every)
     reports = run(loop, task, rounds=6, grid=grid)
-    assert loop.wire.counts["resynchronized"] > 0
+    assert loop.relay.epoch == 0
+    assert all(r.metrics["replies"] >= 3 for r in reports)
+
+
+@pytest.mark.parametrize(
+    ("change", "refused"),
+    [
+        (lambda copies: copies | {0: bytes(10), 2: bytes(10), 3: bytes(10)}, 1),
+        (lambda copies: dict.fromkeys(copies, bytes(10_000_000)), 1),
+        (lambda copies: {j: data[:-4] for j, data in copies.items()}, 0),
+        (lambda copies: {j: data[:-4] + b"\xff" * 4 for j, data in copies.items()}, 0),
+    ],
+    ids=["not asked for", "too large", "too small", "NaN"],
+)
+def test_bad_copies_do_not_keep_a_lost_node_away(change, refused):
+    task = digits()
+    lie = lambda answer, n: replace(answer, copies=change(answer.copies)) if answer.copies else answer  # noqa: E731
+    inner, grid = lying(task, lie)
+    loop = MalcomPSGD(topology=graph())
+
+    def forget(report):
+        if report.server_round == 2:
+            inner._states.pop(2)
+
+    loop.callbacks.append(forget)
+    reports = run(loop, task, rounds=8, grid=grid)
+    assert loop.wire.counts["rejected_payloads"] == refused
     assert reports[-1].metrics["replies"] == 4
-    assert copies_agree(inner, task) == [6] * 4
+    assert copies_agree(inner, task) == [8] * 4
+
+
+def test_metrics_of_nodes_are_bounded():
+    task = digits()
+
+    def tamper(reply):
+        if training_reply(reply):
+            many = {f"m{i}": 1.0 for i in range(500)}
+            reply.content["more"] = MetricRecord({"a" * 100: 1.0, "huge": 1e300, "none": float("nan"), **many})
+        return [reply]
+
+    grid = TamperedGrid(InProcessGrid(device_app(lambda _: task), 4), tamper)
+    (report,) = run(MalcomPSGD(topology=graph()), task, rounds=1, grid=grid)
+    assert len(report.metrics) < 120
+    assert not {"a" * 100, "huge", "none"} & set(report.metrics)
 
 
 class Absent(TamperedGrid):
