@@ -25,7 +25,7 @@ from flwr.serverapp import Grid
 from torch import nn
 
 from flsparse._flwr import log
-from flsparse.clients.probes import METRICS, VALLEY
+from flsparse.clients.probes import MAX_VALLEY_STEPS, METRICS, VALLEY
 from flsparse.clients.protocol import CONTROL, to_record
 from flsparse.clients.topk import prune
 from flsparse.codec import Layer, Reference
@@ -78,7 +78,7 @@ class DPPF(LocalSGD):
         Rounds between measurements of the Mean Valley by the nodes, and in the last round; 0: never. One exchange for
         the average and one for each worker, which every worker is sent.
     valley_samples, valley_steps, valley_step, valley_kappa : int, int, float, float (default: 200, 20, 0.1, 2.0)
-        Examples of each node, points of each walk, their spacing in normalized coordinates, and the wall.
+        Examples of each node, points of each walk (at most 200), their spacing in normalized coordinates, and the wall.
     valley_names : list[str], optional
         Walk along these parameters alone; default: all.
     **local_sgd
@@ -123,7 +123,9 @@ class DPPF(LocalSGD):
         _require(schedule in SCHEDULES, f"schedule={schedule!r} is none of {', '.join(SCHEDULES)}")
         _require(0 < uplink_density <= 1, f"uplink_density={uplink_density} is not in (0, 1]")
         _require(0 <= sparsity < 1, f"sparsity={sparsity} is not in [0, 1)")
-        _require(valley_every >= 0 and valley_steps >= 1, "valley_every must be at least 0, valley_steps at least 1")
+        _require(valley_every >= 0, f"valley_every={valley_every} must be at least 0")
+        fits = 1 <= valley_steps <= MAX_VALLEY_STEPS
+        _require(fits, f"valley_steps={valley_steps} is not in 1..{MAX_VALLEY_STEPS}, which is what devices walk")
         _require(valley_kappa > 1 and valley_step > 0, "valley_kappa must be above 1, valley_step above 0")
         self.alpha, self.lambda_, self.relative_width, self.schedule = alpha, lambda_, relative_width, schedule
         self.uplink_density = uplink_density

@@ -319,6 +319,17 @@ def test_control_variates_are_the_mean_of_the_nodes() -> None:
     assert not any(name.startswith("control/") for name in last.arrays)
 
 
+@pytest.mark.parametrize("optimizer", [{"server_optimizer": "adam", "server_lr": 0.01}, {"server_lr": 0.5}])
+def test_a_server_optimizer_steps_the_model_alone(optimizer: dict[str, Any]) -> None:
+    usual, stepped = DPPF(control_variates=True, **RAW), DPPF(control_variates=True, **optimizer, **RAW)
+    (a,), (b,) = run(usual, rounds=1), run(stepped, rounds=1)
+    assert not same(a, b)
+    assert usual.control
+    assert stepped.control
+    for name, c in usual.control.arrays.items():
+        np.testing.assert_array_equal(stepped.control.arrays[name], c)
+
+
 @pytest.mark.parametrize(
     ("argument", "value"),
     [
@@ -332,6 +343,8 @@ def test_control_variates_are_the_mean_of_the_nodes() -> None:
         ("qsr", -1.0),
         ("statistics_every", -1),
         ("valley_kappa", 1.0),
+        ("valley_steps", 0),
+        ("valley_steps", 201),
     ],
 )
 def test_impossible_arguments_are_refused(argument: str, value: Any) -> None:
