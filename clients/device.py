@@ -23,7 +23,7 @@ from flsparse.clients.base import (
     load_arrays,
     make_method,
 )
-from flsparse.clients.compress import CompressMod, Limits
+from flsparse.clients.compress import CompressMod, Limits, passes
 from flsparse.clients.probes import METRICS, STATISTICS, VALLEY, answer_statistics, answer_valley
 from flsparse.clients.protocol import (
     CONTROL,
@@ -148,10 +148,10 @@ def partition_id(context: Context) -> int:
 
 
 def _epochs(config: Mapping[str, Scalar], examples: int) -> float:
-    """Return the passes over the local data that a message asks for, in epochs or in steps."""
-    if steps := float(config.get("local-steps", 0)):
-        return steps * float(config.get("batch-size", 1)) / max(examples, 1)
-    return float(config.get("local-epochs", 0))
+    """Return the passes over the local data that a message asks for, in epochs or in steps, read as training does."""
+    if (steps := int(config.get("local-steps", 0))) > 0:
+        return passes(steps, examples, int(config.get("batch-size", 1)))
+    return int(config.get("local-epochs", 1))
 
 
 def _sample(message: Message, context: Context, task: TaskLike) -> list[tuple[Tensor, Tensor]]:

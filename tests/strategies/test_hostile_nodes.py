@@ -189,7 +189,16 @@ def test_after_a_deadline_nothing_waits_in_the_grid():
     assert not grid._pending
 
 
-@pytest.mark.parametrize("asked", [{"local-epochs": 3}, {"local-epochs": 0, "local-steps": 500}, {"local-epochs": -5}])
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"local-epochs": 3},
+        {"local-epochs": 0, "local-steps": 500},
+        {"local-epochs": -5},
+        {"local-epochs": 3, "local-steps": 0.5},
+        {"local-epochs": 3, "local-steps": -1},
+    ],
+)
 def test_steps_and_epochs_are_held_to_the_owners_limit(asked):
     task, loop = digits(2), FedAvg()
     grid = InProcessGrid(device_app(lambda _: task, Limits(max_local_epochs=2)), 2)

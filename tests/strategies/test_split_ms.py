@@ -7,7 +7,7 @@ from federation_kit import TamperedGrid, copy, digits, initial_arrays
 from flwr.app import ConfigRecord, Error
 from torch.nn.functional import cross_entropy
 
-from flsparse.clients import device_app, state_arrays
+from flsparse.clients import Limits, device_app, state_arrays
 from flsparse.clients import split_protocol as split
 from flsparse.clients.protocol import to_numpy
 from flsparse.clients.split_ms import batch_positions
@@ -249,6 +249,18 @@ def test_damaged_and_hostile_bundles_drop_their_node_alone(change):
     (report,) = run(strategy, task, rounds=1, grid=tampered(task, damaged(change)))
     assert report.metrics["replies"] == 1
     assert report.metrics["rejected_payloads"] == 1
+
+
+def test_passes_over_the_data_are_held_to_the_owners_limit():
+    task = digits(2)
+    app = device_app(lambda _: task, Limits(max_local_epochs=1))
+    one_pass = SplitMS(cut="2", hello=True)
+    (report,) = run(one_pass, task, rounds=1, grid=InProcessGrid(app, 2))
+    assert len(task.train_data(0)) % 16 > 1  # the last batch of a pass is smaller
+    assert report.metrics["failures"] == 0
+    for settings in ({"steps_per_round": 13}, {"steps_per_round": 1, "batches_per_message": 13}):
+        with pytest.raises(RoundFailed, match="max_local_epochs=1"):
+            run(SplitMS(cut="2", **settings), task, rounds=1, grid=InProcessGrid(app, 2))
 
 
 def test_a_round_without_replies_fails():
