@@ -10,7 +10,6 @@ from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from torch import Tensor, nn
 
-import flsparse
 from flsparse.clients.base import (
     METHODS,
     Arrays,
@@ -122,7 +121,6 @@ def device_app(load_task: Callable[[Context], TaskLike], limits: Limits | None =
             {
                 "partition-id": partition_id(context),
                 "num-examples": len(load_task(context).train_data(partition_id(context))),
-                "version": flsparse.__version__,
                 "methods": sorted(METHODS),
                 "codec-version": VERSION,
                 "held": NodeState(context, limits.max_state_bytes).held,

@@ -148,6 +148,22 @@ def test_a_hello_that_makes_no_sense_keeps_the_node_out(said):
     assert report.metrics["replies"] == 2
 
 
+@pytest.mark.parametrize(("methods", "welcome"), [(["topk"], 2), ([1, 2], 2), (["fedavg", "topk"], 3), (None, 3)])
+def test_a_node_that_does_not_know_the_method_is_not_sampled(methods, welcome):
+    def change(reply):
+        del reply.content[RECORD]["methods"]
+        if methods is not None:
+            reply.content[RECORD]["methods"] = methods
+
+    task, grid = first_of_each_round(change, kind="query")
+    loop, problems = FedAvg(hello=True), []
+    loop.callbacks.append(lambda _: problems.extend(loop.wire.problems))
+    *_, report = run(loop, task, rounds=2, grid=grid)
+    assert len(loop.nodes) == report.metrics["replies"] == welcome
+    assert report.metrics["failures"] == 3 - welcome
+    assert not problems or "does not know the method 'fedavg'" in problems[0]
+
+
 @pytest.mark.parametrize("value", [2**70, "\ud800"], ids=["huge", "surrogate"])
 def test_a_reply_that_cannot_be_serialized_is_that_nodes_failure(value):
     task = digits(2)
