@@ -159,7 +159,8 @@ class DPPF(LocalSGD):
             "method.relative_push": 0.0 if absolute else fraction * self.relative_width,
         }
         if self.control:
-            asked["method.control_variates"] = True
+            confirmed = self.control.confirmed.get(node.partition, 0)
+            asked |= {"method.control_variates": True, "method.confirmed": confirmed}
         if self.sparsity:
             # a ramp starts near 0, and layers are there or not for the whole run
             asked |= {"method.sparsity": max(self.round_sparsity(server_round), 1e-9), **self.layers}
@@ -210,8 +211,10 @@ class DPPF(LocalSGD):
         return super().update(reply, known)
 
     def accept(self, reply: Message, layers: list[Layer]) -> None:
-        """Move the worker's mirror."""
+        """Move the worker's mirror; note whose control variate is in the server's."""
         super().accept(reply, layers)
+        if self.control:
+            self.control.confirmed[self.wire.sender(reply).partition] = self._next_round
         if self._mirrored or self.valley_every:
             arrays = {layer.name: np.array(layer.dense(self.wire.specs[layer.name])) for layer in layers}
             self.workers[self.wire.sender(reply).partition] = arrays
@@ -297,7 +300,7 @@ class DPPF(LocalSGD):
     def state_dict(self) -> dict[str, object]:
         """Return LocalSGD's state, the mirrors and the control variate."""
         workers = {str(partition): arrays for partition, arrays in self.workers.items()}
-        control = dict(self.control.arrays) if self.control else {}
+        control = self.control.state_dict() if self.control else {}
         return {**super().state_dict(), "workers": workers, "control": control}
 
     def load_state_dict(self, state: dict[str, object]) -> None:
@@ -305,7 +308,7 @@ class DPPF(LocalSGD):
         super().load_state_dict(state)
         self.workers = {int(p): dict(arrays) for p, arrays in state["workers"].items()}  # type: ignore[attr-defined]
         if self.control:
-            self.control.arrays = dict(state["control"])  # type: ignore[call-overload]
+            self.control.load_state_dict(state["control"])  # type: ignore[arg-type]
 
 
 def _model_of(arrays: Arrays) -> Arrays:
