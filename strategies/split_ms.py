@@ -34,6 +34,7 @@ from flsparse.codec import PayloadError, decode_activations, decode_gradient, en
 from flsparse.codec.errors import require
 from flsparse.cutting import default_head
 from flsparse.metering.ledger import Direction
+from flsparse.schedules import learning_rate
 from flsparse.strategies.fedavg import FedAvg
 from flsparse.strategies.split_top import Received, Top
 from flsparse.strategies.split_wire import SplitWire
@@ -179,10 +180,16 @@ class SplitMS(FedAvg):
         top, self._grid, self._all = self.top, grid, to_numpy(arrays)
         self._model = {key: self._all[key] for key in self._device_keys}
         numbers = {key: float(value) for key, value in config.items() if isinstance(value, int | float)}
-        rate = round_rate(server_round, self._num_rounds, numbers["lr"], numbers.get("lr-final", 0.0))
+        if numbers.get("clip-grad", 0.0) > 0:
+            raise ValueError(
+                f"client.clip_grad={numbers['clip-grad']:g} must be 0: in split learning no side has the whole gradient"
+            )
+        schedule = str(config.get("lr-schedule", "geometric"))
+        rate = learning_rate(server_round, self._num_rounds, numbers["lr"], numbers.get("lr-final", 0.0), schedule)
         decay = numbers.get("weight-decay", 0.0)
         top.begin_round(self._all, lr=rate, momentum=numbers.get("momentum", 0.0), weight_decay=decay)
-        config = ConfigRecord({**config, "lr": rate, "lr-final": 0.0, "first-batch": self._batches_done})
+        constant = {"lr": rate, "lr-final": 0.0, "lr-schedule": "geometric"}  # both sides step at this round's rate
+        config = ConfigRecord({**config, **constant, "first-batch": self._batches_done})
         nodes = self.sample(self.fraction_train, self.min_train_nodes, server_round, "sampling")
         self._steps = self.steps_per_round or self._steps_of_a_pass(nodes, int(numbers["batch-size"]))
         self.wire.begin_round()
@@ -346,12 +353,3 @@ class _Tally:
 
 def _whole_gradient(part: Part) -> Tensor:
     return torch.from_numpy(decode_gradient(part.data, part.shape, np.ones(prod(part.shape), np.bool_)))
-
-
-def round_rate(server_round: int, num_rounds: int, initial: float, final: float) -> float:
-    """Return the learning rate of a round, on both sides: ``lr_0 (lr_T / lr_0)^((t - 1) / T)``; ``lr_T = 0`` keeps it.
-
-    >>> [round(round_rate(t, 2, 0.4, 0.1), 3) for t in (1, 2)]
-    [0.4, 0.2]
-    """
-    return initial if final == 0 else float(initial * (final / initial) ** ((server_round - 1) / max(num_rounds, 1)))

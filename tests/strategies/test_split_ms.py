@@ -14,25 +14,29 @@ from flsparse.clients.split_ms import batch_positions
 from flsparse.codec import PayloadError
 from flsparse.metering.ledger import Ledger
 from flsparse.runtime import InProcessGrid
+from flsparse.schedules import learning_rate
 from flsparse.strategies import RoundFailed, SplitMS
 
 TRAINING = ConfigRecord({"lr": 0.1, "batch-size": 16, "momentum": 0.9, "weight-decay": 1e-3, "lr-final": 0.0})
 EXACT = {"compressor": "none", "gradient": "fp32", "values": "raw", "downlink_values": "raw", "hello": True}
 
 
-def run(strategy, task, rounds=2, grid=None, app=None):
+def run(strategy, task, rounds=2, grid=None, app=None, **training):
     reports = []
     strategy.callbacks.append(reports.append)
     grid = grid or InProcessGrid(app or device_app(lambda _: task), task.num_nodes, on_error="raise")
-    strategy.start(grid, initial_arrays(strategy, task), num_rounds=rounds, train_config=TRAINING)
+    strategy.start(
+        grid, initial_arrays(strategy, task), num_rounds=rounds, train_config=ConfigRecord({**TRAINING, **training})
+    )
     return reports
 
 
-def joint(task, steps, batches=1, seed=0):
+def joint(task, steps, batches=1, seed=0, rates=None):
     """Train the uncut model on what all nodes train on in each step together."""
     model = task.model().train()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-3)
     for step in range(steps):
+        optimizer.param_groups[0]["lr"] = rates[step] if rates else 0.1
         loss, count = 0, 0
         for node in range(task.num_nodes):
             data = task.train_data(node)
@@ -70,6 +74,23 @@ def test_batches_per_message_make_one_step_together():
     task = digits(2)
     *_, last = run(SplitMS(cut="2", steps_per_round=1, batches_per_message=3, **EXACT), task, rounds=2)
     assert_equal_models(to_numpy(last.arrays), joint(task, 2, batches=3))
+
+
+@pytest.mark.parametrize("schedule", [{"lr-schedule": "cosine"}, {"lr-final": 0.001}])
+@pytest.mark.parametrize("labels", ["sent", "kept"])
+def test_all_parts_train_at_the_rate_of_the_round(schedule, labels):
+    task = digits(2)
+    *_, last = run(SplitMS(cut="2", labels=labels, steps_per_round=1, **EXACT), task, rounds=3, **schedule)
+    rates = [
+        learning_rate(t, 3, 0.1, schedule.get("lr-final", 0.0), schedule.get("lr-schedule", "geometric"))
+        for t in (1, 2, 3)
+    ]
+    assert_equal_models(to_numpy(last.arrays), joint(task, 3, rates=rates))
+
+
+def test_gradient_clipping_is_refused():
+    with pytest.raises(ValueError, match=r"client.clip_grad=5 must be 0"):
+        run(SplitMS(cut="2", steps_per_round=1), digits(2), **{"clip-grad": 5.0})
 
 
 def test_labels_kept_on_the_device_are_joint_training_too():
