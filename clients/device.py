@@ -10,7 +10,6 @@ from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from torch import Tensor, nn
 
-import flsparse
 from flsparse.clients.base import (
     METHODS,
     Arrays,
@@ -23,7 +22,7 @@ from flsparse.clients.base import (
     load_arrays,
     make_method,
 )
-from flsparse.clients.compress import CompressMod, Limits
+from flsparse.clients.compress import CompressMod, Limits, passes
 from flsparse.clients.probes import METRICS, STATISTICS, VALLEY, answer_statistics, answer_valley
 from flsparse.clients.protocol import (
     CONTROL,
@@ -122,7 +121,6 @@ def device_app(load_task: Callable[[Context], TaskLike], limits: Limits | None =
             {
                 "partition-id": partition_id(context),
                 "num-examples": len(load_task(context).train_data(partition_id(context))),
-                "version": flsparse.__version__,
                 "methods": sorted(METHODS),
                 "codec-version": VERSION,
                 "held": NodeState(context, limits.max_state_bytes).held,
@@ -148,10 +146,10 @@ def partition_id(context: Context) -> int:
 
 
 def _epochs(config: Mapping[str, Scalar], examples: int) -> float:
-    """Return the passes over the local data that a message asks for, in epochs or in steps."""
-    if steps := float(config.get("local-steps", 0)):
-        return steps * float(config.get("batch-size", 1)) / max(examples, 1)
-    return float(config.get("local-epochs", 0))
+    """Return the passes over the local data that a message asks for, in epochs or in steps, read as training does."""
+    if (steps := int(config.get("local-steps", 0))) > 0:
+        return passes(steps, examples, int(config.get("batch-size", 1)))
+    return int(config.get("local-epochs", 1))
 
 
 def _sample(message: Message, context: Context, task: TaskLike) -> list[tuple[Tensor, Tensor]]:

@@ -85,6 +85,8 @@ class DPPFLocal(LocalSGDLocal):
         This round's ``lambda / (alpha ||x_A||)``, at least 0; added to ``push``.
     control_variates : bool
         Correct the local steps as SCAFFOLD does.
+    confirmed : int
+        For these, the round of the last reply of this node that the server has; 0: none.
     sparsity : float
         Fraction of zeros among the prunable weights after training, in [0, 1); 0 leaves the layers plain.
     beta, activation_pruning, activation_threshold
@@ -96,13 +98,14 @@ class DPPFLocal(LocalSGDLocal):
     push: float = 0.0
     relative_push: float = 0.0
     control_variates: bool = False
+    confirmed: int = 0
     sparsity: float = 0.0
     beta: float | Literal["spectral"] = 1.25
     activation_pruning: bool = True
     activation_threshold: Literal["frozen", "exact"] = "frozen"
 
     def __post_init__(self) -> None:
-        self.control = ControlVariates() if self.control_variates else None
+        self.control = ControlVariates(self.confirmed) if self.control_variates else None
 
     def prepare(self, model: nn.Module) -> nn.Module:
         """Replace the layers by Powerpropagation layers, in place, where a sparsity is asked for."""

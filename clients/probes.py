@@ -21,7 +21,7 @@ from flsparse.valley import Loss, line, loss_on
 STATISTICS, VALLEY = "statistics", "valley"
 METRICS = "metrics"
 _AVERAGE = "valley-average"
-_MAX_STEPS = 200
+MAX_VALLEY_STEPS = 200
 Batches = list[tuple[Tensor, Tensor]]
 
 
@@ -63,8 +63,8 @@ def answer_valley(model: nn.Module, batches: Batches, asked: ConfigRecord, state
         average, steps = state.get(_AVERAGE), int(asked["steps"])  # type: ignore[arg-type]
         if average is None:
             raise ValueError("a worker to measure the valley along came before the average")
-        if not 1 <= steps <= _MAX_STEPS:
-            raise ValueError(f"steps={steps} is not in 1..{_MAX_STEPS}")
+        if not 1 <= steps <= MAX_VALLEY_STEPS:
+            raise ValueError(f"steps={steps} is not in 1..{MAX_VALLEY_STEPS}")
         losses = _losses_along(loss, average, received, asked, steps)
     metrics = MetricRecord({"losses": losses, "num-examples": _examples(batches)})
     return RecordDict({METRICS: metrics})

@@ -5,7 +5,8 @@
                                              also holds with momentum and weight decay
 
 ``c`` travels with the model under ``control/``; what goes back is ``c + (c_i_new - c_i)``, so that the server's mean
-minus ``c`` is the mean change.
+minus ``c`` is the mean change. A reply may be lost, and its change with it: the new ``c_i`` is pending until the server
+says that it has that round's reply (``confirmed``), and dropped where it has not.
 """
 
 from dataclasses import dataclass, field
@@ -17,18 +18,28 @@ import torch
 from flsparse.clients.base import Arrays, Fit, LocalMethod, register, state_arrays
 from flsparse.clients.protocol import CONTROL
 
-_OWN = "control"
+_OWN, _PENDING, _ROUND = "control", "control-pending", "control-round"
 
 
 @dataclass
 class ControlVariates:
-    """The correction of one local training; a method that wants it calls these four in its own hooks."""
+    """The correction of one local training; a method that wants it calls these three in its own hooks.
 
+    Attributes
+    ----------
+    confirmed : int
+        Round of the last reply of this node that the server has; 0: none.
+    """
+
+    confirmed: int = 0
     correction: dict[str, torch.Tensor] = field(default_factory=dict)
     total: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def start(self, fit: Fit) -> None:
         """Take ``c - c_i`` for every parameter; a node without ``c_i`` starts at 0."""
+        if (pending := fit.state.get(_PENDING)) is not None and fit.state.values.get(_ROUND) == self.confirmed:
+            fit.state.put(_OWN, pending)
+        fit.state.drop(_PENDING)
         own = fit.state.get(_OWN) or {}
         for name, parameter in fit.model.named_parameters():
             difference = fit.received[CONTROL + name] - own.get(name, np.float32(0))
@@ -44,23 +55,31 @@ class ControlVariates:
                     parameter.grad += self.correction[name]
 
     def finish(self, fit: Fit) -> Arrays:
-        """Keep the new ``c_i`` and return what the server is to average, by its names."""
+        """Keep the new ``c_i``, not yet confirmed, and return what the server is to average, by its names."""
         old = fit.state.get(_OWN) or {}
         new = {name: (total / max(fit.step, 1)).cpu().numpy() for name, total in self.total.items()}
-        fit.state.put(_OWN, new)
+        fit.state.put(_PENDING, new)
+        fit.state.values[_ROUND] = fit.server_round
         return {CONTROL + n: fit.received[CONTROL + n] + c - old.get(n, np.float32(0)) for n, c in new.items()}
 
 
 @register
 @dataclass(kw_only=True)
 class ScaffoldLocal(LocalMethod):
-    """Local SGD with control variates, from the received weights."""
+    """Local SGD with control variates, from the received weights.
+
+    Attributes
+    ----------
+    confirmed : int
+        Round of the last reply of this node that the server has; 0: none.
+    """
 
     name: ClassVar[str] = "scaffold"
+    confirmed: int = 0
 
     def before_fit(self, fit: Fit) -> None:
         """Take the correction."""
-        self.control = ControlVariates()
+        self.control = ControlVariates(self.confirmed)
         self.control.start(fit)
 
     def after_backward(self, fit: Fit) -> None:

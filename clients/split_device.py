@@ -23,7 +23,7 @@ from flsparse import rng
 from flsparse.clients import protocol
 from flsparse.clients import split_protocol as split
 from flsparse.clients.base import Arrays, Scalar, TaskLike, load_arrays, state_arrays
-from flsparse.clients.compress import Limits
+from flsparse.clients.compress import Limits, passes
 from flsparse.clients.split_ms import SplitMSLocal, batch_positions
 from flsparse.clients.split_protocol import Part
 from flsparse.clients.state import NodeState
@@ -52,6 +52,7 @@ def split_function(
         data = task.train_data(partition_id(context))
         if (bundled := split.packed_bundle(message.content)) is None:
             device = Device.begin(message.content, task, data, state)
+            limits.check("max_local_epochs", device.passes())
             return Message(RecordDict({split.DATA: split.pack(split.bundle(device.forward()))}), reply_to=message)
         limits.check("max_payload_bytes", len(bundled))
         asked = message.content.config_records[split.RECORD]
@@ -63,6 +64,7 @@ def split_function(
             )
         device.backward(parts)
         if stage == split.STEP:
+            limits.check("max_local_epochs", device.passes())
             return Message(RecordDict({split.DATA: split.pack(split.bundle(device.forward()))}), reply_to=message)
         payload, metrics = device.end()
         content = RecordDict({"arrays": protocol.pack(payload), "metrics": MetricRecord(metrics)})  # type: ignore[arg-type]
@@ -124,6 +126,11 @@ class Device:
     def arrays(self) -> Arrays:
         """Return the layers on this device, under the model's own state-dict keys."""
         return state_arrays(self.bottom) | state_arrays(self.head)
+
+    def passes(self) -> float:
+        """Return the passes over the data that this round comes to with the batches of this step."""
+        batches = (self.session["step"] + 1) * self.asked.batches
+        return passes(batches, len(self.data), int(self.config["batch-size"]))
 
     @classmethod
     def begin(cls, content: RecordDict, task: TaskLike, data: Any, state: NodeState) -> "Device":

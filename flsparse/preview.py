@@ -12,6 +12,7 @@ from flsparse import rng
 from flsparse.clients.base import Arrays, make_method, state_arrays
 from flsparse.clients.gossip import GossipLocal
 from flsparse.clients.mirror import towards
+from flsparse.clients.protocol import CONTROL, to_numpy, to_record
 from flsparse.codec import Codec, MaskEncoding, Reference, decode
 from flsparse.codec.residual import Stamp, copy_checksum
 from flsparse.cut_adviser import advice_table, advise
@@ -38,7 +39,7 @@ class Preview:
     parameters : int
         Parameters of the model.
     dense_bytes : int
-        The model as it is, in bytes.
+        The model as it is, with the control variates of a strategy that has them, in bytes.
     first_downlink_bytes : int
         The broadcast of round 1, to one node.
     downlink_bytes, uplink_bytes : int
@@ -109,12 +110,16 @@ def preview(cfg: Mapping[str, Any]) -> Preview:
     names = prunable_names(plain)
     strategy = make_strategy(cfg, names)
     arrays = state_arrays(strategy.prepare(plain))
+    parameters = sum(array.size for array in arrays.values())
     sparsity = float(getattr(strategy, "sparsity", 0.0))
     pruned = prune_global(arrays, sparsity, names)
 
     codec = cfg["codec"]
     down, up = Codec(values=codec["downlink_values"]), Codec(values=codec["values"], rounding=codec["rounding"])
     stream = rng.stream(int(cfg["seed"]), 0, -1, "preview")
+    if (control := getattr(strategy, "control", None)) is not None:
+        arrays = to_numpy(control.join(to_record(arrays)))  # in round 1 they are 0
+        pruned |= _gradients_of({name: pruned[name] for name in control.arrays}, stream)
     broadcast = down.encode(pruned, rng=stream)
     received = decode(broadcast, like=pruned)
     density = getattr(strategy, "uplink_density", 1.0)  # where a reply changes a part of the weights only
@@ -125,7 +130,7 @@ def preview(cfg: Mapping[str, Any]) -> Preview:
         nodes=task.num_nodes,
         sampled=strategy.min_available_nodes,
         num_rounds=int(cfg["num_rounds"]),
-        parameters=sum(array.size for array in arrays.values()),
+        parameters=parameters,
         dense_bytes=sum(array.nbytes for array in arrays.values()),
         first_downlink_bytes=len(down.encode(arrays, rng=stream)),
         downlink_bytes=len(broadcast),
@@ -209,6 +214,14 @@ def cut_preview(cfg: Mapping[str, Any]) -> Table:
     coding = MaskEncoding(float(settings["sparsity"]), int(settings["bits"]), str(settings["mask_rounding"]))
     inputs = data.prepare(data.all_inputs[chosen].to(task.device))
     return advice_table(advise(task.model(), inputs, coding), len(chosen))
+
+
+def _gradients_of(arrays: Arrays, stream: np.random.Generator) -> Arrays:
+    """Return what control variates are like once they are mean gradients: dense, but where a weight was pruned."""
+    return {
+        CONTROL + name: (stream.standard_normal(array.shape) * ((array != 0) | (array.ndim < 2))).astype(array.dtype)
+        for name, array in arrays.items()
+    }
 
 
 def _trained(arrays: Arrays, stream: np.random.Generator) -> Arrays:

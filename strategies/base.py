@@ -283,6 +283,8 @@ class RoundLoop(Strategy):
         elif said.get("codec-version") != VERSION:
             reason = f"codes payloads in version {said.get('codec-version')!r}, not {VERSION}: update it"
             self.wire.drop(node_id, reason, "failures")
+        elif (fault := self._not_known(said)) is not None:
+            self.wire.drop(node_id, fault, "failures")
         elif partition in (taken := {n.partition: n.node_id for n in self.nodes.values()}):
             self.wire.drop(node_id, f"says it is partition {partition}, as does node {taken[partition]}", "failures")
         else:
@@ -290,6 +292,13 @@ class RoundLoop(Strategy):
             known = examples if type(examples) is int and 0 < examples < 2**31 else 0
             self._mute.discard(node_id)
             self.nodes[node_id] = Node(node_id, partition, held_by(said), known)
+
+    def _not_known(self, said: ConfigRecord) -> str | None:
+        """Return why a node cannot run this method; None where it can, or does not say what it knows."""
+        known, method = said.get("methods"), self.method(Node(0, 0), self._next_round).get("method")
+        if not isinstance(known, list) or not known or method is None or method in known:
+            return None
+        return f"does not know the method {method!r}, only {', '.join(map(str, known))}: update it"
 
     def in_partition_order(self) -> list[Node]:
         """Return the known nodes by partition id."""

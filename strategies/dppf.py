@@ -25,7 +25,7 @@ from flwr.serverapp import Grid
 from torch import nn
 
 from flsparse._flwr import log
-from flsparse.clients.probes import METRICS, VALLEY
+from flsparse.clients.probes import MAX_VALLEY_STEPS, METRICS, VALLEY
 from flsparse.clients.protocol import CONTROL, to_record
 from flsparse.clients.topk import prune
 from flsparse.codec import Layer, Reference
@@ -78,7 +78,7 @@ class DPPF(LocalSGD):
         Rounds between measurements of the Mean Valley by the nodes, and in the last round; 0: never. One exchange for
         the average and one for each worker, which every worker is sent.
     valley_samples, valley_steps, valley_step, valley_kappa : int, int, float, float (default: 200, 20, 0.1, 2.0)
-        Examples of each node, points of each walk, their spacing in normalized coordinates, and the wall.
+        Examples of each node, points of each walk (at most 200), their spacing in normalized coordinates, and the wall.
     valley_names : list[str], optional
         Walk along these parameters alone; default: all.
     **local_sgd
@@ -123,7 +123,9 @@ class DPPF(LocalSGD):
         _require(schedule in SCHEDULES, f"schedule={schedule!r} is none of {', '.join(SCHEDULES)}")
         _require(0 < uplink_density <= 1, f"uplink_density={uplink_density} is not in (0, 1]")
         _require(0 <= sparsity < 1, f"sparsity={sparsity} is not in [0, 1)")
-        _require(valley_every >= 0 and valley_steps >= 1, "valley_every must be at least 0, valley_steps at least 1")
+        _require(valley_every >= 0, f"valley_every={valley_every} must be at least 0")
+        fits = 1 <= valley_steps <= MAX_VALLEY_STEPS
+        _require(fits, f"valley_steps={valley_steps} is not in 1..{MAX_VALLEY_STEPS}, which is what devices walk")
         _require(valley_kappa > 1 and valley_step > 0, "valley_kappa must be above 1, valley_step above 0")
         self.alpha, self.lambda_, self.relative_width, self.schedule = alpha, lambda_, relative_width, schedule
         self.uplink_density = uplink_density
@@ -157,7 +159,8 @@ class DPPF(LocalSGD):
             "method.relative_push": 0.0 if absolute else fraction * self.relative_width,
         }
         if self.control:
-            asked["method.control_variates"] = True
+            confirmed = self.control.confirmed.get(node.partition, 0)
+            asked |= {"method.control_variates": True, "method.confirmed": confirmed}
         if self.sparsity:
             # a ramp starts near 0, and layers are there or not for the whole run
             asked |= {"method.sparsity": max(self.round_sparsity(server_round), 1e-9), **self.layers}
@@ -208,8 +211,10 @@ class DPPF(LocalSGD):
         return super().update(reply, known)
 
     def accept(self, reply: Message, layers: list[Layer]) -> None:
-        """Move the worker's mirror."""
+        """Move the worker's mirror; note whose control variate is in the server's."""
         super().accept(reply, layers)
+        if self.control:
+            self.control.confirmed[self.wire.sender(reply).partition] = self._next_round
         if self._mirrored or self.valley_every:
             arrays = {layer.name: np.array(layer.dense(self.wire.specs[layer.name])) for layer in layers}
             self.workers[self.wire.sender(reply).partition] = arrays
@@ -295,7 +300,7 @@ class DPPF(LocalSGD):
     def state_dict(self) -> dict[str, object]:
         """Return LocalSGD's state, the mirrors and the control variate."""
         workers = {str(partition): arrays for partition, arrays in self.workers.items()}
-        control = dict(self.control.arrays) if self.control else {}
+        control = self.control.state_dict() if self.control else {}
         return {**super().state_dict(), "workers": workers, "control": control}
 
     def load_state_dict(self, state: dict[str, object]) -> None:
@@ -303,7 +308,7 @@ class DPPF(LocalSGD):
         super().load_state_dict(state)
         self.workers = {int(p): dict(arrays) for p, arrays in state["workers"].items()}  # type: ignore[attr-defined]
         if self.control:
-            self.control.arrays = dict(state["control"])  # type: ignore[call-overload]
+            self.control.load_state_dict(state["control"])  # type: ignore[arg-type]
 
 
 def _model_of(arrays: Arrays) -> Arrays:

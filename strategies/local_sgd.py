@@ -134,8 +134,8 @@ class LocalSGD(FedAvg):
         for reply in self.ask(grid, server_round, f"{MessageType.EVALUATE}.{STATISTICS}", arrays, config, timeout_s):
             if (weighed := self._weigh(reply)) is None:
                 continue
-            found = to_numpy(reply.content.array_records.get(STATISTICS, ArrayRecord()))
-            if _sound(found, names, to_numpy(arrays)) and self.wire.downlink.cannot_send(found) is None:
+            found = _statistics_of(reply, names, to_numpy(arrays))
+            if found is not None and self.wire.downlink.cannot_send(found) is None:
                 parts.append((weighed[0], found))
             else:
                 self.wire.drop(self.wire.sender(reply).node_id, "its statistics are no use", "rejected_payloads")
@@ -185,11 +185,18 @@ class LocalSGD(FedAvg):
         self._once = set(state["once"])  # type: ignore[call-overload]
 
 
-def _sound(found: Mapping[str, np.ndarray], names: list[str], model: Mapping[str, np.ndarray]) -> bool:
-    """Whether a node's statistics are finite, not negative where they are variances, and of the model's shapes."""
-    return sorted(found) == sorted(names) and all(
-        found[n].shape == model[n].shape
+def _statistics_of(reply: Message, names: list[str], model: Mapping[str, np.ndarray]) -> dict[str, np.ndarray] | None:
+    """Return the statistics a node found; None where they are not finite, or not of the model's shapes and dtypes."""
+    try:
+        found = to_numpy(reply.content.array_records.get(STATISTICS, ArrayRecord()))
+    except Exception:  # reading a stranger's bytes as arrays may end in anything
+        return None
+    if sorted(found) != sorted(names) or not all(isinstance(array, np.ndarray) for array in found.values()):
+        return None
+    sound = all(
+        (found[n].shape, found[n].dtype) == (model[n].shape, model[n].dtype)
         and bool(np.isfinite(found[n]).all())
         and (not n.endswith("running_var") or bool((found[n] >= 0).all()))
         for n in names
     )
+    return found if sound else None

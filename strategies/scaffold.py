@@ -8,6 +8,7 @@ Both travel in one payload, so an exchange carries twice the arrays; ``c`` start
 """
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message
@@ -15,8 +16,10 @@ from flwr.serverapp import Grid
 from torch import nn
 
 from flsparse.clients.protocol import CONTROL, to_numpy, to_record
+from flsparse.codec import Layer
 from flsparse.strategies.fedavg import FedAvg
 from flsparse.strategies.server_optimizer import Arrays
+from flsparse.strategies.wire import Node, Value
 
 
 class ServerControl:
@@ -26,11 +29,19 @@ class ServerControl:
     ----------
     parameters : list[str]
         Names of the model's parameters; empty: all floating arrays.
+
+    Attributes
+    ----------
+    arrays : dict[str, np.ndarray]
+        ``c``.
+    confirmed : dict[int, int]
+        Round of each node's last accepted reply, by partition: ``c`` holds the change that came with it, and no later.
     """
 
     def __init__(self, parameters: list[str]) -> None:
         self.parameters = parameters
         self.arrays: Arrays = {}
+        self.confirmed: dict[int, int] = {}
 
     def join(self, model: ArrayRecord) -> ArrayRecord:
         """Return the model with the control variate behind it."""
@@ -53,6 +64,15 @@ class ServerControl:
             self.arrays[name] = np.asarray(c + share * (mean[CONTROL + name] - c), c.dtype)
         return {name: x for name, x in mean.items() if not name.startswith(CONTROL)}
 
+    def state_dict(self) -> dict[str, object]:
+        """Return the variate and whose changes it holds."""
+        return {"arrays": dict(self.arrays), "confirmed": {str(p): r for p, r in self.confirmed.items()}}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what :meth:`state_dict` gave."""
+        self.arrays = dict(state["arrays"])
+        self.confirmed = {int(partition): server_round for partition, server_round in state["confirmed"].items()}
+
 
 class Scaffold(FedAvg):
     """FedAvg of nodes that correct each other's drift.
@@ -69,6 +89,10 @@ class Scaffold(FedAvg):
     def __init__(self, **fedavg: object) -> None:
         super().__init__(server_optimizer="none", server_lr=1.0, **fedavg)  # type: ignore[arg-type]
         self.control = ServerControl([])
+
+    def method(self, node: Node, server_round: int) -> Mapping[str, Value]:
+        """Tell the node which of its control variates is in the server's."""
+        return {"method": self.name, "method.confirmed": self.control.confirmed.get(node.partition, 0)}
 
     def prepare(self, model: nn.Module) -> nn.Module:
         """Note the parameters' names: control variates are for them alone."""
@@ -87,15 +111,19 @@ class Scaffold(FedAvg):
         """Send it here too: what nodes hold has both."""
         return super().configure_evaluate(server_round, self.control.join(arrays), config, grid)
 
+    def accept(self, reply: Message, layers: list[Layer]) -> None:
+        """Note the node's round."""
+        self.control.confirmed[self.wire.sender(reply).partition] = self._next_round
+
     def after_aggregation(self, arrays: Arrays, server_round: int) -> Arrays:
         """Move the control variate; return the model."""
         return self.control.part(arrays, self.round_metrics["replies"] / max(1, len(self.nodes)))
 
     def state_dict(self) -> dict[str, object]:
         """Return FedAvg's state and the control variate."""
-        return {**super().state_dict(), "control": dict(self.control.arrays)}
+        return {**super().state_dict(), "control": self.control.state_dict()}
 
     def load_state_dict(self, state: dict[str, object]) -> None:
         """Restore what :meth:`state_dict` gave."""
         super().load_state_dict(state)
-        self.control.arrays = dict(state["control"])  # type: ignore[call-overload]
+        self.control.load_state_dict(state["control"])  # type: ignore[arg-type]

@@ -14,6 +14,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from flsparse.clients.protocol import CONTROL
+
 Arrays = dict[str, np.ndarray]
 KINDS = ("none", "momentum", "adam")
 
@@ -44,12 +46,13 @@ class ServerOptimizer:
         Parameters
         ----------
         model, mean : Mapping[str, np.ndarray]
-            The current model and the aggregate, same names and shapes. Arrays that are not floating take the mean.
+            The current model and the aggregate, same names and shapes. Arrays that are not floating, and those that
+            travel beside the model, take the mean.
         """
         return {name: self._step(name, x, mean[name]) for name, x in model.items()}
 
     def _step(self, name: str, x: np.ndarray, mean: np.ndarray) -> np.ndarray:
-        if x.dtype.kind != "f" or (self.kind == "none" and self.lr == 1):
+        if x.dtype.kind != "f" or name.startswith(CONTROL) or (self.kind == "none" and self.lr == 1):
             return mean
         g = mean - x
         if self.kind == "momentum":

@@ -11,6 +11,7 @@ round, or one node, and nothing compressed this is joint training of the uncut m
 is cut twice: the device also runs the last layers and the loss, and a step takes two round trips.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import replace
@@ -34,13 +35,14 @@ from flsparse.codec import PayloadError, decode_activations, decode_gradient, en
 from flsparse.codec.errors import require
 from flsparse.cutting import default_head
 from flsparse.metering.ledger import Direction
+from flsparse.schedules import learning_rate
 from flsparse.strategies.fedavg import FedAvg
 from flsparse.strategies.split_top import Received, Top
 from flsparse.strategies.split_wire import SplitWire
 from flsparse.strategies.wire import Node, Value
 
 _WAYS: tuple[Direction, Direction] = ("uplink", "downlink")
-_MAX_VALUES = 1 << 28  # of one tensor from a node
+_OF_ONE_NODE = (ValueError, RuntimeError, IndexError)  # what a node's parts may raise where they fit nothing
 
 
 class SplitMS(FedAvg):
@@ -127,6 +129,7 @@ class SplitMS(FedAvg):
         self._momentum: dict[str, np.ndarray] = {}
         self._device_keys: list[str] = []
         self._batches_done = 0
+        self._each: tuple[int, ...] | None = None  # shape of one sample at the cut
 
     # -- the model --------------------------------------------------------------------------------------------------
 
@@ -179,12 +182,23 @@ class SplitMS(FedAvg):
         top, self._grid, self._all = self.top, grid, to_numpy(arrays)
         self._model = {key: self._all[key] for key in self._device_keys}
         numbers = {key: float(value) for key, value in config.items() if isinstance(value, int | float)}
-        rate = round_rate(server_round, self._num_rounds, numbers["lr"], numbers.get("lr-final", 0.0))
+        if numbers.get("clip-grad", 0.0) > 0:
+            raise ValueError(
+                f"client.clip_grad={numbers['clip-grad']:g} must be 0: in split learning no side has the whole gradient"
+            )
+        schedule = str(config.get("lr-schedule", "geometric"))
+        rate = learning_rate(server_round, self._num_rounds, numbers["lr"], numbers.get("lr-final", 0.0), schedule)
         decay = numbers.get("weight-decay", 0.0)
         top.begin_round(self._all, lr=rate, momentum=numbers.get("momentum", 0.0), weight_decay=decay)
-        config = ConfigRecord({**config, "lr": rate, "lr-final": 0.0, "first-batch": self._batches_done})
+        constant: dict[str, Value] = {
+            "lr": rate,
+            "lr-final": 0.0,
+            "lr-schedule": "geometric",
+        }  # both sides step at this round's rate
+        config = ConfigRecord({**config, **constant, "first-batch": self._batches_done})
         nodes = self.sample(self.fraction_train, self.min_train_nodes, server_round, "sampling")
-        self._steps = self.steps_per_round or self._steps_of_a_pass(nodes, int(numbers["batch-size"]))
+        self._batch_size, self._each = int(numbers["batch-size"]), None
+        self._steps = self.steps_per_round or self._steps_of_a_pass(nodes, self._batch_size)
         self.wire.begin_round()
         return self._messages(nodes, server_round, to_record(self._model), config, split.MESSAGE_TYPE)
 
@@ -240,12 +254,30 @@ class SplitMS(FedAvg):
             parts = split.unbundle(data or b"")
             found = [part.kind for part in parts]
             require(found == kinds * self.asked.batches, f"it has parts of kinds {found}")
-            sizes = [prod(part.shape) for part in parts]
-            require(all(0 < size <= _MAX_VALUES for size in sizes), f"tensors of {sizes} values")
         except PayloadError as error:
             self._refuse(reply, error)
             return None
         return parts
+
+    def _smashed(self, replies: Iterable[Message], kinds: list[int]) -> Iterator[tuple[Message, list[Part]]]:
+        """Yield the replies whose activations are as many as a batch has, and shaped as those of most nodes."""
+        found: Iterable[tuple[Message, list[Part]]]
+        found = ((reply, parts) for reply in replies if (parts := self._parts_of(reply, kinds)) is not None)
+        if self._each is None:  # the strategy knows the layers, but not the data: the round's first replies tell
+            found = list(found)
+            self._each = _most_common([parts[0].shape[1:] for _, parts in found])
+        for reply, parts in found:
+            odd = [part.shape for part in parts[:: len(kinds)] if not self._fits(part.shape)]
+            if odd:
+                wanted = (
+                    f"1 to {self._batch_size + 1} samples of {self._each}, the shape of most nodes', were asked for"
+                )
+                self._refuse(reply, PayloadError(f"activations of shape {odd[0]}, where {wanted}"))
+            else:
+                yield reply, parts
+
+    def _fits(self, shape: tuple[int, ...]) -> bool:
+        return len(shape) > 1 and 1 <= shape[0] <= self._batch_size + 1 and shape[1:] == self._each
 
     def _refuse(self, reply: Message, error: Exception) -> None:
         self.wire.drop(self.wire.sender(reply).node_id, f"its payload was refused: {error}", "rejected_payloads")
@@ -254,15 +286,14 @@ class SplitMS(FedAvg):
         self, server_round: int, step: int, replies: Iterable[Message]
     ) -> Iterator[tuple[int, list[Part]]]:
         """Run each node's activations to the loss; yield the gradients it is to get."""
-        for reply in replies:
-            if (parts := self._parts_of(reply, [split.ACTIVATIONS, split.LABELS])) is None:
-                continue
+        for reply, parts in self._smashed(replies, [split.ACTIVATIONS, split.LABELS]):
             try:
                 batches = [Received(*pair) for pair in zip(parts[::2], parts[1::2], strict=True)]
                 gradients, loss, correct = self.top.to_the_loss(batches)
-            except (PayloadError, RuntimeError) as error:  # of shapes that the layers cannot take
+            except _OF_ONE_NODE as error:
                 self._refuse(reply, error)
                 continue
+            self.wire.count_accepted(parts)
             self._tally.add(batches, loss, correct)
             yield self.wire.sender(reply).node_id, self._coded(gradients, batches)
 
@@ -273,27 +304,28 @@ class SplitMS(FedAvg):
         codec, _ = self.asked.head_forms()
         waiting: dict[int, list[Received]] = {}
         onward = {}
-        for reply in replies:
-            if (parts := self._parts_of(reply, [split.ACTIVATIONS])) is None:
-                continue
+        for reply, parts in self._smashed(replies, [split.ACTIVATIONS]):
             node_id = self.wire.sender(reply).node_id
             try:
                 batches = [Received(part) for part in parts]
                 outputs = self.top.to_the_head(batches)
-            except (PayloadError, RuntimeError) as error:
+                onward[node_id] = [Part(split.ACTIVATIONS, array.shape, codec.encode(array)) for array in outputs]
+            except _OF_ONE_NODE as error:
                 self._refuse(reply, error)
                 continue
+            self.wire.count_accepted(parts)
             waiting[node_id] = batches
-            onward[node_id] = [Part(split.ACTIVATIONS, array.shape, codec.encode(array)) for array in outputs]
         for reply in self._send(server_round, step, split.HEAD, onward):
-            if (parts := self._parts_of(reply, [split.GRADIENT])) is None:
+            if (gradients := self._parts_of(reply, [split.GRADIENT])) is None:
                 continue
             node_id = self.wire.sender(reply).node_id
             try:
-                found = self.top.from_the_head(waiting[node_id], [_whole_gradient(part) for part in parts])
-            except PayloadError as error:
+                pairs = zip(gradients, onward[node_id], strict=True)
+                found = self.top.from_the_head(waiting[node_id], [_whole_gradient(*pair) for pair in pairs])
+            except _OF_ONE_NODE as error:
                 self._refuse(reply, error)
                 continue
+            self.wire.count_accepted(gradients)
             self._tally.add(waiting[node_id])
             yield node_id, self._coded(found, waiting[node_id])
 
@@ -344,14 +376,17 @@ class _Tally:
         self.elements += sum(batch.smashed.numel() for batch in batches)
 
 
-def _whole_gradient(part: Part) -> Tensor:
-    return torch.from_numpy(decode_gradient(part.data, part.shape, np.ones(prod(part.shape), np.bool_)))
+def _most_common(shapes: list[tuple[int, ...]]) -> tuple[int, ...] | None:
+    """Return the shape that most have, of several the one with the fewest values; None where there is none.
 
-
-def round_rate(server_round: int, num_rounds: int, initial: float, final: float) -> float:
-    """Return the learning rate of a round, on both sides: ``lr_0 (lr_T / lr_0)^((t - 1) / T)``; ``lr_T = 0`` keeps it.
-
-    >>> [round(round_rate(t, 2, 0.4, 0.1), 3) for t in (1, 2)]
-    [0.4, 0.2]
+    >>> _most_common([(8, 4), (2, 2), (), (2, 2)])
+    (2, 2)
     """
-    return initial if final == 0 else float(initial * (final / initial) ** ((server_round - 1) / max(num_rounds, 1)))
+    counts = Counter(shape for shape in shapes if prod(shape) and shape)
+    return min(counts, key=lambda shape: (-counts[shape], prod(shape)), default=None)
+
+
+def _whole_gradient(part: Part, sent: Part) -> Tensor:
+    """Decode the gradient of what was sent to a head."""
+    require(part.shape == sent.shape, f"a gradient of {part.shape} came for {sent.shape}")
+    return torch.from_numpy(decode_gradient(part.data, part.shape, np.ones(prod(part.shape), np.bool_)))

@@ -4,7 +4,8 @@ L_m = mean over node m's samples of CE(top(a), y)          gradients for the nod
 top <- top - lr * sum_m n_m dL_m/dtop / sum_m n_m          once a step, from all nodes
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -16,6 +17,9 @@ from flsparse.clients.base import load_arrays
 from flsparse.clients.split_protocol import Part
 from flsparse.codec import decode_activations
 from flsparse.codec.errors import require
+from flsparse.strategies.downlink import LARGEST_WEIGHT
+
+_LARGEST = 65504.0  # of an activation or a gradient, as half precision holds; what is beyond leads nowhere
 
 
 class Received:
@@ -35,11 +39,13 @@ class Received:
     Raises
     ------
     PayloadError
-        A part is damaged, hostile, or does not fit the other.
+        A part is damaged, hostile, or does not fit the other, or an activation is beyond any network's.
     """
 
     def __init__(self, activations: Part, labels: Part | None = None) -> None:
         array, codes = decode_activations(activations.data, activations.shape)
+        largest = float(np.abs(array).max(initial=0))
+        require(largest <= _LARGEST, f"it has activations of {largest:g}, beyond {_LARGEST:g}")
         self.smashed = torch.from_numpy(array).requires_grad_()
         self.sent: np.ndarray = codes != 0 if codes is not None else array.ravel() != 0
         self.labels: Tensor | None = None
@@ -82,6 +88,21 @@ class Top:
                 buffer = torch.from_numpy(self.momentum[name].copy()).to(parameter.device)
                 self._optimizer.state[parameter]["momentum_buffer"] = buffer
 
+    @contextmanager
+    def _buffers_kept_sane(self) -> Iterator[None]:
+        """Put the buffers (statistics of batch norm) back where a node's batches are refused, or spoil them."""
+        before = [buffer.clone() for buffer in self.module.buffers()]
+        try:
+            yield
+            for buffer, old in zip(self.module.buffers(), before, strict=True):
+                if buffer.is_floating_point():
+                    sane = bool(((buffer.abs() <= LARGEST_WEIGHT) | (buffer == old)).all())
+                    require(sane, f"they lead to statistics of batch norm beyond {LARGEST_WEIGHT:g}")
+        except Exception:
+            for buffer, old in zip(self.module.buffers(), before, strict=True):
+                buffer.copy_(old)
+            raise
+
     def begin_step(self) -> None:
         """Start to gather gradients."""
         self._sums, self._count = [torch.zeros_like(parameter) for parameter in self._parameters], 0
@@ -100,32 +121,38 @@ class Top:
 
         Raises
         ------
-        PayloadError, RuntimeError
-            The activations do not fit the layers, a label is no class, or the loss is not finite.
+        ValueError, RuntimeError, IndexError
+            The activations do not fit the layers, a label is no class, or the loss or a gradient is not finite or
+            absurd. The top is then as if these batches had never come.
         """
         device = self._parameters[0].device if self._parameters else torch.device("cpu")
         loss, correct = torch.zeros((), device=device), 0
-        for batch in batches:
-            assert batch.labels is not None
-            logits, labels = self.module(batch.smashed.to(device)), batch.labels.to(device)
-            require(logits.ndim == 2 and int(labels.max()) < logits.shape[1], "a label is beyond the model's classes")
-            loss = loss + cross_entropy(logits, labels, reduction="sum")
-            correct += int((logits.argmax(-1) == labels).sum())
-        return self._gather(batches, [loss], None), float(loss.detach()), correct
+        with self._buffers_kept_sane():
+            for batch in batches:
+                assert batch.labels is not None
+                logits, labels = self.module(batch.smashed.to(device)), batch.labels.to(device)
+                in_range = logits.ndim == 2 and int(labels.max()) < logits.shape[1]
+                require(in_range, "a label is beyond the model's classes")
+                loss = loss + cross_entropy(logits, labels, reduction="sum")
+                correct += int((logits.argmax(-1) == labels).sum())
+            require(bool(loss.isfinite()), "they lead to a loss that is not finite")
+            found = self._gradients(batches, [loss], None)
+        return self._gather(batches, found), float(loss.detach()), correct
 
     def to_the_head(self, batches: Sequence[Received]) -> list[np.ndarray]:
         """Run a node's batches to where its head goes on; return what the head is to get.
 
         Raises
         ------
-        RuntimeError
-            The activations do not fit the layers.
+        ValueError, RuntimeError, IndexError
+            The activations do not fit the layers, or make something absurd of them.
         """
         device = self._parameters[0].device if self._parameters else torch.device("cpu")
         outputs = []
-        for batch in batches:
-            batch.output = self.module(batch.smashed.to(device))
-            outputs.append(batch.output.detach().cpu().numpy())
+        with self._buffers_kept_sane():
+            for batch in batches:
+                batch.output = self.module(batch.smashed.to(device))
+                outputs.append(batch.output.detach().cpu().numpy())
         return outputs
 
     def from_the_head(self, batches: Sequence[Received], gradients: Sequence[Tensor]) -> list[Tensor]:
@@ -134,20 +161,24 @@ class Top:
         Raises
         ------
         PayloadError
-            A gradient has another shape than what it is for, or is not finite.
+            What follows from a gradient is not finite, or absurd.
         """
         outputs = [batch.output for batch in batches if batch.output is not None]
-        for gradient, output in zip(gradients, outputs, strict=True):
-            require(gradient.shape == output.shape, f"a gradient of {tuple(gradient.shape)} for {tuple(output.shape)}")
         count = sum(len(batch) for batch in batches)
-        return self._gather(batches, outputs, [gradient * count for gradient in gradients])
+        return self._gather(batches, self._gradients(batches, outputs, [gradient * count for gradient in gradients]))
 
-    def _gather(
+    def _gradients(
         self, batches: Sequence[Received], ends: Sequence[Tensor], gradients: Sequence[Tensor] | None
-    ) -> list[Tensor]:
-        """Differentiate a sum over a node's samples; add the top's part, return the activations' as a mean's."""
+    ) -> Sequence[Tensor]:
+        """Differentiate a sum over a node's samples by its activations and by the top."""
         found = torch.autograd.grad(ends, [*(batch.smashed for batch in batches), *self._parameters], gradients)
-        require(all(bool(torch.isfinite(each).all()) for each in found), "they lead to a loss that is not finite")
+        count = sum(len(batch) for batch in batches)
+        sane = all(bool((each.abs() <= _LARGEST * count).all()) for each in found)  # false for NaN, too
+        require(sane, f"they lead to gradients beyond {_LARGEST:g}; if all nodes' do, lower client.lr")
+        return found
+
+    def _gather(self, batches: Sequence[Received], found: Sequence[Tensor]) -> list[Tensor]:
+        """Add the top's part of the gradients; return the activations' as a mean's."""
         count = sum(len(batch) for batch in batches)
         for whole, own in zip(self._sums, found[len(batches) :], strict=True):
             whole += own

@@ -1,10 +1,12 @@
 """The wire of split learning: coded models as ever at the ends of a round, bundles of tensors between them."""
 
+from collections.abc import Sequence
+
 from flwr.app import Message
 
 from flsparse._flwr import wire_size
 from flsparse.clients.protocol import packed_payload
-from flsparse.clients.split_protocol import lines_of, packed_bundle, unbundle
+from flsparse.clients.split_protocol import Part, lines_of, packed_bundle, unbundle
 from flsparse.codec import PayloadError
 from flsparse.metering.ledger import Direction
 from flsparse.strategies.downlink import Broadcast
@@ -27,8 +29,13 @@ class SplitWire(Wire):
         self._exchange.broadcasts[node.node_id] = self._begun[node.node_id]
         return message
 
+    def count_accepted(self, parts: Sequence[Part]) -> None:
+        """Enter what a node's parts stand for, now that they are what was asked for: their shapes are its words."""
+        dense, server_round = sum(part.dense_bytes for part in parts), self._exchange.server_round
+        self.ledger.count("uplink", server_round, payload_bytes=0, wire_bytes=0, dense_bytes=dense)
+
     def count(self, direction: Direction, message: Message) -> None:
-        """Enter one message into the ledger, a bundle line by line."""
+        """Enter one message into the ledger, a bundle line by line; see :meth:`count_accepted` for a node's."""
         data = packed_bundle(message.content) if message.has_content() else None
         server_round = self._exchange.server_round
         if data is None:
@@ -37,9 +44,10 @@ class SplitWire(Wire):
                 self.ledger.itemize(direction, server_round, "models", len(payload))
             return
         try:
-            dense, lines = sum(part.dense_bytes for part in unbundle(data)), lines_of(data)
+            lines = lines_of(data)
         except PayloadError:  # refused in due course; its bytes have travelled all the same
-            dense, lines = 0, {"framing": len(data)}
+            lines = {"framing": len(data)}
+        dense = sum(part.dense_bytes for part in unbundle(data)) if direction == "downlink" else 0
         self.ledger.count(
             direction, server_round, payload_bytes=len(data), wire_bytes=wire_size(message), dense_bytes=dense
         )

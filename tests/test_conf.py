@@ -8,6 +8,7 @@ import pytest
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
+from flsparse.preview import preview
 from flsparse.runtime.federation import make_strategy
 from flsparse.settings import check
 from flsparse.strategies import STRATEGIES
@@ -91,3 +92,12 @@ def test_run_folders_can_be_named_on_the_command_line() -> None:
     for folder in (config.hydra.run.dir, config.hydra.sweep.dir):
         assert not set(folder) & set("=, ")
     assert config.hydra.run.dir.endswith("-sparsyfed-digits")
+
+
+@pytest.mark.parametrize("strategy", [["strategy=scaffold"], ["strategy=dppf", "strategy.control_variates=true"]])
+def test_a_preview_counts_control_variates(strategy: list[str]) -> None:
+    plain = preview(composed("strategy=local_sgd", "codec=int8"))
+    doubled = preview(composed(*strategy, "codec=int8"))
+    assert doubled.parameters == plain.parameters
+    assert doubled.dense_bytes == 2 * plain.dense_bytes
+    assert doubled.downlink_bytes > 1.8 * plain.downlink_bytes

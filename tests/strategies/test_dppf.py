@@ -9,7 +9,7 @@ from federation_kit import TamperedGrid, copy, initial_arrays
 from flwr.app import ConfigRecord, Error, Message
 
 from flsparse.clients import device_app, load_arrays
-from flsparse.clients.protocol import packed_payload, to_numpy
+from flsparse.clients.protocol import pack, packed_payload, to_numpy
 from flsparse.codec import payload_info
 from flsparse.runtime import InProcessGrid
 from flsparse.sparsity import sparsity_of
@@ -310,13 +310,66 @@ def test_control_variates_are_the_mean_of_the_nodes() -> None:
     task = digits()
     grid, loop = grid_of(task), Scaffold(**RAW)
     *_, last = run(loop, task, rounds=2, grid=grid, momentum=0.0)
+    assert set(loop.control.arrays) == {name for name, _ in task.model().named_parameters()}
+    assert_control_is_the_nodes_mean(loop, grid)
+    assert not any(name.startswith("control/") for name in last.arrays)
+
+
+def assert_control_is_the_nodes_mean(loop: Any, grid: InProcessGrid) -> None:
     from flsparse import _flwr
 
-    own = [_flwr.unpack_records(state).array_records["flsparse.control"] for state in grid._states.values()]
-    assert set(loop.control.arrays) == {name for name, _ in task.model().named_parameters()}
+    own = []
+    for partition, packed in grid._states.items():
+        state = _flwr.unpack_records(packed)
+        round_ = state.config_records["flsparse"]["control-round"]
+        is_confirmed = loop.control.confirmed.get(partition) == round_
+        own.append(state.array_records.get("flsparse.control-pending" if is_confirmed else "flsparse.control"))
     for name, c in loop.control.arrays.items():
-        np.testing.assert_allclose(c, np.mean([o[name].numpy() for o in own], axis=0), rtol=1e-4, atol=1e-6)
-    assert not any(name.startswith("control/") for name in last.arrays)
+        mean = np.mean([np.zeros_like(c) if o is None else o[name].numpy() for o in own], axis=0)
+        np.testing.assert_allclose(c, mean, rtol=1e-4, atol=1e-6)
+
+
+def refused(reply: Message) -> list[Message]:
+    reply.content["arrays"] = pack(packed_payload(reply.content)[:-1])  # type: ignore[index]
+    return [reply]
+
+
+@pytest.mark.parametrize("change", [broken, refused])
+@pytest.mark.parametrize("round_", [1, 2])
+@pytest.mark.parametrize("make", [lambda: Scaffold(**RAW), lambda: DPPF(control_variates=True, **RAW)])
+def test_a_lost_reply_takes_its_control_variate_with_it(make: Any, round_: int, change: Any) -> None:
+    task, loop = digits(), make()
+    inner = grid_of(task)
+    loop.callbacks.append(lambda _: assert_control_is_the_nodes_mean(loop, inner))
+    reports = run(loop, task, rounds=4, grid=TamperedGrid(inner, Nth(round_, 1, change)), momentum=0.0)
+    assert sum(r.metrics["replies"] for r in reports) == 11
+
+
+def test_a_message_that_never_came_leaves_a_confirmed_control_variate() -> None:
+    task, loop = digits(), Scaffold(**RAW)
+    inner = grid_of(task)
+
+    class Deaf(TamperedGrid):
+        def push_messages(self, messages: Any) -> Any:
+            messages = list(messages)
+            trains = messages[0].metadata.message_type == "train"
+            self.pushed = getattr(self, "pushed", 0) + trains
+            return [""] if trains and self.pushed == 5 else super().push_messages(messages)
+
+    loop.callbacks.append(lambda _: assert_control_is_the_nodes_mean(loop, inner))
+    reports = run(loop, task, rounds=3, grid=Deaf(inner, lambda reply: [reply]), momentum=0.0)
+    assert [r.metrics["replies"] for r in reports] == [3, 2, 3]
+
+
+@pytest.mark.parametrize("optimizer", [{"server_optimizer": "adam", "server_lr": 0.01}, {"server_lr": 0.5}])
+def test_a_server_optimizer_steps_the_model_alone(optimizer: dict[str, Any]) -> None:
+    usual, stepped = DPPF(control_variates=True, **RAW), DPPF(control_variates=True, **optimizer, **RAW)
+    (a,), (b,) = run(usual, rounds=1), run(stepped, rounds=1)
+    assert not same(a, b)
+    assert usual.control
+    assert stepped.control
+    for name, c in usual.control.arrays.items():
+        np.testing.assert_array_equal(stepped.control.arrays[name], c)
 
 
 @pytest.mark.parametrize(
@@ -332,6 +385,8 @@ def test_control_variates_are_the_mean_of_the_nodes() -> None:
         ("qsr", -1.0),
         ("statistics_every", -1),
         ("valley_kappa", 1.0),
+        ("valley_steps", 0),
+        ("valley_steps", 201),
     ],
 )
 def test_impossible_arguments_are_refused(argument: str, value: Any) -> None:

@@ -3,17 +3,19 @@
 import numpy as np
 import pytest
 from federation_kit import TRAINING, TamperedGrid, digits, initial_arrays, run
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAdam
 from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
 
 from flsparse.clients import Limits, device_app, state_arrays
+from flsparse.clients.probes import STATISTICS
 from flsparse.clients.protocol import RECORD, Blueprint, arrayrecord_key, pack, to_numpy
 from flsparse.codec import Codec, PayloadError, specs_of
 from flsparse.runtime import InProcessGrid
-from flsparse.strategies import Compressed, FedAvg, RoundFailed, SparsyFed
+from flsparse.strategies import Compressed, FedAvg, LocalSGD, RoundFailed, SparsyFed
 from flsparse.strategies.downlink import Downlink
+from flsparse.tasks import build_task
 
 FLOWER = {"fraction_train": 1.0, "fraction_evaluate": 0.0, "min_train_nodes": 3, "min_available_nodes": 3}
 
@@ -146,6 +148,22 @@ def test_a_hello_that_makes_no_sense_keeps_the_node_out(said):
     assert report.metrics["replies"] == 2
 
 
+@pytest.mark.parametrize(("methods", "welcome"), [(["topk"], 2), ([1, 2], 2), (["fedavg", "topk"], 3), (None, 3)])
+def test_a_node_that_does_not_know_the_method_is_not_sampled(methods, welcome):
+    def change(reply):
+        del reply.content[RECORD]["methods"]
+        if methods is not None:
+            reply.content[RECORD]["methods"] = methods
+
+    task, grid = first_of_each_round(change, kind="query")
+    loop, problems = FedAvg(hello=True), []
+    loop.callbacks.append(lambda _: problems.extend(loop.wire.problems))
+    *_, report = run(loop, task, rounds=2, grid=grid)
+    assert len(loop.nodes) == report.metrics["replies"] == welcome
+    assert report.metrics["failures"] == 3 - welcome
+    assert not problems or "does not know the method 'fedavg'" in problems[0]
+
+
 @pytest.mark.parametrize("value", [2**70, "\ud800"], ids=["huge", "surrogate"])
 def test_a_reply_that_cannot_be_serialized_is_that_nodes_failure(value):
     task = digits(2)
@@ -187,7 +205,16 @@ def test_after_a_deadline_nothing_waits_in_the_grid():
     assert not grid._pending
 
 
-@pytest.mark.parametrize("asked", [{"local-epochs": 3}, {"local-epochs": 0, "local-steps": 500}, {"local-epochs": -5}])
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"local-epochs": 3},
+        {"local-epochs": 0, "local-steps": 500},
+        {"local-epochs": -5},
+        {"local-epochs": 3, "local-steps": 0.5},
+        {"local-epochs": 3, "local-steps": -1},
+    ],
+)
 def test_steps_and_epochs_are_held_to_the_owners_limit(asked):
     task, loop = digits(2), FedAvg()
     grid = InProcessGrid(device_app(lambda _: task, Limits(max_local_epochs=2)), 2)
@@ -217,3 +244,44 @@ def test_what_nobody_holds_is_forgotten():
     *_, report = run(loop := SparsyFed(sparsity=0.9), digits(3), rounds=4)
     assert len(loop.wire.downlink.state_dict()) <= 4
     assert report.metrics["replies"] == 3
+
+
+def unreadable(_):
+    return Array(dtype="float32", shape=(4,), stype="somebody.else", data=b"1234")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda array: Array(array.numpy().astype(np.float64)),
+        lambda array: Array(array.numpy().astype(str)),
+        lambda array: Array(array.numpy()[:-1]),
+        unreadable,
+        lambda array: Array(dtype="float32", shape=array.shape, stype=array.stype, data=b""),
+        lambda array: Array(dtype="float32", shape=array.shape, stype=array.stype, data=b"PK\x03\x04" + bytes(40)),
+    ],
+    ids=["float64", "strings", "short", "stype", "empty", "zip"],
+)
+def test_one_nodes_statistics_cannot_end_a_run(change):
+    task = build_task(
+        {
+            "dataset": {"name": "digits", "train_samples": 150},
+            "model": {"name": "cnn", "width": 4, "norm": "batch"},
+            "partition": {"kind": "iid"},
+            "num_clients": 3,
+            "seed": 0,
+        }
+    )
+    seen = []
+
+    def tamper(reply):
+        if reply.has_content() and (record := reply.content.array_records.get(STATISTICS)):
+            seen.append(reply)
+            if len(seen) % 3 == 1:
+                reply.content[STATISTICS] = ArrayRecord({name: change(array) for name, array in record.items()})
+        return [reply]
+
+    grid = TamperedGrid(InProcessGrid(device_app(lambda _: task), 3), tamper)
+    *_, report = run(LocalSGD(hello=True), task, rounds=2, grid=grid)
+    assert report.metrics["rejected_payloads"] == 2
+    assert all(array.dtype != np.float64 for array in to_numpy(report.arrays).values())

@@ -7,32 +7,36 @@ from federation_kit import TamperedGrid, copy, digits, initial_arrays
 from flwr.app import ConfigRecord, Error
 from torch.nn.functional import cross_entropy
 
-from flsparse.clients import device_app, state_arrays
+from flsparse.clients import Limits, device_app, state_arrays
 from flsparse.clients import split_protocol as split
 from flsparse.clients.protocol import to_numpy
 from flsparse.clients.split_ms import batch_positions
-from flsparse.codec import PayloadError
+from flsparse.codec import PayloadError, decode_activations, make_activation_codec
 from flsparse.metering.ledger import Ledger
 from flsparse.runtime import InProcessGrid
+from flsparse.schedules import learning_rate
 from flsparse.strategies import RoundFailed, SplitMS
 
 TRAINING = ConfigRecord({"lr": 0.1, "batch-size": 16, "momentum": 0.9, "weight-decay": 1e-3, "lr-final": 0.0})
 EXACT = {"compressor": "none", "gradient": "fp32", "values": "raw", "downlink_values": "raw", "hello": True}
 
 
-def run(strategy, task, rounds=2, grid=None, app=None):
+def run(strategy, task, rounds=2, grid=None, app=None, **training):
     reports = []
     strategy.callbacks.append(reports.append)
     grid = grid or InProcessGrid(app or device_app(lambda _: task), task.num_nodes, on_error="raise")
-    strategy.start(grid, initial_arrays(strategy, task), num_rounds=rounds, train_config=TRAINING)
+    strategy.start(
+        grid, initial_arrays(strategy, task), num_rounds=rounds, train_config=ConfigRecord({**TRAINING, **training})
+    )
     return reports
 
 
-def joint(task, steps, batches=1, seed=0):
+def joint(task, steps, batches=1, seed=0, rates=None):
     """Train the uncut model on what all nodes train on in each step together."""
     model = task.model().train()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-3)
     for step in range(steps):
+        optimizer.param_groups[0]["lr"] = rates[step] if rates else 0.1
         loss, count = 0, 0
         for node in range(task.num_nodes):
             data = task.train_data(node)
@@ -70,6 +74,23 @@ def test_batches_per_message_make_one_step_together():
     task = digits(2)
     *_, last = run(SplitMS(cut="2", steps_per_round=1, batches_per_message=3, **EXACT), task, rounds=2)
     assert_equal_models(to_numpy(last.arrays), joint(task, 2, batches=3))
+
+
+@pytest.mark.parametrize("schedule", [{"lr-schedule": "cosine"}, {"lr-final": 0.001}])
+@pytest.mark.parametrize("labels", ["sent", "kept"])
+def test_all_parts_train_at_the_rate_of_the_round(schedule, labels):
+    task = digits(2)
+    *_, last = run(SplitMS(cut="2", labels=labels, steps_per_round=1, **EXACT), task, rounds=3, **schedule)
+    rates = [
+        learning_rate(t, 3, 0.1, schedule.get("lr-final", 0.0), schedule.get("lr-schedule", "geometric"))
+        for t in (1, 2, 3)
+    ]
+    assert_equal_models(to_numpy(last.arrays), joint(task, 3, rates=rates))
+
+
+def test_gradient_clipping_is_refused():
+    with pytest.raises(ValueError, match=r"client.clip_grad=5 must be 0"):
+        run(SplitMS(cut="2", steps_per_round=1), digits(2), **{"clip-grad": 5.0})
 
 
 def test_labels_kept_on_the_device_are_joint_training_too():
@@ -242,6 +263,91 @@ def no_labels(data):
     return split.bundle(split.unbundle(bytes(data))[:1])
 
 
+def coded(array, data):
+    labels = split.encode_labels(np.zeros(array.shape[:1], np.int64))
+    smashed = make_activation_codec("none").encode(array)
+    return split.bundle(
+        [split.Part(split.ACTIVATIONS, array.shape, smashed), split.Part(split.LABELS, array.shape[:1], labels)]
+    )
+
+
+def no_dimensions(data):
+    return coded(np.float32(1), data)
+
+
+def a_hundred_batches(data):
+    return coded(np.ones((1600, *split.unbundle(bytes(data))[0].shape[1:]), np.float32), data)
+
+
+def enormous_claim(data):
+    parts = split.unbundle(bytes(data))
+    return split.bundle([split.Part(split.ACTIVATIONS, (1 << 24, 1 << 20), parts[0].data), *parts[1:]])
+
+
+def larger_images(data):
+    return coded(np.ones((16, 16, 80, 80), np.float32), data)
+
+
+def times(factor):
+    def change(data):
+        part = split.unbundle(bytes(data))[0]
+        return coded(decode_activations(part.data, part.shape)[0] * np.float32(factor), data)
+
+    return change
+
+
+HOSTILE = [no_dimensions, a_hundred_batches, enormous_claim, larger_images, times(1e20), times(1e5)]
+
+
+@pytest.mark.parametrize("change", HOSTILE)
+def test_one_nodes_activations_cannot_end_a_run_or_count_for_more(change):
+    task = digits(3)
+    settings = {"steps_per_round": 2, "min_train_nodes": 3, "hello": True}
+    strategy, usual = SplitMS(cut="2", **settings), SplitMS(cut="2", **settings)
+    (first, _) = run(strategy, task, grid=tampered(task, damaged(change)))
+    assert first.metrics["replies"] == 2
+    assert first.metrics["rejected_payloads"] == 1
+    (lost, _) = run(usual, task, grid=tampered(task, steps_only(lambda r, n: [failed(r)] if n == 2 else [r])))
+    assert strategy.ledger.of_round("uplink", 1).dense_bytes == usual.ledger.of_round("uplink", 1).dense_bytes
+    assert first.metrics["train_loss"] == lost.metrics["train_loss"]
+    assert_equal_models(to_numpy(first.arrays), to_numpy(lost.arrays), 0)
+
+
+def test_refused_activations_leave_no_trace_in_batch_norm(monkeypatch):
+    task = digits(2)
+    from flsparse.tasks.models import resnet20
+
+    monkeypatch.setattr(task, "model", lambda: resnet20((1, 8, 8), 10, width=8))
+
+    def large_and_labels_that_are_no_classes(data):
+        return wrong_labels(times(1e4)(data))
+
+    strategy = SplitMS(cut="1", steps_per_round=1, hello=True)
+    (report,) = run(strategy, task, rounds=1, grid=tampered(task, damaged(large_and_labels_that_are_no_classes)))
+    assert report.metrics["rejected_payloads"] == 1
+    assert all(np.abs(array).max() < 1e3 for array in to_numpy(report.arrays).values())
+
+
+@pytest.mark.parametrize("shape", [(), (1600, 10), (16, 1 << 20)])
+def test_gradients_of_a_head_must_be_of_what_it_was_sent(shape):
+    task = digits(2)
+    seen = []
+
+    def change(reply):
+        if not reply.has_content() or (data := split.packed_bundle(reply.content)) is None:
+            return [reply]
+        parts = split.unbundle(data)
+        if parts[0].kind == split.GRADIENT and not seen:
+            seen.append(shape)
+            reply.content[split.DATA] = split.pack(split.bundle([split.Part(split.GRADIENT, shape, parts[0].data)]))
+        return [reply]
+
+    strategy = SplitMS(cut="2", labels="kept", steps_per_round=1, hello=True)
+    (report,) = run(strategy, task, rounds=1, grid=tampered(task, change))
+    assert seen
+    assert report.metrics["replies"] == report.metrics["rejected_payloads"] == 1
+
+
 @pytest.mark.parametrize("change", [flip, other_shape, wrong_labels, no_labels, lambda data: data[:20]])
 def test_damaged_and_hostile_bundles_drop_their_node_alone(change):
     task = digits(2)
@@ -249,6 +355,18 @@ def test_damaged_and_hostile_bundles_drop_their_node_alone(change):
     (report,) = run(strategy, task, rounds=1, grid=tampered(task, damaged(change)))
     assert report.metrics["replies"] == 1
     assert report.metrics["rejected_payloads"] == 1
+
+
+def test_passes_over_the_data_are_held_to_the_owners_limit():
+    task = digits(2)
+    app = device_app(lambda _: task, Limits(max_local_epochs=1))
+    one_pass = SplitMS(cut="2", hello=True)
+    (report,) = run(one_pass, task, rounds=1, grid=InProcessGrid(app, 2))
+    assert len(task.train_data(0)) % 16 > 1  # the last batch of a pass is smaller
+    assert report.metrics["failures"] == 0
+    for settings in ({"steps_per_round": 13}, {"steps_per_round": 1, "batches_per_message": 13}):
+        with pytest.raises(RoundFailed, match="max_local_epochs=1"):
+            run(SplitMS(cut="2", **settings), task, rounds=1, grid=InProcessGrid(app, 2))
 
 
 def test_a_round_without_replies_fails():
