@@ -17,8 +17,9 @@ from flwr.app import ConfigRecord, Context, Message, MessageType, RecordDict
 from flwr.clientapp.typing import ClientAppCallable
 
 from flsparse import rng
-from flsparse.clients.mirror import reference_with, towards
+from flsparse.clients.mirror import OWN_CONTROL, PENDING_CONTROL, control_as_read, reference_with, towards
 from flsparse.clients.protocol import (
+    CONTROL,
     MIRROR,
     MISSING_REFERENCE,
     RECORD,
@@ -173,19 +174,24 @@ class CompressMod:
         started = time.perf_counter()
         codec = Codec(values=str(asked["values"]), rounding=str(asked["rounding"]))
         mirrored = bool(asked.get("mirror", False))
+        base = received
         if mirrored:
             if (mirror := state.get(MIRROR)) is not None:
-                received = reference_with(mirror, received)
-            sent = towards(sent, received.arrays, float(asked["density"]))  # type: ignore[arg-type]
+                base = reference_with(mirror, received)
+            sent = towards(sent, base.arrays, float(asked["density"]))  # type: ignore[arg-type]
         generator = rng.stream(int(asked["seed"]), int(asked["round"]), int(asked["node"]), "rounding")  # type: ignore[arg-type]
-        reference = None if codec.values == "raw" else received
+        reference = None if codec.values == "raw" else base
         payload = codec.encode(sent, reference=reference, rng=generator)
         metrics["encode-ms"] = (time.perf_counter() - started) * 1e3
 
-        if mirrored:
-            state.put(MIRROR, decode(payload, like=sent, reference=reference))
-        if self.error_feedback:
+        controlled = reference is not None and any(name.startswith(CONTROL) for name in sent)
+        if mirrored or controlled or self.error_feedback:
             decoded = decode(payload, like=sent, reference=reference)
+        if mirrored:
+            state.put(MIRROR, decoded)
+        if controlled:
+            state.put(PENDING_CONTROL, control_as_read(state.get(OWN_CONTROL) or {}, decoded, received))
+        if self.error_feedback:
             floating = [name for name, array in sent.items() if array.dtype.kind == "f"]
             state.put("residual", {name: sent[name] - decoded[name] for name in floating})
         content[key] = pack(payload)

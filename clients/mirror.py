@@ -7,6 +7,8 @@ A worker that is pushed away from the average never comes near it, so its distan
 in every round; the distance to its own mirror shrinks as training settles, and what is not sent now stays in the
 difference and is sent later. A mirror starts as the broadcast that its node received; the payload names the mirror it
 was coded against by a hash of its content, so mirrors that have drifted apart are refused, never added up.
+
+A control variate (:mod:`flsparse.clients.scaffold`) needs no mirror of its own: the node's is what the server reads.
 """
 
 from collections.abc import Mapping
@@ -18,6 +20,7 @@ from flsparse.codec import Reference
 from flsparse.sparsity import default_prunable, prune_global
 
 Arrays = dict[str, np.ndarray]
+OWN_CONTROL, PENDING_CONTROL = "control", "control-pending"  # names in a node's state
 
 
 def towards(arrays: Mapping[str, np.ndarray], mirror: Mapping[str, np.ndarray], density: float) -> Arrays:
@@ -53,3 +56,19 @@ def towards(arrays: Mapping[str, np.ndarray], mirror: Mapping[str, np.ndarray], 
 def reference_with(mirror: Mapping[str, np.ndarray], received: Reference) -> Reference:
     """Return the reference a reply is coded against: the mirror, and for arrays beside the model what was received."""
     return Reference({n: a if n.startswith(CONTROL) else mirror.get(n, a) for n, a in received.arrays.items()})
+
+
+def control_as_read(own: Mapping[str, np.ndarray], sent: Mapping[str, np.ndarray], received: Reference) -> Arrays:
+    """Return the control variate that the server makes of a coded reply, by parameter.
+
+    Parameters
+    ----------
+    own : Mapping[str, np.ndarray]
+        ``c_i`` before; a parameter that is missing stands at 0.
+    sent : Mapping[str, np.ndarray]
+        The reply as the server decodes it.
+    received : Reference
+        The broadcast as this node did.
+    """
+    names = [name.removeprefix(CONTROL) for name in sent if name.startswith(CONTROL)]
+    return {n: own.get(n, np.float32(0)) + sent[CONTROL + n] - received.arrays[CONTROL + n] for n in names}

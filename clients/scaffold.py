@@ -6,7 +6,9 @@
 
 ``c`` travels with the model under ``control/``; what goes back is ``c + (c_i_new - c_i)``, so that the server's mean
 minus ``c`` is the mean change. A reply may be lost, and its change with it: the new ``c_i`` is pending until the server
-says that it has that round's reply (``confirmed``), and dropped where it has not.
+says that it has that round's reply (``confirmed``), and dropped where it has not. Where a reply is quantized, ``c_i``
+is what the server reads of it: else the two would drift apart by a rounding a round, and the corrections would no
+longer add up to nothing.
 """
 
 from dataclasses import dataclass, field
@@ -16,9 +18,10 @@ import numpy as np
 import torch
 
 from flsparse.clients.base import Arrays, Fit, LocalMethod, register, state_arrays
+from flsparse.clients.mirror import OWN_CONTROL, PENDING_CONTROL
 from flsparse.clients.protocol import CONTROL
 
-_OWN, _PENDING, _ROUND = "control", "control-pending", "control-round"
+_ROUND = "control-round"
 
 
 @dataclass
@@ -37,10 +40,10 @@ class ControlVariates:
 
     def start(self, fit: Fit) -> None:
         """Take ``c - c_i`` for every parameter; a node without ``c_i`` starts at 0."""
-        if (pending := fit.state.get(_PENDING)) is not None and fit.state.values.get(_ROUND) == self.confirmed:
-            fit.state.put(_OWN, pending)
-        fit.state.drop(_PENDING)
-        own = fit.state.get(_OWN) or {}
+        if (pending := fit.state.get(PENDING_CONTROL)) is not None and fit.state.values.get(_ROUND) == self.confirmed:
+            fit.state.put(OWN_CONTROL, pending)
+        fit.state.drop(PENDING_CONTROL)
+        own = fit.state.get(OWN_CONTROL) or {}
         for name, parameter in fit.model.named_parameters():
             difference = fit.received[CONTROL + name] - own.get(name, np.float32(0))
             self.correction[name] = torch.from_numpy(np.array(difference)).to(parameter)
@@ -56,9 +59,9 @@ class ControlVariates:
 
     def finish(self, fit: Fit) -> Arrays:
         """Keep the new ``c_i``, not yet confirmed, and return what the server is to average, by its names."""
-        old = fit.state.get(_OWN) or {}
+        old = fit.state.get(OWN_CONTROL) or {}
         new = {name: (total / max(fit.step, 1)).cpu().numpy() for name, total in self.total.items()}
-        fit.state.put(_PENDING, new)
+        fit.state.put(PENDING_CONTROL, new)
         fit.state.values[_ROUND] = fit.server_round
         return {CONTROL + n: fit.received[CONTROL + n] + c - old.get(n, np.float32(0)) for n, c in new.items()}
 

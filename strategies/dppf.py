@@ -30,6 +30,7 @@ from flsparse.clients.protocol import CONTROL, to_record
 from flsparse.clients.topk import prune
 from flsparse.codec import Layer, Reference
 from flsparse.sparsity import sparsity_ramp
+from flsparse.strategies.fedavg import Weighted
 from flsparse.strategies.local_sgd import LocalSGD
 from flsparse.strategies.scaffold import ServerControl
 from flsparse.strategies.server_optimizer import Arrays
@@ -227,9 +228,10 @@ class DPPF(LocalSGD):
             arrays = prune(arrays, self.round_sparsity(server_round), "global", self.wire.prunable)
         return arrays
 
-    def _give_back_rounding(self, mean: Arrays, references: object) -> Arrays:
-        """Change nothing: the workers do not start from the broadcast, and what they sent is all there is."""
-        return mean
+    def _give_back_rounding(self, mean: Arrays, references: dict[str, Weighted]) -> Arrays:
+        """Give back the control variate's alone: workers do not start from the broadcast of the model."""
+        given = super()._give_back_rounding(dict(mean), references) if self.control else {}
+        return mean | {name: array for name, array in given.items() if name.startswith(CONTROL)}
 
     # -- the valley -------------------------------------------------------------------------------------------------
 

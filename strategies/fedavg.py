@@ -26,7 +26,7 @@ from flsparse.strategies.wire import Node, Value
 
 
 @dataclass
-class _Weighted:
+class Weighted:
     """References of the accepted replies, with the weight behind each."""
 
     reference: Reference
@@ -145,7 +145,7 @@ class FedAvg(RoundLoop):
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Add each valid reply into one accumulator, in partition order; None without a quorum."""
         accumulator = Accumulator(self.wire.specs)
-        references: dict[str, _Weighted] = {}
+        references: dict[str, Weighted] = {}
         accepted: list[tuple[float, dict[str, float]]] = []
         self.before_aggregation()
         for reply in replies:
@@ -157,7 +157,7 @@ class FedAvg(RoundLoop):
             weight = weight if self.weighted else 1.0
             accumulator.add(layers, weight)
             self.accept(reply, layers)
-            references.setdefault(reference.id, _Weighted(reference)).weight += weight
+            references.setdefault(reference.id, Weighted(reference)).weight += weight
             self.observe(layers, reference)
             accepted.append((weight, metrics))
         self.round_metrics["replies"] = len(accepted)
@@ -193,7 +193,7 @@ class FedAvg(RoundLoop):
             return None
         return weight, numbers
 
-    def _give_back_rounding(self, mean: Arrays, references: dict[str, _Weighted]) -> Arrays:
+    def _give_back_rounding(self, mean: Arrays, references: dict[str, Weighted]) -> Arrays:
         if not self.wire.downlink.uses_references:
             return mean
         total = sum(r.weight for r in references.values())

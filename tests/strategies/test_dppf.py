@@ -336,7 +336,15 @@ def refused(reply: Message) -> list[Message]:
 
 @pytest.mark.parametrize("change", [broken, refused])
 @pytest.mark.parametrize("round_", [1, 2])
-@pytest.mark.parametrize("make", [lambda: Scaffold(**RAW), lambda: DPPF(control_variates=True, **RAW)])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Scaffold(**RAW),
+        lambda: DPPF(control_variates=True, **RAW),
+        lambda: Scaffold(**CODED),
+        lambda: DPPF(control_variates=True, **CODED),
+    ],
+)
 def test_a_lost_reply_takes_its_control_variate_with_it(make: Any, round_: int, change: Any) -> None:
     task, loop = digits(), make()
     inner = grid_of(task)
