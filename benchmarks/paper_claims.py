@@ -20,7 +20,7 @@ DATASETS = {
     "fashion_mnist": ["dataset=fashion_mnist", "num_clients=100", "fraction_train=0.1", "num_rounds=30", *EPOCH],
     "shakespeare": [
         *("dataset=shakespeare", "model=char_lstm", "num_clients=60", "fraction_train=0.1", "num_rounds=30"),
-        *("client.local_steps=16", "client.clip_grad=5", "model.hidden=64", "client.lr=3.0", "client.lr_final=0.3"),
+        *("client.local_steps=16", "client.clip_grad=5", "model.hidden=64", "client.lr=12.0", "client.lr_final=2.0"),
     ],
 }
 FEWER = {"shakespeare": (0.5, 0.8, 0.95)}  # an LSTM of plain layers is slow on a CPU
