@@ -48,8 +48,8 @@ class SplitMSLocal(LocalMethod):
     cut: str = ""
     head: str = ""
     compressor: str = "ms"
-    sparsity: float = 0.99
-    bits: int = 2
+    sparsity: float = 0.999
+    bits: int = 3
     rounding: str = "round"
     kept: str = "fp32"
     entropy: bool = True

@@ -58,10 +58,10 @@ class SplitMS(FedAvg):
         With ``labels="kept"``, the layer that the server's part ends with; default: the last that leaves parameters.
     compressor : {"ms", "topk", "randtopk", "uniform", "none"} (default: "ms")
         How activations travel.
-    sparsity : float (default: 0.99)
-        r: the fraction of activations that are not kept exactly, in [0, 1).
-    bits : int (default: 2)
-        b: bits of a mask code, 1..8.
+    sparsity : float (default: 0.999)
+        r: the fraction of activations that are not kept exactly, in [0, 1); 0.99 in the paper.
+    bits : int (default: 3)
+        b: bits of a mask code, 1..8; 2 in the paper.
     mask_rounding : {"round", "floor"} (default: "round")
         How a value becomes a mask code.
     kept : {"fp32", "fp16"} (default: "fp32")
@@ -87,8 +87,8 @@ class SplitMS(FedAvg):
         labels: str = "sent",
         head: str | int | None = None,
         compressor: str = "ms",
-        sparsity: float = 0.99,
-        bits: int = 2,
+        sparsity: float = 0.999,
+        bits: int = 3,
         mask_rounding: str = "round",
         kept: str = "fp32",
         entropy: bool = True,

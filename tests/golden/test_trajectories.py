@@ -48,8 +48,10 @@ CASES: dict[str, RoundLoop] = {
     "malcom_psgd": MalcomPSGD(**RING, mu=0.001),
     "choco_sgd": ChocoSGD(**RING, gamma=0.6, coder="rans"),
     "d_psgd": DPSGD(**RING),
-    "split_ms": SplitMS(cut="2", steps_per_round=4, values="int8", hello=True),
-    "split_ms_labels_kept": SplitMS(cut="5", labels="kept", steps_per_round=2, batches_per_message=2, hello=True),
+    "split_ms": SplitMS(cut="2", sparsity=0.99, bits=2, steps_per_round=4, values="int8", hello=True),
+    "split_ms_labels_kept": SplitMS(
+        cut="5", sparsity=0.99, bits=2, labels="kept", steps_per_round=2, batches_per_message=2, hello=True
+    ),
 }
 KEYS = (
     "train_loss",
