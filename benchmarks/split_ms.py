@@ -125,9 +125,7 @@ def accuracy(arguments: argparse.Namespace) -> None:
     print(f"{arguments.steps} steps, {arguments.seeds} seed(s)\n")
     for cut in arguments.cuts:
         runs = {row: [federation(arguments, cut, row, s) for s in range(arguments.seeds)] for row in arguments.rows}
-        target = None
-        if "none" in runs:
-            target = float(np.mean([run["rows"][-1]["accuracy"] for run in runs["none"]])) - 0.01
+        best = [run["rows"][-1]["accuracy"] for run in runs.get("none", [])]
         table = []
         for row, of in runs.items():
             last, coded = [run["rows"][-1] for run in of], of[: max(1, arguments.coded)]
@@ -139,13 +137,16 @@ def accuracy(arguments: argparse.Namespace) -> None:
                 mean_and_spread([100 * each["accuracy"] for each in last]),
                 *(f"{np.mean(each):.2f}" for each in bits),
                 f"{np.mean(np.sum(bits, axis=0)):.2f}",
-                *_until(of, coded, target),
+                *_until(of, len(coded), [accuracy - 0.01 for accuracy in best]),
             ]
+            lost = [100 * (each["accuracy"] - exact) for each, exact in zip(last, best, strict=False)]
+            cells.insert(1, f"{np.mean(lost):+.1f}" if lost else "")
             table.append([row, *cells])
         print(f"\ncut={cut} ({CUTS[cut]})\n")
         header = [
             "",
             "accuracy %",
+            "minus none",
             "bits up",
             "bits down",
             "both",
@@ -156,27 +157,21 @@ def accuracy(arguments: argparse.Namespace) -> None:
         print(markdown(header, table))
 
 
-def _until(runs: list[dict[str, Any]], coded: list[dict[str, Any]], target: float | None) -> list[str]:
-    """Return the steps of all runs and the bytes of the coded ones to the uncompressed accuracy minus a point."""
-
-    def until(run: dict[str, Any]) -> list[dict[str, Any]] | None:
-        for i, row in enumerate(run["rows"]):
-            if target and row["accuracy"] and row["accuracy"] >= target:
-                return list(run["rows"][: i + 1])
-        return None
-
-    all_rows = [until(run) for run in runs]
-    steps = [sum(row["steps"] for row in rows) for rows in all_rows if rows]
+def _until(runs: list[dict[str, Any]], coded: int, targets: list[float]) -> list[str]:
+    """Return the steps of all runs to their seed's target, and the bytes of the first, coded ones."""
+    steps, sizes = [], []
+    for number, (run, target) in enumerate(zip(runs, targets, strict=False)):
+        reached = [i for i, row in enumerate(run["rows"]) if row["accuracy"] and row["accuracy"] >= target]
+        if not reached:
+            continue
+        rows = run["rows"][: reached[0] + 1]
+        steps.append(sum(row["steps"] for row in rows))
+        if number < coded:
+            up, down = (sum(row[f"{way}_bytes"] for row in rows) for way in ("uplink", "downlink"))
+            sizes.append((up / 1e6, (up + down) / 1e6))
     missed = f" ({len(runs) - len(steps)} missed)" if len(steps) < len(runs) else ""
-    if not steps:
-        return ["never", "", ""]
-    sizes = [
-        [sum(row["uplink_bytes"] for row in rows), sum(row["uplink_bytes"] + row["downlink_bytes"] for row in rows)]
-        for rows in all_rows[: len(coded)]
-        if rows
-    ]
-    up, both = (f"{each / 1e6:.2f}" for each in np.mean(sizes, axis=0)) if sizes else ("", "")
-    return [f"{np.mean(steps):.0f}{missed}", up, both]
+    up_both = [f"{each:.2f}" for each in np.mean(sizes, axis=0)] if sizes else ["", ""]
+    return [f"{np.mean(steps):.0f}{missed}" if steps else "never", *up_both]
 
 
 def trained(arguments: argparse.Namespace, seed: int) -> tuple[Any, torch.nn.Module]:
