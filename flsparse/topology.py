@@ -28,8 +28,9 @@ _DRAWS = 1000
 
 def ring(nodes: int) -> Adjacency:
     """Each node has the one before and the one after it; two nodes share one edge, one has none."""
-    index = np.arange(nodes)
-    return _symmetric(nodes, np.stack([index, (index + 1) % nodes], axis=1))
+    import networkx as nx
+
+    return _adjacency(nx.cycle_graph(nodes))
 
 
 def torus(nodes: int) -> Adjacency:
@@ -40,27 +41,26 @@ def torus(nodes: int) -> Adjacency:
     ValueError
         The number of nodes is a prime above 3: its only grid is a ring.
     """
+    import networkx as nx
+
     rows = max(r for r in range(1, int(nodes**0.5) + 1) if nodes % r == 0)
     if rows == 1 and nodes > 3:
         raise ValueError(f"a torus of {nodes} nodes would be a ring: take {nodes + 1} nodes, or topology=ring")
-    row, column = np.divmod(np.arange(nodes), nodes // rows)
-    columns = nodes // rows
-    right = row * columns + (column + 1) % columns
-    below = (row + 1) % rows * columns + column
-    here = np.arange(nodes)
-    return _symmetric(nodes, np.concatenate([np.stack([here, right], 1), np.stack([here, below], 1)]))
+    return _adjacency(nx.grid_2d_graph(rows, nodes // rows, periodic=True))
 
 
 def complete(nodes: int) -> Adjacency:
     """Everybody with everybody."""
-    adjacency: Adjacency = ~np.eye(nodes, dtype=bool)
-    return adjacency
+    import networkx as nx
+
+    return _adjacency(nx.complete_graph(nodes))
 
 
 def star(nodes: int) -> Adjacency:
     """Node 0 with everybody else."""
-    others = np.arange(1, nodes)
-    return _symmetric(nodes, np.stack([np.zeros_like(others), others], axis=1))
+    import networkx as nx
+
+    return _adjacency(nx.star_graph(nodes - 1))
 
 
 def erdos_renyi(nodes: int, probability: float, seed: int) -> Adjacency:
@@ -104,18 +104,17 @@ def from_edges(nodes: int, edges: Sequence[Sequence[int]]) -> Adjacency:
     for edge in edges:
         if len(edge) != 2 or edge[0] == edge[1] or not all(0 <= node < nodes for node in edge):
             raise ValueError(f"topology.edges: {list(edge)} is not a pair of different nodes of 0..{nodes - 1}")
-    return _symmetric(nodes, np.array([list(edge) for edge in edges], np.intp).reshape(-1, 2))
+    adjacency: Adjacency = np.zeros((nodes, nodes), bool)
+    for i, j in edges:
+        adjacency[i, j] = adjacency[j, i] = True
+    return adjacency
 
 
 def is_connected(adjacency: Adjacency) -> bool:
-    """Tell whether every node can be reached from node 0."""
-    reached = np.zeros(len(adjacency), bool)
-    reached[0] = True
-    while True:
-        wider = reached | adjacency[reached].any(axis=0)
-        if (wider == reached).all():
-            return bool(reached.all())
-        reached = wider
+    """Tell whether every node can be reached from every other."""
+    import networkx as nx
+
+    return bool(nx.is_connected(nx.from_numpy_array(adjacency)))
 
 
 def metropolis(adjacency: Adjacency) -> Matrix:
@@ -195,7 +194,7 @@ class Topology:
         """Number of nodes."""
         return len(self.weights)
 
-    @property
+    @cached_property
     def adjacency(self) -> Adjacency:
         """Shape (n, n), bool: where W has an edge."""
         return _edges_of(self.weights)
@@ -210,13 +209,7 @@ class Topology:
         return [int(j) for j in np.flatnonzero(self.adjacency[node])]
 
     def draw(self) -> Any:
-        """Return the graph as a ``networkx.Graph`` with edge attribute ``weight``, for ``networkx.draw``.
-
-        Raises
-        ------
-        ModuleNotFoundError
-            networkx is not installed (torch normally brings it).
-        """
+        """Return the graph as a ``networkx.Graph`` with edge attribute ``weight``, for ``networkx.draw``."""
         import networkx as nx
 
         graph = nx.Graph()
@@ -285,9 +278,10 @@ def _edges_of(weights: Matrix) -> Adjacency:
     return edges
 
 
-def _symmetric(nodes: int, edges: NDArray[np.intp]) -> Adjacency:
-    adjacency: Adjacency = np.zeros((nodes, nodes), bool)
-    adjacency[edges[:, 0], edges[:, 1]] = True
-    adjacency |= adjacency.T
+def _adjacency(graph: Any) -> Adjacency:
+    """Return the matrix of a ``networkx.Graph``, nodes in its own order, without loops."""
+    import networkx as nx
+
+    adjacency: Adjacency = nx.to_numpy_array(graph) > 0
     np.fill_diagonal(adjacency, False)
     return adjacency
