@@ -142,6 +142,9 @@ class RoundLoop(Strategy):
         """Turn a plain model into the one the nodes train, in place: the arrays to start from are its state."""
         return asked_method(ConfigRecord(dict(self.method(Node(0, 0), 1)))).prepare(model)
 
+    def open(self, initial_arrays: ArrayRecord) -> None:
+        """Run before the first round; for subclasses."""
+
     def conclude(self, grid: Grid, server_round: int, arrays: ArrayRecord, timeout_s: float) -> ArrayRecord:
         """Return the model that a round ends with, after further exchanges about it; here, the aggregated one."""
         return arrays
@@ -168,6 +171,8 @@ class RoundLoop(Strategy):
             A round had fewer than ``min_replies`` valid replies.
         """
         train_config = ConfigRecord() if train_config is None else train_config
+        self._evaluate_fn, self._exchange_s = evaluate_fn, min(timeout, self.round_timeout_s or timeout)
+        self.open(initial_arrays)
         evaluate_config = ConfigRecord() if evaluate_config is None else evaluate_config
         self._num_rounds = num_rounds
         arrays, result = initial_arrays, Result()
@@ -180,22 +185,21 @@ class RoundLoop(Strategy):
         for server_round in range(self._next_round, num_rounds + 1):
             started = time.perf_counter()
             self.round_metrics, self.wire.problems = {}, []
-            deadline = min(timeout, self.round_timeout_s or timeout)
             self.greet(grid, server_round, timeout)
             self.wire.downlink.keep({node.held for node in self.nodes.values()})
 
             messages = self.configure_train(server_round, arrays, train_config, grid)
-            aggregated, train_metrics = self.aggregate_train(server_round, self._exchange(grid, messages, deadline))
+            aggregated, train_metrics = self.aggregate_train(server_round, self._exchange(grid, messages))
             if aggregated is None:
                 raise RoundFailed(self._why_failed(server_round))
             if (fault := self.wire.downlink.cannot_send(to_numpy(aggregated))) is not None:
                 raise RoundFailed(f"the model after round {server_round} {fault}; that of the round before is kept")
-            arrays = result.arrays = self.conclude(grid, server_round, aggregated, deadline)
+            arrays = result.arrays = self.conclude(grid, server_round, aggregated, self._exchange_s)
             if train_metrics is not None:
                 result.train_metrics_clientapp[server_round] = train_metrics
 
             messages = self.configure_evaluate(server_round, arrays, evaluate_config, grid)
-            evaluated = self.aggregate_evaluate(server_round, self._exchange(grid, messages, deadline))
+            evaluated = self.aggregate_evaluate(server_round, self._exchange(grid, messages))
             if evaluated is not None:
                 result.evaluate_metrics_clientapp[server_round] = evaluated
             self._next_round = server_round + 1
@@ -306,10 +310,10 @@ class RoundLoop(Strategy):
 
     # -- messages ---------------------------------------------------------------------------------------------------
 
-    def _exchange(self, grid: Grid, messages: Iterable[Message], timeout_s: float) -> Iterator[Message]:
+    def _exchange(self, grid: Grid, messages: Iterable[Message]) -> Iterator[Message]:
         server_round = self._next_round
         return self.wire.exchange(
-            grid, messages, self.nodes, lambda node: self.method(node, server_round), server_round, timeout_s
+            grid, messages, self.nodes, lambda node: self.method(node, server_round), server_round, self._exchange_s
         )
 
     def update(

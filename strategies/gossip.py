@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import Result
 
 from flsparse import rng
 from flsparse._flwr import log
@@ -24,7 +23,7 @@ from flsparse.clients.mail import NO_INITIAL, OK, Answer, Mail
 from flsparse.clients.protocol import to_numpy, to_record
 from flsparse.codec import Codec, PayloadError, Reference, decode
 from flsparse.sparsity import sparsity_of
-from flsparse.strategies.base import EvaluateFn, RoundLoop, numbers_of
+from flsparse.strategies.base import RoundLoop, numbers_of
 from flsparse.strategies.relay import Relay
 from flsparse.strategies.wire import Node, Value
 from flsparse.topology import Topology, make_topology
@@ -93,7 +92,6 @@ class Gossip(RoundLoop):
         self._min_available_nodes = max(min_available_nodes, min_train_nodes)
         self.relay = Relay(topology, max_backlog)
         self.wire.counts["resynchronized"] = 0
-        self._evaluate_fn: EvaluateFn | None = None
         self._initial: Arrays = {}
         self._initial_id = ""
 
@@ -113,20 +111,9 @@ class Gossip(RoundLoop):
         log(INFO, "\t├──> Graph: %s, %d nodes, %d links, gap %.3g", graph.name, graph.nodes, edges, graph.gap)
         log(INFO, "\t└──> gamma %.3g, evaluation every %d rounds", self.gamma, self.evaluate_every)
 
-    def start(
-        self,
-        grid: Grid,
-        initial_arrays: ArrayRecord,
-        num_rounds: int = 3,
-        timeout: float = 3600,
-        train_config: ConfigRecord | None = None,
-        evaluate_config: ConfigRecord | None = None,
-        evaluate_fn: EvaluateFn | None = None,
-    ) -> Result:
-        """Run the rounds; ``initial_arrays`` is the common initialization, or where a resumed run goes on."""
-        self._evaluate_fn = evaluate_fn
+    def open(self, initial_arrays: ArrayRecord) -> None:
+        """Take the common initialization; a resumed run has its own."""
         self._set_initial(to_numpy(initial_arrays) if self._next_round == 1 else self._initial)
-        return super().start(grid, initial_arrays, num_rounds, timeout, train_config, evaluate_config, evaluate_fn)
 
     def _set_initial(self, arrays: Arrays) -> None:
         self._initial, self._initial_id = arrays, Reference(arrays).id
@@ -188,16 +175,12 @@ class Gossip(RoundLoop):
             messages = [
                 self._message(node, mail, [], MessageType.TRAIN, with_initial=True) for node, mail in mails if mail
             ]
-            self._hear(server_round, self._exchange(self._grid, messages, self._timeout_s), rows)
+            self._hear(server_round, self._exchange(self._grid, messages), rows)
         self.relay.close(server_round)
         self.round_metrics |= {"replies": len(rows), "links": int(self.topology.adjacency.sum())}
         if len(rows) < self.min_replies:
             return None, None
         return self._arrays, MetricRecord(_means(rows))  # type: ignore[arg-type]
-
-    @property
-    def _timeout_s(self) -> float:
-        return self.round_timeout_s or 3600.0
 
     def _restart(self, server_round: int) -> None:
         self._set_initial(to_numpy(self._arrays))

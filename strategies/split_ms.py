@@ -190,11 +190,8 @@ class SplitMS(FedAvg):
         rate = learning_rate(server_round, self._num_rounds, numbers["lr"], numbers.get("lr-final", 0.0), schedule)
         decay = numbers.get("weight-decay", 0.0)
         top.begin_round(self._all, lr=rate, momentum=numbers.get("momentum", 0.0), weight_decay=decay)
-        constant: dict[str, Value] = {
-            "lr": rate,
-            "lr-final": 0.0,
-            "lr-schedule": "geometric",
-        }  # both sides step at this round's rate
+        # both sides step at this round's rate
+        constant: dict[str, Value] = {"lr": rate, "lr-final": 0.0, "lr-schedule": "geometric"}
         config = ConfigRecord({**config, **constant, "first-batch": self._batches_done})
         nodes = self.sample(self.fraction_train, self.min_train_nodes, server_round, "sampling")
         self._batch_size, self._each = int(numbers["batch-size"]), None
@@ -241,7 +238,7 @@ class SplitMS(FedAvg):
             )
             for node_id, parts in served.items()
         ]
-        return self._exchange(self._grid, messages, self.round_timeout_s or 3600.0)
+        return self._exchange(self._grid, messages)
 
     def _parts_of(self, reply: Message, kinds: list[int]) -> list[Part] | None:
         """Return the parts of a reply, if they are of these kinds for each batch; None drops the node for the round."""
