@@ -8,7 +8,10 @@ should not need Hydra. Whoever starts a node says where its data are and what a 
 
 import json
 import os
-from collections.abc import Callable, Mapping
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import fields
 from functools import lru_cache
 from logging import INFO
@@ -23,6 +26,8 @@ from flsparse._flwr import log
 from flsparse.clients import Limits, device_app
 from flsparse.runtime.federation import run_federation, wait_for_nodes
 from flsparse.tasks import Task, build_task
+
+_EXIT_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def read_config(context: Context) -> dict[str, Any]:
@@ -92,7 +97,35 @@ def main(grid: Grid, context: Context) -> None:
     cfg = read_config(context)
     if cfg.get("num_clients") is None:
         cfg["num_clients"] = len(wait_for_nodes(grid, 1))
-    run_federation(grid, cfg, [RoundLog()])
+    with saves_before_exit():
+        run_federation(grid, cfg, [RoundLog()])
+
+
+@contextmanager
+def saves_before_exit() -> Iterator[None]:
+    """Turn a signal to exit into KeyboardInterrupt inside the block, and pass it on to its handler after the block.
+
+    Flower's handler ends a ServerApp five seconds after the signal, whether its results are saved or not. Outside the
+    main thread, which alone sees signals, nothing changes.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    received: list[int] = []
+
+    def interrupt(number: int, frame: object) -> None:
+        received.append(number)
+        if len(received) == 1:  # a second one must not interrupt the saving
+            raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in _EXIT_SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if received:
+            signal.raise_signal(received[0])
 
 
 class RoundLog:

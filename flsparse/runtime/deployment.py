@@ -25,7 +25,8 @@ from flsparse.runtime.federation import Observer
 
 _CONNECTION = "flsparse"
 _PATIENCE = 6  # looks in a row that a SuperLink may leave unanswered
-_POLL_S, _STATUS_POLL_S, _START_S, _STOP_S = 0.5, 10.0, 60.0, 30.0
+_POLL_S, _STATUS_POLL_S, _START_S = 0.5, 10.0, 60.0
+_STOP_S = 60.0  # a ServerApp learns that it is to stop with its next request, or by its next heartbeat
 _APP = """\
 [build-system]
 requires = ["hatchling"]
@@ -252,6 +253,7 @@ def _follow(cli: Cli, run_id: str, folder: Path, processes: Processes, observers
             while time.monotonic() < end and not _written_after(folder / "summary.json", started):
                 time.sleep(_POLL_S)
             record = cli.status(run_id)
+            processes.stop()  # SIGTERM makes a ServerApp save what it has; what runs elsewhere goes on
             break
     _show(folder, shown, started, observers)
     return _finish(record, folder, started, interrupted, processes, observers)
