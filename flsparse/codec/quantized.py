@@ -72,6 +72,11 @@ def _read_codes(reader: Reader, count: int) -> list[float]:
     return steps
 
 
+def _check_range(q: Integers, bound: int) -> None:
+    in_range = not q.size or (-bound <= int(q.min()) and int(q.max()) <= bound)  # |-2^15| is no int16
+    require(in_range, "a quantized value is out of range")
+
+
 @dataclass(frozen=True)
 class SparseRun:
     """Kept values of one sparse array: integers, whether each lies inside the reference's support, step codes."""
@@ -123,7 +128,7 @@ def read_sparse(
     steps = [[next(known) if count[side] else 0.0 for count in counts] for side in (0, 1)]
     streams = [symbols.decode_integers(reader, sum(count[side] for count in counts)) for side in (0, 1)]
     for stream in streams:
-        require(not stream.size or int(np.abs(stream).max()) <= bound, "a quantized value is out of range")
+        _check_range(stream, bound)
     out, at = [], [0, 0]
     for i, (inside, dtype, count) in enumerate(zip(insides, dtypes, counts, strict=True)):
         base = None if bases is None else bases[i]
@@ -196,8 +201,7 @@ def read_dense(reader: Reader, runs: list[DenseRun], bound: int) -> list[np.ndar
     streams, at = {}, {False: 0, True: 0}
     for fine, most in ((False, bound), (True, quant.FINE_BOUND)):
         streams[fine] = symbols.decode_integers(reader, sum(run.size for run in runs if run.fine == fine))
-        in_range = not streams[fine].size or int(np.abs(streams[fine]).max()) <= most
-        require(in_range, "a quantized value is out of range")
+        _check_range(streams[fine], most)
     out = []
     for step, logarithm, run in zip(steps, logarithms, runs, strict=True):
         q = streams[run.fine][at[run.fine] : at[run.fine] + run.size]

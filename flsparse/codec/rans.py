@@ -13,6 +13,8 @@ lane in plain Python, which is faster there, over the same bitstream.
 Duda, "Asymmetric numeral systems", arXiv 1311.2540; Giesen, "Interleaved entropy coders", arXiv 1402.3392.
 """
 
+from itertools import repeat
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -153,23 +155,24 @@ def _decode_scalar(
     starts: Tables,
     which: np.ndarray | None,
 ) -> NDArray[np.uint16]:
-    tables = np.zeros(count, np.intp) if which is None else which.astype(np.intp)
-    symbol_at, alphabet = slots.tolist(), frequencies.shape[1]
-    table = list(zip(frequencies.ravel().tolist(), starts.ravel().tolist(), strict=True))
-    out: list[int] = []
+    table_at: list[tuple[int, int]] = []  # by slot: frequency, and what is not the remainder
+    for i, (own, first) in enumerate(zip(frequencies.tolist(), starts.tolist(), strict=True)):
+        for f, c in zip(own, first, strict=True):
+            table_at += [(f, c + (i << BITS))] * f
+    offsets = repeat(0, count) if which is None else (which.astype(np.intp) << BITS).tolist()
+    slot_at: list[int] = []
     x, stream = int(states[0]), iter(words.tolist())
-    for t in tables.tolist():
-        slot = x & (TOTAL - 1)
-        s = symbol_at[t << BITS | slot]
-        f, c = table[t * alphabet + s]
+    for offset in offsets:
+        slot = offset + (x & (TOTAL - 1))
+        f, c = table_at[slot]
         x = f * (x >> BITS) + slot - c
         if x < _LOW:
-            word = next(stream, None)
-            require(word is not None, "an entropy-coded stream ends early")
+            word = next(stream, -1)
+            require(word >= 0, "an entropy-coded stream ends early")
             x = x << 16 | word
-        out.append(s)
+        slot_at.append(slot)
     require(x == _LOW and next(stream, None) is None, "an entropy-coded stream does not end where it began")
-    return np.array(out, np.uint16)
+    return slots.take(slot_at)
 
 
 def _decode_lanes(

@@ -1,55 +1,44 @@
-"""Runs of small integers and of bytes, each coded by whichever of its modes is smallest."""
+"""Runs of small integers and of bytes, each coded by whichever of its modes is smallest.
+
+Of many integers zstd's modes may be a little larger than rANS: they are decoded a hundred times as fast.
+"""
 
 from dataclasses import dataclass
 
 import numpy as np
-import zstandard
 from numpy.typing import NDArray
 
-from flsparse.codec import bits, rans, tables
-from flsparse.codec.errors import PayloadError, require
+from flsparse.codec import bits, grouped, rans, tables, zstd
+from flsparse.codec.errors import require
 from flsparse.codec.wire import Reader, Writer
 
 PACKED, RANS, ZSTD, CONSTANT = range(4)
+GROUPED = 0x80  # with the reach in the low bits
 _MAX_BOUND = 127  # larger integers travel as a symbol and raw low bits
 _COARSEN = 8  # from this magnitude on, raw low bits are tried
-_ZSTD_LEVEL = 3
-_PROBE = 1 << 15
+_MOST_GROUPED = 3  # times that escapes of escapes are grouped
+_FEWEST_GROUPED = 256
+_ESCAPE = 1.03  # bytes of escapes per byte of their entropy
+_SAMPLE = 1 << 15
+_FEW = 1 << 12  # up to here a saved byte counts for more than a millisecond
 
 
-def _compress(data: bytes, rival: float) -> bytes | None:
-    """Compress, or return None when the entropy coder's ``rival`` bytes look better; of much data, the first tell."""
-    compressor = zstandard.ZstdCompressor(level=_ZSTD_LEVEL, write_content_size=True)
-    if len(data) > 2 * _PROBE and len(compressor.compress(data[:_PROBE])) / _PROBE > 1.1 * rival / len(data):
-        return None
-    squeezed = compressor.compress(data)
-    return squeezed if len(squeezed) + 2 < rival else None
-
-
-def _decompress(data: memoryview, size: int) -> bytes:
-    """Decompress exactly ``size`` bytes; the declared size is checked before anything is allocated."""
-    try:
-        declared = zstandard.get_frame_parameters(data).content_size
-        require(declared == size, f"a zstd section declares {declared} bytes instead of {size}")
-        return zstandard.ZstdDecompressor().decompress(data, max_output_size=size, allow_extra_data=False)
-    except zstandard.ZstdError as error:
-        raise PayloadError(f"a zstd section is damaged: {error}") from error
-
-
-def encode_integers(q: NDArray[np.int16]) -> bytes:
+def encode_integers(q: NDArray[np.int16], depth: int = 0) -> bytes:
     """Code signed integers.
 
     Parameters
     ----------
     q : np.ndarray
         Shape (n,), int16, |q| < 2^15; n is known to the decoder.
+    depth : int
+        How often these are what groups left over.
 
     Returns
     -------
     bytes
         Nothing for n = 0. Else mode | shift << 2, and the raw low ``shift`` bits of every integer; the rest, within
         -bound..bound, as: PACKED bound and fixed-width fields; RANS bound, table, stream; ZSTD length and bytes;
-        CONSTANT (all are 0).
+        CONSTANT (all are 0). Or 0x80 | reach, length and bytes of :mod:`flsparse.codec.grouped`, and the escapes.
     """
     if q.size == 0:
         return b""
@@ -63,17 +52,16 @@ def encode_integers(q: NDArray[np.int16]) -> bytes:
     plans = [_plan(counts, shift) for shift in range(least, least + (4 if top >= _COARSEN else 1))]
     plan = min(plans, key=lambda plan: plan.size)
     packed = (q.size * (least + (2 * plans[0].bound).bit_length()) + 7) // 8
-    squeezed = _compress((q >> least).astype(np.int8).tobytes(), min(plan.size, packed) - q.size * least / 8)
-    mode = ZSTD if squeezed is not None else RANS if plan.size <= packed else PACKED
-    if mode != RANS:
+    rival = min(plan.size * (1 + _slack(q.size, depth)), packed)
+    squeezed = [each for each in (_zipped(q, least, rival), _grouped(q, rival, depth)) if each is not None]
+    if squeezed:
+        return min(squeezed, key=len)
+    mode = RANS if plan.size <= packed else PACKED
+    if mode == PACKED:
         plan = plans[0]
     out = Writer()
     out.byte(mode | plan.shift << 2)
-    out.raw(bits.pack((q & ((1 << plan.shift) - 1)).astype(np.uint16), plan.shift))
-    if squeezed is not None:
-        out.varint(len(squeezed))
-        out.raw(squeezed)
-        return out.done()
+    out.raw(_low_bits(q, plan.shift))
     symbols = ((q >> plan.shift) + plan.bound).astype(np.uint8)
     out.byte(plan.bound)
     if mode == PACKED:
@@ -82,6 +70,62 @@ def encode_integers(q: NDArray[np.int16]) -> bytes:
         out.raw(plan.table.spec)
         out.raw(rans.encode(symbols, plan.table.frequencies[None]))
     return out.done()
+
+
+def _slack(count: int, depth: int) -> float:
+    """Return which share of its bytes rANS must save to be taken."""
+    return 1 / 16 if depth else 1 / 64 if count > _FEW else 0.0
+
+
+def _low_bits(q: NDArray[np.int16], shift: int) -> bytes:
+    return bits.pack((q & ((1 << shift) - 1)).astype(np.uint16), shift)
+
+
+def _zipped(q: NDArray[np.int16], shift: int, rival: float) -> bytes | None:
+    """Code integers as ZSTD, where that is smaller than ``rival`` bytes."""
+    low = _low_bits(q, shift)
+    frame = zstd.smallest((q >> shift).astype(np.int8).tobytes(), rival - len(low))
+    if frame is None:
+        return None
+    out = Writer()
+    out.byte(ZSTD | shift << 2)
+    out.raw(low)
+    _write_frame(out, frame)
+    return out.done()
+
+
+def _grouped(q: NDArray[np.int16], rival: float, depth: int) -> bytes | None:
+    """Code integers in groups, where that is smaller than ``rival`` bytes; a sample tells with which reach, and if."""
+    if depth == _MOST_GROUPED or q.size < _FEWEST_GROUPED:
+        return None
+    sample = q[:: max(1, q.size // _SAMPLE)]
+    expected, reach = min((_expected(sample, reach), reach) for reach in grouped.REACHES)
+    if expected / sample.size > 1.05 * rival / q.size:
+        return None
+    groups, escapes = grouped.split(q, reach)
+    out = Writer()
+    out.byte(GROUPED | reach)
+    _write_frame(out, zstd.compress(groups.tobytes()))
+    out.raw(encode_integers(escapes, depth + 1))
+    section = out.done()
+    return section if len(section) < rival else None
+
+
+def _expected(q: NDArray[np.int16], reach: int) -> float:
+    """Return about how many bytes a reach needs."""
+    groups, escapes = grouped.split(q, reach)
+    counts = np.unique(escapes, return_counts=True)[1]
+    entropy = float((counts * np.log2(max(1, escapes.size) / counts)).sum()) / 8
+    return len(zstd.compress(groups.tobytes())) + _ESCAPE * entropy
+
+
+def _write_frame(out: Writer, frame: bytes) -> None:
+    out.varint(len(frame))
+    out.raw(frame)
+
+
+def _read_frame(reader: Reader, size: int) -> bytes:
+    return zstd.decompress(reader.raw(reader.varint(reader.left)), size)
 
 
 @dataclass(frozen=True)
@@ -106,18 +150,20 @@ def _plan(counts: NDArray[np.int64], shift: int) -> _Plan:
     return _Plan(shift, bound, table, size)
 
 
-def decode_integers(reader: Reader, count: int) -> NDArray[np.int16]:
+def decode_integers(reader: Reader, count: int, depth: int = 0) -> NDArray[np.int16]:
     """Read ``count`` integers written by :func:`encode_integers`."""
     if count == 0:
         return np.empty(0, np.int16)
     head = reader.byte()
+    if head & GROUPED:
+        return _decode_groups(reader, count, head ^ GROUPED, depth)
     mode, shift = head & 3, head >> 2
     require(shift <= 8 and (mode != CONSTANT or shift == 0), f"unknown flags 0x{head:02x} of an integer section")
     if mode == CONSTANT:
         return np.zeros(count, np.int16)
     low = bits.unpack(reader, count, shift).astype(np.int16) if shift else np.int16(0)
     if mode == ZSTD:
-        data = _decompress(reader.raw(reader.varint(reader.left)), count)
+        data = _read_frame(reader, count)
         high = np.frombuffer(data, np.int8).astype(np.int16)
     else:
         bound = reader.byte()
@@ -132,6 +178,16 @@ def decode_integers(reader: Reader, count: int) -> NDArray[np.int16]:
     return high << np.int16(shift) | low
 
 
+def _decode_groups(reader: Reader, count: int, reach: int, depth: int) -> NDArray[np.int16]:
+    require(reach in grouped.REACHES and depth < _MOST_GROUPED, f"unknown or too many groups of reach {reach}")
+    data = _read_frame(reader, grouped.group_count(count, reach))
+    digits = grouped.digits_of(np.frombuffer(data, np.uint8), count, reach)
+    escaped = np.flatnonzero(digits > reach)
+    escapes = decode_integers(reader, escaped.size, depth + 1)
+    grouped.join(digits, escaped, escapes, reach)
+    return digits
+
+
 def encode_bytes(data: NDArray[np.uint8]) -> bytes:
     """Code bytes, shape (n,), n known to the decoder: a mode byte, then the smallest of raw, rANS, zstd, one byte."""
     if data.size == 0:
@@ -142,12 +198,11 @@ def encode_bytes(data: NDArray[np.uint8]) -> bytes:
     table = tables.choose(counts, signed=False)
     entropy = len(table.spec) + tables.cost_bits(counts, table.frequencies) / 8 + rans.overhead(data.size)
     mode, rival = min((PACKED, float(data.size)), (RANS, entropy), key=lambda m: m[1])
-    squeezed = _compress(data.tobytes(), rival)
+    frame = zstd.smallest(data.tobytes(), rival)
     out = Writer()
-    out.byte(mode if squeezed is None else ZSTD)
-    if squeezed is not None:
-        out.varint(len(squeezed))
-        out.raw(squeezed)
+    out.byte(mode if frame is None else ZSTD)
+    if frame is not None:
+        _write_frame(out, frame)
     elif mode == PACKED:
         out.raw(data.tobytes())
     else:
@@ -167,7 +222,7 @@ def decode_bytes(reader: Reader, count: int) -> NDArray[np.uint8]:
     if mode == PACKED:
         return np.asarray(reader.array("u1", count), np.uint8)
     if mode == ZSTD:
-        return np.frombuffer(_decompress(reader.raw(reader.varint(reader.left)), count), np.uint8)
+        return np.frombuffer(_read_frame(reader, count), np.uint8)
     frequencies = tables.read(reader, 256, signed=False)
     return rans.decode(reader, count, frequencies[None]).astype(np.uint8)
 

@@ -17,12 +17,14 @@ from flsparse.codec import (
     decode,
     decode_layers,
     gaps,
+    grouped,
     payload_info,
     quantize,
     rans,
     specs_of,
     symbols,
     tables,
+    zstd,
 )
 from flsparse.codec.wire import Reader, Writer, checksum
 
@@ -367,3 +369,58 @@ def test_equal_input_gives_equal_bytes():
     assert Codec("int4").encode(arrays) == Codec("int4").encode({"w": np.asfortranarray(arrays["w"])})
     swapped = {"w": arrays["w"].astype(">f4")}
     assert Codec("int4").encode(arrays) == Codec("int4").encode(swapped)
+
+
+@pytest.mark.parametrize("scale", [0.3, 0.65, 1.2, 4.0])
+def test_many_small_integers_come_close_to_their_entropy(scale):
+    q = np.clip(np.rint(np.random.default_rng(3).laplace(scale=scale, size=200_000)), -7, 7).astype(np.int16)
+    coded = symbols.encode_integers(q)
+    reader = Reader(coded)
+    np.testing.assert_array_equal(symbols.decode_integers(reader, q.size), q)
+    reader.finish("the test")
+    shares = np.unique(q, return_counts=True)[1] / q.size
+    assert len(coded) <= 1.03 * -(shares * np.log2(shares)).sum() * q.size / 8
+
+
+@pytest.mark.parametrize("reach", grouped.REACHES)
+@pytest.mark.parametrize("count", [1, 5, 6, 7, 1000])
+def test_groups_give_their_integers_back(reach, count):
+    q = np.random.default_rng(count).integers(-9, 10, count).astype(np.int16)
+    groups, escapes = grouped.split(q, reach)
+    assert groups.size == grouped.group_count(count, reach)
+    digits = grouped.digits_of(groups, count, reach)
+    escaped = np.flatnonzero(digits > reach)
+    np.testing.assert_array_equal(escaped, np.flatnonzero(np.abs(q) > reach))
+    grouped.join(digits, escaped, escapes, reach)
+    np.testing.assert_array_equal(digits, q)
+
+
+def section(reach, groups, escapes=b""):
+    out = Writer()
+    out.byte(symbols.GROUPED | reach)
+    frame = zstd.compress(bytes(groups))
+    out.varint(len(frame))
+    return out.done() + frame + escapes
+
+
+def test_bad_groups_are_refused():
+    good = symbols.decode_integers(Reader(section(1, [21, 21])), 6)
+    np.testing.assert_array_equal(good, np.zeros(6))
+    cases = {
+        "reach 4": section(4, [0, 0]),
+        "out of range": section(1, [21, 64]),
+        "padding": section(1, [21, 22]),
+        "declares 3 bytes": section(1, [21, 21, 21]),
+        "escaped integer": section(0, [32], bytes([symbols.PACKED | 8 << 2, 0xFF, 127, 0xFE])),
+    }
+    for words, coded in cases.items():
+        with pytest.raises(PayloadError, match=words):
+            symbols.decode_integers(Reader(coded), 1 if words == "escaped integer" else 5)
+
+
+def test_groups_within_groups_end():
+    deep = b""
+    for _ in range(50):
+        deep = section(0, [63], deep)
+    with pytest.raises(PayloadError, match="too many groups"):
+        symbols.decode_integers(Reader(deep), 6)
