@@ -26,6 +26,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
 from flsparse.codec import ArraySpec, PayloadError
+from flsparse.codec.specs import DTYPES
 
 STYPE = "flsparse.v1"
 OPAQUE = "flsparse.opaque.v1"  # payloads of methods that hold their own conversation: neither mod nor wire opens them
@@ -35,6 +36,7 @@ MIRROR = "mirror"  # name of a node's mirror in its state
 CONTROL = "control/"  # prefix of arrays that travel beside the model and are no part of its state dict
 MISSING_REFERENCE = "missing-reference"
 _MAX_BLUEPRINT_BYTES = 16 * 1024 * 1024
+_MAX_DIMENSIONS = 32
 
 
 def pack(payload: bytes, stype: str = STYPE) -> ArrayRecord:
@@ -106,7 +108,7 @@ class Blueprint:
 
     def to_bytes(self) -> bytes:
         """Serialize, compressed."""
-        rows = [[n, list(s.shape), s.dtype.str, n in set(self.prunable)] for n, s in self.specs.items()]
+        rows = [[n, list(s.shape), _name(s.dtype), n in set(self.prunable)] for n, s in self.specs.items()]
         return zlib.compress(json.dumps(rows, separators=(",", ":")).encode(), 9)
 
     @classmethod
@@ -126,7 +128,7 @@ class Blueprint:
             if not inflater.eof or inflater.unused_data:
                 raise ValueError("it is cut short, too large, or followed by other bytes")
             rows: Sequence[tuple[str, list[int], str, bool]] = json.loads(text)
-            specs = {str(name): ArraySpec(_shape(shape), np.dtype(dtype)) for name, shape, dtype, _ in rows}
+            specs = {str(name): ArraySpec(_shape(shape), _dtype(dtype)) for name, shape, dtype, _ in rows}
             prunable = [str(name) for name, _, _, is_prunable in rows if is_prunable]
         except (zlib.error, ValueError, TypeError, RecursionError) as error:
             raise PayloadError(f"the blueprint of the model cannot be read: {error}") from error
@@ -138,7 +140,22 @@ class Blueprint:
         return sum(spec.nbytes for spec in self.specs.values())
 
 
+def _name(dtype: np.dtype) -> str:
+    return dtype.newbyteorder("<").str
+
+
+_BY_NAME = {_name(np.dtype(each)): np.dtype(each) for each in DTYPES}
+
+
+def _dtype(name: str) -> np.dtype:
+    if name not in _BY_NAME:
+        raise ValueError(f"dtype {name!r} is none of {', '.join(_BY_NAME)}")
+    return _BY_NAME[name]
+
+
 def _shape(shape: Sequence[int]) -> tuple[int, ...]:
+    if len(shape) > _MAX_DIMENSIONS:
+        raise ValueError(f"a shape of {len(shape)} dimensions, more than {_MAX_DIMENSIONS}")
     if any(type(n) is not int or n < 0 for n in shape):
         raise ValueError(f"shape {shape} is not a list of non-negative integers")
     return tuple(shape)

@@ -22,6 +22,9 @@ Vector = NDArray[np.float32]
 Integers = NDArray[np.int16]
 
 
+_TINY = float(np.finfo(np.float32).tiny)
+
+
 @dataclass(frozen=True)
 class Dither:
     """The quantizer of one unit: a layer, or the whole vector.
@@ -68,12 +71,12 @@ class Dither:
         q : np.ndarray
             Shape (d,), int16, in -L..L.
         step : np.float32
-            What q is to be multiplied by; 0 for a vector of zeros.
+            What q is to be multiplied by; 0 for a vector of zeros, or of nothing but denormal numbers.
         """
         length = (
             float(np.abs(x).max(initial=0.0)) if self.norm == "max" else float(np.linalg.norm(x.astype(np.float64)))
         )
-        if length == 0.0:
+        if length < _TINY:
             return np.zeros(x.size, np.int16), np.float32(0)
         magnitude = np.floor(np.abs(x) * np.float32(self.levels / length) + rng.random(x.size, np.float32))
         q = np.copysign(np.minimum(magnitude, self.levels), x)

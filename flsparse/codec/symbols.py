@@ -20,7 +20,7 @@ _MOST_GROUPED = 3  # times that escapes of escapes are grouped
 _FEWEST_GROUPED = 256
 _ESCAPE = 1.03  # bytes of escapes per byte of their entropy
 _SAMPLE = 1 << 15
-_FEW = 1 << 12  # up to here a saved byte counts for more than a millisecond
+_MANY = 1 << 16  # up to here a saved byte counts for more than a saved millisecond
 
 
 def encode_integers(q: NDArray[np.int16], depth: int = 0) -> bytes:
@@ -74,7 +74,9 @@ def encode_integers(q: NDArray[np.int16], depth: int = 0) -> bytes:
 
 def _slack(count: int, depth: int) -> float:
     """Return which share of its bytes rANS must save to be taken."""
-    return 1 / 16 if depth else 1 / 64 if count > _FEW else 0.0
+    if depth:
+        return 1 / 16 if count > _MANY >> 4 else 0.0
+    return 1 / 64 if count > _MANY else 0.0
 
 
 def _low_bits(q: NDArray[np.int16], shift: int) -> bytes:

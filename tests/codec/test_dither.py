@@ -59,6 +59,17 @@ def test_unbiased(norm, levels):
     assert ((draws - x) ** 2).sum(axis=1).mean() <= dither.omega(64) * (x**2).sum() * 1.05
 
 
+@pytest.mark.parametrize("scaling", ["least_squares", "unbiased", "contractive"])
+@pytest.mark.parametrize("norm", ["max", "l2"])
+def test_a_residual_that_dwindles_to_nothing_stays_finite(norm, scaling):
+    rng = np.random.default_rng(1)
+    for exponent in range(-150, -100):
+        x = np.ldexp(rng.standard_normal(64), exponent).astype(np.float32)
+        q, step = Dither(2, norm, scaling).quantize(x, rng)
+        assert np.isfinite(step)
+        assert np.isfinite(dequantize(q, step)).all()
+
+
 @pytest.mark.parametrize("norm", ["max", "l2"])
 def test_least_squares_contracts_for_every_draw(norm):
     rng = np.random.default_rng(1)

@@ -1,5 +1,8 @@
 """What a hostile or broken node may say, and what the run makes of it."""
 
+import json
+import zlib
+
 import numpy as np
 import pytest
 from federation_kit import TRAINING, TamperedGrid, digits, initial_arrays, run
@@ -238,6 +241,15 @@ def test_a_bad_blueprint_is_a_payload_error(change):
     assert Blueprint.from_bytes(good).prunable == ["w"]
     with pytest.raises(PayloadError, match="blueprint"):
         Blueprint.from_bytes(change(good))
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype"), [([2], "<f4,("), ([2], "O"), ([2], "<c8"), ([1] * 300, "<f4"), ([-1], "<f4")]
+)
+def test_a_blueprint_of_arrays_that_do_not_exist_is_a_payload_error(shape, dtype):
+    data = zlib.compress(json.dumps([["w", shape, dtype, True]]).encode())
+    with pytest.raises(PayloadError, match="blueprint"):
+        Blueprint.from_bytes(data)
 
 
 def test_what_nobody_holds_is_forgotten():
