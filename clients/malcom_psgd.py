@@ -1,7 +1,7 @@
 """MALCOM-PSGD on the device (arXiv 2311.05760): decentralized proximal SGD with quantized residuals.
 
     x_half  = x_i - eta * g_i(x_i)                                            local_steps times
-    q_i     = Q(x_half - xhat_i)                                              dithered, sent to the neighbours
+    q_i     = Q(x_half - xhat_i)                                              sent to the neighbours
     xhat_j += q_j                                                             for j in N(i) and i
     x_i     = soft(x_half + gamma * sum_j W_ij (xhat_j - xhat_i),  eta * mu)  soft(z, t) = sign(z) max(|z| - t, 0)
 
@@ -23,14 +23,14 @@ from flsparse.sparsity import soft_threshold
 
 @dataclass(kw_only=True)
 class QuantizedGossipLocal(GossipLocal):
-    """Gossip of dithered residuals: the quantizer and the coder.
+    """Gossip of quantized residuals: the quantizer and the coder.
 
     Attributes
     ----------
     levels : int
         L, quantization levels on either side of 0; 0 sends the model whole.
-    norm : {"max", "l2"}
-        What the levels divide.
+    norm : {"max", "l2", "rms"}
+        What the steps are measured by; see :class:`flsparse.codec.dither.Dither`.
     unit : {"layer", "whole"}
         One scale for each array, or one for the whole vector.
     scaling : {"least_squares", "contractive", "unbiased"}
@@ -40,13 +40,13 @@ class QuantizedGossipLocal(GossipLocal):
     """
 
     levels: int = 2
-    norm: Literal["max", "l2"] = "max"
+    norm: Literal["max", "l2", "rms"] = "max"
     unit: Literal["layer", "whole"] = "layer"
     scaling: Literal["least_squares", "contractive", "unbiased"] = "least_squares"
     coder: Literal["golomb", "rans", "fixed"] = "golomb"
 
     def quantizer(self) -> Dither | None:
-        """Return the dithered quantizer."""
+        """Return the quantizer; None sends the model whole."""
         return Dither(self.levels, self.norm, self.scaling) if self.levels else None
 
     def residual_codec(self, sizes: Sequence[int]) -> ResidualCodec:

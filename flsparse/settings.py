@@ -133,7 +133,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "strategy.mu": _NOT_NEGATIVE,
     "strategy.gamma": _POSITIVE,
     "strategy.decay_rounds": _NOT_NEGATIVE,
-    "strategy.norm": _one_of("max", "l2"),
+    "strategy.norm": _one_of("rms", "max", "l2"),
     "strategy.unit": _one_of("layer", "whole"),
     "strategy.scaling": _one_of("least_squares", "contractive", "unbiased"),
     "strategy.coder": _one_of("golomb", "rans", "fixed"),

@@ -15,14 +15,15 @@ from flsparse.strategies.wire import Node, Value
 
 
 class QuantizedGossip(Gossip):
-    """Gossip of dithered residuals.
+    """Gossip of quantized residuals.
 
     Parameters
     ----------
     levels : int (default: 2)
         L, quantization levels on either side of 0, at most 1024; 0 sends models whole.
-    norm : {"max", "l2"} (default: "max")
-        What the levels divide. With "l2" and long vectors gamma must be small, about ``1 / (1 + sqrt(d) / L)``.
+    norm : {"max", "l2", "rms"} (default: "max")
+        "max" and "l2": what the levels divide, rounded by a dither. With "l2" and long vectors gamma must be small,
+        about ``1 / (1 + sqrt(d) / L)``. "rms": steps of twice the root mean square, rounded to the nearest.
     unit : {"layer", "whole"} (default: "layer")
         One scale for each array, or one for the whole vector.
     scaling : {"least_squares", "contractive", "unbiased"} (default: "least_squares")
@@ -63,18 +64,24 @@ class QuantizedGossip(Gossip):
 class MalcomPSGD(QuantizedGossip):
     """Decentralized proximal SGD with quantized residuals.
 
+    The defaults are ours; the paper's quantizer is ``levels=2, norm="max"``, for which gamma may be 1.
+
     Parameters
     ----------
     mu : float (default: 1e-5)
         Weight of the l1 norm, at least 0.
+    levels, norm, gamma
+        7, "rms" and 0.8 by default; see :class:`QuantizedGossip`.
     **quantized
         Parameters of :class:`QuantizedGossip`.
     """
 
     name = "malcom_psgd"
 
-    def __init__(self, *, mu: float = 1e-5, **quantized: object) -> None:
-        super().__init__(**quantized)  # type: ignore[arg-type]
+    def __init__(
+        self, *, mu: float = 1e-5, levels: int = 7, norm: str = "rms", gamma: float = 0.8, **quantized: object
+    ) -> None:
+        super().__init__(levels=levels, norm=norm, gamma=gamma, **quantized)  # type: ignore[arg-type]
         if not mu >= 0:
             raise ValueError(f"mu={mu} must be at least 0")
         self.mu = mu

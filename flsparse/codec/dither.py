@@ -1,4 +1,6 @@
-"""The dithered quantizer of MALCOM-PSGD (arXiv 2311.05760): L levels on either side of 0, rounded by a dither.
+"""The quantizers of residuals: that of MALCOM-PSGD (arXiv 2311.05760), and one without a dither.
+
+The paper's has L levels on either side of 0 and is rounded by a dither::
 
     Q(x)_k = (||x|| sign(x_k) / L) floor(L |x_k| / ||x|| + u_k)        u_k uniform in [0, 1): E Q(x) = x
 
@@ -7,6 +9,12 @@ step: by ``1 / (1 + omega)`` to make Q a contraction in expectation, where ``E |
 ``<x, q> / ||q||^2``, the least-squares factor, which makes it one for every draw of the dither::
 
     ||x - a q||^2 = ||x||^2 - <x, q>^2 / ||q||^2 <= ||x||^2
+
+A residual that is quantized away is not lost, it is part of the next one; so nothing has to be unbiased, and the dither
+is noise that is paid for: it costs most of the bits. Our own has steps of twice the root mean square, whatever L, and
+rounds to the nearest::
+
+    q_k = round(x_k / (2 rms(x)))  within -L..L                        with the least-squares factor
 """
 
 from dataclasses import dataclass
@@ -14,15 +22,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-NORMS = ("max", "l2")
+NORMS = ("max", "l2", "rms")
 SCALINGS = ("unbiased", "contractive", "least_squares")
 MAX_LEVELS = 1024
 
+_STEP_RMS = 2.0  # finer steps cost bits; from 3 on too little of a residual passes, and consensus is lost
+_TINY = float(np.finfo(np.float32).tiny)
+
 Vector = NDArray[np.float32]
 Integers = NDArray[np.int16]
-
-
-_TINY = float(np.finfo(np.float32).tiny)
 
 
 @dataclass(frozen=True)
@@ -33,8 +41,8 @@ class Dither:
     ----------
     levels : int
         L, 1..1024.
-    norm : {"max", "l2"}
-        ``||x||``; with the l2 norm of a long vector nearly all integers are 0.
+    norm : {"max", "l2", "rms"}
+        ``||x||``; with the l2 norm of a long vector nearly all integers are 0. "rms": steps of 2 rms, no dither.
     scaling : {"unbiased", "contractive", "least_squares"}
         Of the step.
 
@@ -55,6 +63,8 @@ class Dither:
             raise ValueError(f"norm={self.norm!r} is none of {', '.join(NORMS)}")
         if self.scaling not in SCALINGS:
             raise ValueError(f"scaling={self.scaling!r} is none of {', '.join(SCALINGS)}")
+        if self.norm == "rms" and self.scaling != "least_squares":
+            raise ValueError(f"scaling={self.scaling!r} is for a dithered norm; norm='rms' takes 'least_squares'")
 
     def quantize(self, x: Vector, rng: np.random.Generator) -> tuple[Integers, np.float32]:
         """Quantize a unit.
@@ -73,12 +83,13 @@ class Dither:
         step : np.float32
             What q is to be multiplied by; 0 for a vector of zeros, or of nothing but denormal numbers.
         """
-        length = (
-            float(np.abs(x).max(initial=0.0)) if self.norm == "max" else float(np.linalg.norm(x.astype(np.float64)))
-        )
+        length = self._length(x)
         if length < _TINY:
             return np.zeros(x.size, np.int16), np.float32(0)
-        magnitude = np.floor(np.abs(x) * np.float32(self.levels / length) + rng.random(x.size, np.float32))
+        if self.norm == "rms":
+            magnitude = np.rint(np.abs(x) / np.float32(_STEP_RMS * length))
+        else:
+            magnitude = np.floor(np.abs(x) * np.float32(self.levels / length) + rng.random(x.size, np.float32))
         q = np.copysign(np.minimum(magnitude, self.levels), x)
         step = length / self.levels
         if self.scaling == "contractive":
@@ -88,8 +99,14 @@ class Dither:
             step = float(np.dot(x, q)) / energy if energy else 0.0
         return q.astype(np.int16), np.float32(step)
 
+    def _length(self, x: Vector) -> float:
+        if self.norm == "max":
+            return float(np.abs(x).max(initial=0.0))
+        l2 = float(np.linalg.norm(x.astype(np.float64)))
+        return l2 / max(1, x.size) ** 0.5 if self.norm == "rms" else l2
+
     def omega(self, d: int) -> float:
-        """Return the bound of the relative variance, ``E ||Q(x) - x||^2 <= omega ||x||^2``, for d elements.
+        """Return the bound of a dither's relative variance, ``E ||Q(x) - x||^2 <= omega ||x||^2``, for d elements.
 
         ``min(d / L^2, sqrt(d) / L)`` with the l2 norm (Alistarh et al. 2017, arXiv 1610.02132). An element's variance
         is at most ``(||x|| / L)^2 / 4`` and at most ``|x_k| ||x|| / L``, so with the max norm it is

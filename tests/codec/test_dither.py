@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from flsparse.codec.dither import Dither, dequantize, entropy_bits
+from flsparse.codec.dither import NORMS, SCALINGS, Dither, dequantize, entropy_bits
 
 
 class Fixed:
@@ -39,6 +39,15 @@ def test_the_least_squares_step_by_hand():
     assert q.tolist() == [2, -1, 1, 0]
 
 
+def test_steps_of_twice_the_rms_by_hand():
+    x = np.array([6.0, -2.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0], np.float32)  # rms 2: 6/4 and 2/4, which is even
+    q, step = Dither(7, "rms").quantize(x, None)
+    assert q.tolist() == [2, 0, *[0] * 8]
+    assert step == 3
+    q, step = Dither(1, "rms").quantize(x, None)
+    assert (q.tolist()[:2], step) == ([1, 0], 6)
+
+
 def test_the_contractive_step_by_hand():
     dither = Dither(2, "max", "contractive")
     assert dither.omega(4) == 4 / 16
@@ -59,8 +68,9 @@ def test_unbiased(norm, levels):
     assert ((draws - x) ** 2).sum(axis=1).mean() <= dither.omega(64) * (x**2).sum() * 1.05
 
 
-@pytest.mark.parametrize("scaling", ["least_squares", "unbiased", "contractive"])
-@pytest.mark.parametrize("norm", ["max", "l2"])
+@pytest.mark.parametrize(
+    ("norm", "scaling"), [(n, s) for n in NORMS for s in SCALINGS if n != "rms" or s == "least_squares"]
+)
 def test_a_residual_that_dwindles_to_nothing_stays_finite(norm, scaling):
     rng = np.random.default_rng(1)
     for exponent in range(-150, -100):
@@ -70,7 +80,7 @@ def test_a_residual_that_dwindles_to_nothing_stays_finite(norm, scaling):
         assert np.isfinite(dequantize(q, step)).all()
 
 
-@pytest.mark.parametrize("norm", ["max", "l2"])
+@pytest.mark.parametrize("norm", ["rms", "max", "l2"])
 def test_least_squares_contracts_for_every_draw(norm):
     rng = np.random.default_rng(1)
     x = rng.standard_normal(1000).astype(np.float32)
@@ -91,7 +101,13 @@ def test_zeros_levels_and_ranges():
 
 @pytest.mark.parametrize(
     ("arguments", "what"),
-    [((0,), "levels=0"), ((2000,), "levels=2000"), ((2, "l1"), "norm='l1'"), ((2, "max", "free"), "scaling='free'")],
+    [
+        ((0,), "levels=0"),
+        ((2000,), "levels=2000"),
+        ((2, "l1"), "norm='l1'"),
+        ((2, "max", "free"), "scaling='free'"),
+        ((2, "rms", "unbiased"), "rms"),
+    ],
 )
 def test_what_does_not_exist_is_refused(arguments, what):
     with pytest.raises(ValueError, match=what):

@@ -115,23 +115,24 @@ def test_one_node_without_a_quantizer_is_ista():
 
 def test_without_mu_it_is_compressed_gossip():
     task, topology = digits(), graph()
-    strategy = MalcomPSGD(topology=topology, levels=2, mu=0.0, gamma=0.7)
+    strategy = MalcomPSGD(topology=topology, norm="max", levels=2, mu=0.0, gamma=0.7)
     run(strategy, task, rounds=5)
     assert_models(strategy, reference(task, topology.weights, 5, dither=Dither(2), gamma=0.7))
 
 
 def test_many_levels_are_decentralized_proximal_sgd():
     task, topology = digits(), graph()
-    strategy = MalcomPSGD(topology=topology, levels=1024, mu=0.01)
+    strategy = MalcomPSGD(topology=topology, norm="max", levels=1024, mu=0.01, gamma=1.0)
     run(strategy, task, rounds=4)
     assert_models(strategy, reference(task, topology.weights, 4, mu=0.01), atol=2e-4)
 
 
-def test_the_whole_algorithm_in_its_order():
+@pytest.mark.parametrize("norm", ["max", "rms"])
+def test_the_whole_algorithm_in_its_order(norm):
     task, topology = digits(), graph("complete")
-    strategy = MalcomPSGD(topology=topology, levels=3, mu=0.02, gamma=0.5)
+    strategy = MalcomPSGD(topology=topology, norm=norm, levels=3, mu=0.02, gamma=0.5)
     run(strategy, task, rounds=4)
-    expected = reference(task, topology.weights, 4, dither=Dither(3), mu=0.02, gamma=0.5)
+    expected = reference(task, topology.weights, 4, dither=Dither(3, norm), mu=0.02, gamma=0.5)
     for partition, model in enumerate(expected):
         for got, wanted in zip(strategy.node_models[partition].values(), model, strict=True):
             assert np.abs(got - wanted).max() < 1e-5 + 0.1 * 0.02  # a sum's last bit may fall on either side of 0
@@ -541,10 +542,10 @@ def test_the_benchmarks_simulation_is_what_the_rounds_do(method):
 
     torch.set_num_threads(1)
     task, topology = digits(), graph()
-    dither = None if method == "d_psgd" else Dither(2)
+    dither = {"malcom_psgd": Dither(7, "rms"), "choco_sgd": Dither(2), "d_psgd": None}[method]
     setting = Setting(method, dither, mu=1e-3, gamma=0.8, local_steps=2, rounds=4, evaluate_every=4, coders=())
     trace = simulate(task, topology, setting, seed=0)
-    arguments = {"malcom_psgd": {"levels": 2, "mu": 1e-3}, "choco_sgd": {"levels": 2}, "d_psgd": {}}[method]
+    arguments = {"malcom_psgd": {"mu": 1e-3}, "choco_sgd": {"levels": 2}, "d_psgd": {}}[method]
     strategy = {"malcom_psgd": MalcomPSGD, "choco_sgd": ChocoSGD, "d_psgd": DPSGD}[method](
         topology=topology, gamma=0.8, **arguments
     )
