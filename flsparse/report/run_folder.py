@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import yaml
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from flsparse.checkpoint import load_checkpoint, save_checkpoint
@@ -120,7 +121,7 @@ class RunFolder:
             partial.parent.mkdir(parents=True, exist_ok=True)
             save_file({name: np.array(array, order="C") for name, array in weights.items()}, partial)
             os.replace(partial, self.path / file)
-        except OSError as error:
+        except (OSError, SafetensorError) as error:
             partial.unlink(missing_ok=True)
             raise RunFolderError(f"cannot write the model to {self.path}: {error}") from error
 

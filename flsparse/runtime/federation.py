@@ -5,9 +5,10 @@ composed one as plain values; nothing here knows where it came from.
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib.metadata import version
-from logging import INFO, WARNING
+from logging import ERROR, INFO, WARNING
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -161,12 +162,12 @@ class _Run:
             "output_dir": str(self.folder.path) if self.folder else None,
             "config": dict(self.cfg),
         }
-        for observer in self.observers:
-            observer.on_start(info)
         status = "completed"
         error: Exception | None = None
         leave: BaseException | None = None
         try:
+            for observer in self.observers:
+                observer.on_start(info)
             wait_for_nodes(self.grid, int(self.cfg["num_clients"]), self.strategy.min_available_nodes)
             self.strategy.start(
                 grid=self.grid,
@@ -180,15 +181,25 @@ class _Run:
         except Exception as problem:
             status, error, leave = "failed", problem, problem
         summary = self._summary(status, error)
-        if self.folder:
-            self.folder.save_model(self.weights())
-            for partition, arrays in self.strategy.node_models.items():
-                self.folder.save_model(arrays, f"node-models/{partition}.safetensors")
-        for observer in self.observers:
-            observer.on_end(summary)
+        ends: list[Callable[[], None]] = [partial(observer.on_end, summary) for observer in self.observers]
+        for end in (*ends, self._save_models):
+            try:
+                end()
+            except Exception as problem:
+                if leave is None:
+                    leave = problem
+                else:  # what ended the run is what its user has to know
+                    log(ERROR, "After the run had failed: %s", problem)
         if leave is not None:
             raise leave
         return summary
+
+    def _save_models(self) -> None:
+        """Save the weights into the run folder, the model's last: when it is there, all is."""
+        if self.folder:
+            for partition, arrays in self.strategy.node_models.items():
+                self.folder.save_model(arrays, f"node-models/{partition}.safetensors")
+            self.folder.save_model(self.weights())
 
     @property
     def dense_bytes(self) -> int:

@@ -150,6 +150,42 @@ def test_a_failing_run_leaves_its_state_and_says_why(config: Config, tmp_path: P
     assert launch(config(resume=str(tmp_path / "run")))["status"] == "completed"
 
 
+def no_space(self: object, *_: object) -> None:
+    raise RunFolderError("no space for the model")
+
+
+def test_a_full_disk_neither_hides_the_cause_nor_costs_the_summary(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(federation.RunFolder, "save_model", no_space)
+    with pytest.raises(OSError, match="the cause"):
+        launch(config(), [Recorder(2, OSError("the cause"))])
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert (summary["status"], summary["error"], summary["rounds"]) == ("failed", "OSError: the cause", 2)
+
+
+def test_a_model_that_cannot_be_saved_ends_a_complete_run_with_an_error(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(federation.RunFolder, "save_model", no_space)
+    recorder = Recorder()
+    with pytest.raises(RunFolderError, match="no space for the model"):
+        launch(config(num_rounds=1), [recorder])
+    assert recorder.calls[-1][0] == "end"
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["rounds"] == 1
+
+
+def test_a_run_that_fails_at_its_start_has_a_summary_too(config: Config, tmp_path: Path) -> None:
+    class Broken(Recorder):
+        def on_start(self, info: dict[str, Any]) -> None:
+            raise RuntimeError("no display")
+
+    with pytest.raises(RuntimeError, match="no display"):
+        launch(config(), [Broken()])
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert (summary["status"], summary["rounds"]) == ("failed", 0)
+
+
 def test_failures_are_counted_by_round(config: Config) -> None:
     class Flaky(InProcessGrid):
         def _answer(self, message: Message) -> Message:
