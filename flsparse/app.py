@@ -32,8 +32,9 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from flsparse import __version__
+from flsparse.checkpoint import CheckpointError
 from flsparse.report.display import Display
-from flsparse.report.run_folder import holds_a_run, read_rows
+from flsparse.report.run_folder import holds_a_run, read_checkpoint
 from flsparse.report.tables import comparison_table, read_summary, run_table
 from flsparse.settings import SettingsError, check, did_you_mean, keys_of, without_effect
 
@@ -284,6 +285,8 @@ def _launch(cfg: dict[str, Any], *, show: bool) -> dict[str, Any] | None:
     if summary["status"] == "interrupted" and "rounds" not in summary:
         _say(f"Stopped; the run folder is where the SuperLink runs ({cfg['superlink']}), at {folder}", _errors)
         raise KeyboardInterrupt("said")
+    if summary["status"] == "interrupted" and not summary["rounds"]:
+        raise KeyboardInterrupt
     if summary["status"] == "interrupted":
         _say(f"Stopped after round {summary['rounds']}. To go on: flsparse resume={_shown(folder)}", _errors)
         raise KeyboardInterrupt("said")
@@ -315,10 +318,21 @@ def _resume(jobs: Sequence[Mapping[str, Any]], overrides: Sequence[str]) -> int:
     config.update(resume=str(folder), output_dir=str(folder))
     cfg: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     check(cfg)
-    done = max((int(row["server_round"]) for row in read_rows(folder / "metrics.jsonl")), default=0)
-    if done >= cfg["num_rounds"]:
-        raise SettingsError(f"resume={folder}: it has {done} rounds; to go on, ask for more (num_rounds={done + 10})")
+    if not cfg["superlink"]:  # which has the checkpoint, and the summary
+        done = _saved(folder)["round"]
+        if done >= cfg["num_rounds"] and (folder / "summary.json").is_file():
+            raise SettingsError(
+                f"resume={folder}: it has {done} rounds; to go on, ask for more (num_rounds={done + 10})"
+            )
     return 1 if _launch(cfg, show=True) is None else 0
+
+
+def _saved(folder: Path) -> dict[str, Any]:
+    """Return the state that a run goes on from: its last row is written before its last checkpoint is."""
+    try:
+        return read_checkpoint(folder)
+    except CheckpointError as error:
+        raise SettingsError(f"resume={folder}: {error}") from error
 
 
 def _dry_run(jobs: Sequence[dict[str, Any]]) -> int:

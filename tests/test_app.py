@@ -12,6 +12,8 @@ import yaml
 
 import flsparse.runtime
 from flsparse.app import main
+from flsparse.checkpoint import save_checkpoint
+from flsparse.report.run_folder import CHECKPOINT
 
 Run = Callable[..., int]
 SUMMARY: dict[str, Any] = {
@@ -58,6 +60,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         (folder / "config.yaml").write_text(yaml.safe_dump(cfg))
         if cfg["num_rounds"] == 13:
             raise RuntimeError("thirteen rounds\nand a second line")
+        save_checkpoint(folder / CHECKPOINT, {"round": min(3, cfg["num_rounds"])})
         summary = SUMMARY | {"strategy": cfg["strategy"]["name"]}
         if cfg["num_rounds"] == 7:
             return summary | {"status": "interrupted", "rounds": 3}
@@ -132,13 +135,36 @@ def test_a_run_with_all_its_rounds_is_not_resumed(
 ) -> None:
     (tmp_path / "done").mkdir()
     assert run("num_rounds=3", "output_dir=done") == 0
-    (tmp_path / "done" / "metrics.jsonl").write_text('{"server_round": 3}\n')
     before = (tmp_path / "done" / "config.yaml").read_text()
     for rounds in ([], ["num_rounds=2"]):
         assert run("resume=done", *rounds) == 2
         assert "it has 3 rounds" in capsys.readouterr().err
     assert (tmp_path / "done" / "config.yaml").read_text() == before
     assert len(launched) == 1
+
+
+@pytest.mark.parametrize(("saved", "ended"), [(2, True), (3, False)])
+def test_a_run_that_was_killed_at_its_end_can_be_finished(
+    saved: int, ended: bool, run: Run, launched: list[Any], tmp_path: Path
+) -> None:
+    """Killed while it wrote its last checkpoint, behind the row of that round; or its model and summary, after it."""
+    (tmp_path / "killed").mkdir()
+    assert run("num_rounds=3", "output_dir=killed") == 0
+    (tmp_path / "killed" / "metrics.jsonl").write_text("".join(f'{{"server_round": {n}}}\n' for n in (1, 2, 3)))
+    save_checkpoint(tmp_path / "killed" / CHECKPOINT, {"round": saved})
+    if not ended:
+        (tmp_path / "killed" / "summary.json").unlink()
+    assert run("resume=killed") == 0
+    assert len(launched) == 2
+
+
+def test_a_run_without_a_checkpoint_is_not_resumed(
+    run: Run, launched: list[Any], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert run("num_rounds=3", "output_dir=run") == 0
+    (tmp_path / "run" / CHECKPOINT).write_bytes(b"no checkpoint")
+    assert run("resume=run", "num_rounds=5") == 2
+    assert "flsparse: resume=run: cannot read the checkpoint run/checkpoint" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("setting", ["cut=2", "topology=torus", "superlink=there:1"])

@@ -63,6 +63,7 @@ def test_resuming_keeps_the_rounds_before_and_drops_those_after(tmp_path: Path) 
     finished(tmp_path)
     folder = RunFolder(tmp_path, CONFIG, resume=True)
     folder.on_start({"first_round": 3})
+    assert not (tmp_path / "summary.json").exists()  # until the run ends again
     folder.on_round({"server_round": 3, "again": True})
     assert [row["server_round"] for row in read_rows(tmp_path / "metrics.jsonl")] == [1, 2, 3]
     assert read_rows(tmp_path / "metrics.jsonl")[2]["again"]

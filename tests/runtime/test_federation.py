@@ -123,6 +123,17 @@ def test_resuming_equals_not_stopping(config: Config, tmp_path: Path, strategy: 
     assert rows[0] == rows[1]
 
 
+def test_a_run_that_was_killed_before_its_summary_is_finished(config: Config, tmp_path: Path) -> None:
+    whole = launch(config(num_rounds=2))
+    for name in ("summary.json", "model.safetensors"):
+        (tmp_path / "run" / name).unlink()
+    finished = launch(config(num_rounds=2, resume=str(tmp_path / "run")))
+    for key in ("status", "rounds", "final_accuracy", "uplink_bytes"):
+        assert finished[key] == whole[key]
+    assert (tmp_path / "run" / "summary.json").exists()
+    assert (tmp_path / "run" / "model.safetensors").exists()
+
+
 def test_a_run_is_resumed_as_it_was(config: Config, tmp_path: Path) -> None:
     launch(config(num_rounds=1))
     with pytest.raises(ValueError, match="its seed was 1"):
