@@ -4,6 +4,7 @@ Everything that happens beside the rounds (display, trackers, the run folder) is
 composed one as plain values; nothing here knows where it came from.
 """
 
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -23,7 +24,7 @@ from flsparse.clients.protocol import to_numpy, to_record
 from flsparse.clients.state import state_dir
 from flsparse.report.run_folder import RunFolder, read_checkpoint, restore_node_files
 from flsparse.runtime.inprocess import InProcessGrid
-from flsparse.settings import sampled_nodes
+from flsparse.settings import keys_of, lookup, sampled_nodes
 from flsparse.sparsity import export_dense, prunable_names, sparsity_of
 from flsparse.strategies import STRATEGIES, RoundLoop, RoundReport
 from flsparse.tasks import Task, build_task
@@ -108,6 +109,21 @@ def train_config(cfg: Mapping[str, Any]) -> ConfigRecord:
     return ConfigRecord({key.replace("_", "-"): value for key, value in cfg["client"].items() if value is not None})
 
 
+def refuse_changes(run_folder: Path | str, saved: Mapping[str, Any], cfg: Mapping[str, Any]) -> None:
+    """Refuse to go on with a run under another configuration than its checkpoint was ``saved`` with.
+
+    Raises
+    ------
+    ValueError
+        One of the values that must stay has changed.
+    """
+    was, now = ({key: each.get(key) for key in _MUST_MATCH} for each in (saved, cfg))
+    for key in dict.fromkeys(keys_of(was) + keys_of(now)):
+        before, after = lookup(was, key), lookup(now, key)
+        if before != after and not (isinstance(before, Mapping) and isinstance(after, Mapping)):
+            raise ValueError(f"cannot resume {run_folder}: its {key} was {before}")
+
+
 def wait_for_nodes(grid: Grid, wanted: int, at_least: int | None = None) -> list[int]:
     """Wait until so many nodes are connected, and return their ids.
 
@@ -130,7 +146,8 @@ class _Run:
 
     def __init__(self, grid: Grid, cfg: Mapping[str, Any], observers: Sequence[Observer]) -> None:
         torch.set_num_threads(int(cfg.get("threads") or 1))
-        self.grid, self.cfg = grid, cfg
+        self.grid = grid
+        self.cfg: dict[str, Any] = json.loads(json.dumps(dict(cfg)))  # as it is saved: every key a string
         self.task: Task = build_task(cfg)
         self.num_rounds = int(cfg["num_rounds"])
         plain = self.task.model()
@@ -151,7 +168,7 @@ class _Run:
         if resume:
             self._resume(resume)
         if resume or cfg.get("output_dir"):
-            self.folder = RunFolder(resume or cfg["output_dir"], cfg, resume=bool(resume))
+            self.folder = RunFolder(resume or cfg["output_dir"], self.cfg, resume=bool(resume))
         self.observers: list[Observer] = [*([self.folder] if self.folder else []), *observers]
 
     def run(self) -> dict[str, Any]:
@@ -160,7 +177,7 @@ class _Run:
             "num_rounds": self.num_rounds,
             "num_nodes": int(self.cfg["num_clients"]),
             "output_dir": str(self.folder.path) if self.folder else None,
-            "config": dict(self.cfg),
+            "config": self.cfg,
         }
         status = "completed"
         error: Exception | None = None
@@ -274,9 +291,7 @@ class _Run:
 
     def _resume(self, run_folder: Path | str) -> None:
         state = read_checkpoint(run_folder)
-        for key in _MUST_MATCH:
-            if state["config"][key] != self.cfg.get(key):
-                raise ValueError(f"cannot resume {run_folder}: its {key} was {state['config'][key]}")
+        refuse_changes(run_folder, state["config"], self.cfg)
         self.last_round, self.arrays = state["round"], state["arrays"]
         self.scores, self.seconds_before = state["scores"], state["wall_seconds"]
         self.strategy.load_state_dict(state["strategy"])

@@ -138,8 +138,16 @@ def test_a_run_is_resumed_as_it_was(config: Config, tmp_path: Path) -> None:
     launch(config(num_rounds=1))
     with pytest.raises(ValueError, match="its seed was 1"):
         launch(config(seed=2, resume=str(tmp_path / "run")))
+    with pytest.raises(ValueError, match=r"its model.width was 8"):
+        launch(config(model={"name": "cnn", "width": 16}, resume=str(tmp_path / "run")))
     with pytest.raises(RunFolderError, match="holds a run"):
         launch(config())
+
+
+def test_tiers_of_single_nodes_are_saved_and_resumed(config: Config, tmp_path: Path) -> None:
+    tiers = {"name": "topk", "tiers": {0: 0.5}}  # as Hydra reads {0:0.5}
+    launch(config(num_rounds=1, strategy=tiers))
+    assert launch(config(num_rounds=2, strategy=tiers, resume=str(tmp_path / "run")))["rounds"] == 2
 
 
 def test_a_failing_run_leaves_its_state_and_says_why(config: Config, tmp_path: Path) -> None:
