@@ -32,8 +32,9 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from flsparse import __version__
+from flsparse.checkpoint import CheckpointError
 from flsparse.report.display import Display
-from flsparse.report.run_folder import holds_a_run, read_rows
+from flsparse.report.run_folder import holds_a_run, read_checkpoint
 from flsparse.report.tables import comparison_table, read_summary, run_table
 from flsparse.settings import SettingsError, check, did_you_mean, keys_of, without_effect
 
@@ -41,6 +42,7 @@ log = logging.getLogger(__name__)
 _console = Console()
 _errors = Console(stderr=True)
 _LOG = "flsparse.log"
+_CHECKED = ("strategy", "codec", "dataset", "model")  # sections whose unknown arguments are refused by what takes them
 
 
 def main() -> None:
@@ -69,23 +71,29 @@ def _run(arguments: Sequence[str]) -> int:
     if args.help or args.hydra_help or args.shell_completion or args.info is not None:
         return _hand_over(arguments)
     with hydra.initialize_config_module("flsparse.conf", version_base="1.3"):
-        jobs = compose_jobs([*overrides, *_search_path(args)], sweep=args.multirun)
+        given = {each.key_or_group: each for each in _parsed(overrides)}
+        resumed = _resumed(list(given.values())) if "resume" in given and given["resume"].value() else None
+        jobs = [resumed] if resumed else compose_jobs([*overrides, *_search_path(args)], sweep=args.multirun)
     for cfg in jobs:
         check(cfg)
+    if args.cfg and resumed:
+        return _print(resumed)
     if args.cfg:
         return _hand_over(arguments)
     for cfg in jobs:
         _check_strategy(cfg)
-    for note in dict.fromkeys(note for cfg in jobs for note in without_effect(cfg)):
+    for note in dict.fromkeys(note for cfg in jobs for note in without_effect(cfg, given)):
         _say(f"flsparse: note: {note}", _errors)
-    if jobs[0]["resume"] and not jobs[0]["dry_run"]:
-        return _resume(jobs, overrides)
-    if not jobs[0]["dry_run"]:
+    if resumed:
+        _check_saved(resumed)
+    elif not jobs[0]["dry_run"]:
         _check_folder(_output_dirs(arguments), sweep=args.multirun)
     tasks = _rehearse(jobs)  # what is loaded now need not be loaded again
     if jobs[0]["dry_run"]:
         return _dry_run(jobs)
     try:
+        if resumed:
+            return 1 if _launch(resumed, show=True) is None else 0
         return _hand_over(_redirected(arguments))
     finally:
         tasks.clear()
@@ -114,10 +122,8 @@ def compose_jobs(overrides: Sequence[str], *, sweep: bool) -> list[dict[str, Any
     SettingsError
         An override cannot be read, or names a group, an option or a key that does not exist.
     """
-    loader = GlobalHydra.instance().config_loader()
-    groups = [group for group in loader.list_groups("") if group != "hydra"]
+    loader, groups, parsed = GlobalHydra.instance().config_loader(), _groups(), _parsed(overrides)
     try:
-        parsed = OverridesParser.create(loader).parse_overrides(list(overrides))
         ours = [each for each in parsed if not _is_hydras(each)]
         for each in ours:
             if each.is_sweep_override() and not sweep:
@@ -131,6 +137,52 @@ def compose_jobs(overrides: Sequence[str], *, sweep: bool) -> list[dict[str, Any
         return [_compose(job) for job in _jobs(parsed)]
     except (HydraException, OmegaConfBaseException) as error:
         raise SettingsError(str(error).strip().splitlines()[0]) from error
+
+
+def _groups() -> list[str]:
+    return [group for group in GlobalHydra.instance().config_loader().list_groups("") if group != "hydra"]
+
+
+def _parsed(overrides: Sequence[str]) -> list[Override]:
+    try:
+        return OverridesParser.create(GlobalHydra.instance().config_loader()).parse_overrides(list(overrides))
+    except HydraException as error:
+        raise SettingsError(str(error).strip().splitlines()[0]) from error
+
+
+def _resumed(given: Sequence[Override]) -> dict[str, Any]:
+    """Return the configuration of the run that ``resume`` names, with the single values given now on top.
+
+    It is written with all values filled in, so a key that others were filled in from cannot change alone.
+    """
+    folder = next(Path(str(each.value())) for each in given if each.key_or_group == "resume")
+    if any(each.is_sweep_override() for each in given):
+        raise SettingsError("resume= goes on with one run; it does not sweep")
+    if not (folder / "config.yaml").is_file():
+        inside = next((each.parent for each in sorted(folder.glob("*/config.yaml"))), None)
+        mend = f"; one of the runs in it is resume={inside}" if inside else ""
+        raise SettingsError(f"resume={folder}: no run folder there (no config.yaml in it){mend}")
+    config = OmegaConf.load(folder / "config.yaml")
+    assert isinstance(config, DictConfig)
+    record, groups = folder / ".hydra" / "config.yaml", _groups()  # Hydra's own, with nothing filled in
+    sources = re.findall(r"\$\{([\w.]+)\}", record.read_text(encoding="utf-8")) if record.is_file() else []
+    known = keys_of(OmegaConf.to_container(config))  # type: ignore[arg-type]
+    for each in given:
+        key, before = each.key_or_group, OmegaConf.select(config, each.key_or_group)
+        if key in groups or isinstance(before, DictConfig) or each.is_delete() or _is_hydras(each):
+            raise SettingsError(
+                f"{each.input_line}: a run goes on as it was; with resume= only single values may change"
+            )
+        _check_key(each, groups, known)
+        if str(each.value()) == str(before):
+            continue
+        if source := next((source for source in sources if f"{key}.".startswith(f"{source}.")), None):
+            raise SettingsError(
+                f"{each.input_line}: a run goes on as it was, and other settings of it follow from {source}"
+            )
+        OmegaConf.update(config, key, each.value())
+    config.update(resume=str(folder), output_dir=str(folder))
+    return OmegaConf.to_container(config, resolve=True)  # type: ignore[return-value]
 
 
 def _compose(overrides: Sequence[str]) -> dict[str, Any]:
@@ -164,17 +216,17 @@ def _search_path(args: Namespace) -> list[str]:
 def _check_option(override: Override, options: Sequence[str]) -> None:
     values = list(override.sweep_iterator()) if override.is_discrete_sweep() else [override.value()]
     for value in values:
-        if isinstance(value, str) and value not in options:
+        if not isinstance(value, list) and value not in options:
             raise SettingsError(
-                f"{override.key_or_group}={value}: it is one of {', '.join(options)}{did_you_mean(value, options)}"
+                f"{override.key_or_group}={value}: it is one of {', '.join(options)}{did_you_mean(str(value), options)}"
             )
 
 
 def _check_key(override: Override, groups: Sequence[str], known: Collection[str]) -> None:
-    """Refuse a key that the composed configuration does not have; + may add keys inside a section, not sections."""
+    """Refuse a key that the configuration does not have; + may add keys to sections whose arguments are checked."""
     key = override.key_or_group
     adds = override.is_add() or override.is_force_add()
-    if key in groups or (key.split(".")[0] if adds else key) in known:
+    if key in groups or key in known or (adds and key.split(".")[0] in _CHECKED):
         return
     raise SettingsError(
         f"there is no key {key}{did_you_mean(key, [*groups, *sorted(known)])} (--cfg job lists all keys)"
@@ -187,6 +239,10 @@ def _check_strategy(cfg: Mapping[str, Any]) -> None:
     from flsparse.strategies import STRATEGIES
 
     name = cfg["strategy"]["name"]
+    if name not in STRATEGIES:
+        raise SettingsError(
+            f"strategy.name={name}: it is one of {', '.join(sorted(STRATEGIES))}{did_you_mean(str(name), STRATEGIES)}"
+        )
     known = {each for cls in STRATEGIES[name].__mro__ for each in inspect.signature(cls).parameters}
     for key in cfg["strategy"]:
         if key not in known | {"name"}:
@@ -207,6 +263,23 @@ def _check_folder(folders: Sequence[str], *, sweep: bool) -> None:
         there = next(each for each in (folder, *folder.absolute().parents) if each.exists())
         if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
             raise SettingsError(f"output_dir={folder}: {there} is not a folder that can be written to")
+
+
+def _check_saved(cfg: Mapping[str, Any]) -> None:
+    """Refuse to resume a run that is done, or that was another one when it was saved."""
+    from flsparse.runtime.federation import refuse_changes
+
+    if cfg["superlink"]:  # the checkpoint is there
+        return
+    folder = Path(cfg["resume"])
+    try:
+        state = read_checkpoint(folder)
+        refuse_changes(folder, state["config"], cfg)
+    except (CheckpointError, ValueError) as error:
+        raise SettingsError(str(error)) from error
+    done = state["round"]  # the last round's row is written before its checkpoint, and the summary after both
+    if done >= cfg["num_rounds"] and (folder / "summary.json").is_file():
+        raise SettingsError(f"resume={folder}: it has {done} rounds; to go on, ask for more (num_rounds={done + 10})")
 
 
 def _rehearse(jobs: Sequence[Mapping[str, Any]]) -> list[object]:
@@ -284,6 +357,8 @@ def _launch(cfg: dict[str, Any], *, show: bool) -> dict[str, Any] | None:
     if summary["status"] == "interrupted" and "rounds" not in summary:
         _say(f"Stopped; the run folder is where the SuperLink runs ({cfg['superlink']}), at {folder}", _errors)
         raise KeyboardInterrupt("said")
+    if summary["status"] == "interrupted" and not summary["rounds"]:
+        raise KeyboardInterrupt
     if summary["status"] == "interrupted":
         _say(f"Stopped after round {summary['rounds']}. To go on: flsparse resume={_shown(folder)}", _errors)
         raise KeyboardInterrupt("said")
@@ -295,41 +370,20 @@ def _launch(cfg: dict[str, Any], *, show: bool) -> dict[str, Any] | None:
     return summary
 
 
-def _resume(jobs: Sequence[Mapping[str, Any]], overrides: Sequence[str]) -> int:
-    """Go on with a run: its own configuration, with the single values given now on top."""
-    if len(jobs) > 1:
-        raise SettingsError("resume= goes on with one run; it does not sweep")
-    folder = Path(jobs[0]["resume"])
-    if not (folder / "config.yaml").is_file():
-        inside = next((each.parent for each in sorted(folder.glob("*/config.yaml"))), None)
-        mend = f"; one of the runs in it is resume={inside}" if inside else ""
-        raise SettingsError(f"resume={folder}: no run folder there (no config.yaml in it){mend}")
-    config = OmegaConf.load(folder / "config.yaml")
-    for each in OverridesParser.create().parse_overrides(list(overrides)):
-        key = each.key_or_group
-        if isinstance(OmegaConf.select(config, key), DictConfig) or key == "output_dir" or _is_hydras(each):
-            raise SettingsError(
-                f"{each.input_line}: a run goes on as it was; with resume= only single values may change"
-            )
-        OmegaConf.update(config, key, each.value())
-    config.update(resume=str(folder), output_dir=str(folder))
-    cfg: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
-    check(cfg)
-    done = max((int(row["server_round"]) for row in read_rows(folder / "metrics.jsonl")), default=0)
-    if done >= cfg["num_rounds"]:
-        raise SettingsError(f"resume={folder}: it has {done} rounds; to go on, ask for more (num_rounds={done + 10})")
-    return 1 if _launch(cfg, show=True) is None else 0
-
-
 def _dry_run(jobs: Sequence[dict[str, Any]]) -> int:
     from flsparse.preview import dry_run_table
 
     for cfg in jobs:
-        _console.print(OmegaConf.to_yaml(OmegaConf.create(cfg)), highlight=False)
+        _print(cfg)
         try:
             _console.print(dry_run_table(cfg))
         except (ValueError, OSError, ModuleNotFoundError) as error:
             raise SettingsError(str(error)) from error
+    return 0
+
+
+def _print(cfg: dict[str, Any]) -> int:
+    _console.print(OmegaConf.to_yaml(OmegaConf.create(cfg)), highlight=False)
     return 0
 
 

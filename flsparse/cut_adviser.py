@@ -194,7 +194,7 @@ def advice_table(rows: Sequence[Advice], batch_size: int) -> Table:
     """Return advice as a table, a line a cut."""
     table = Table(title=f"where to cut: one step on a device, a batch of {batch_size}")
     for column in ("cut", "activations", "params", "MFLOP", "memory MB", "dense kB", "coded kB", "bits", "error"):
-        table.add_column(column, justify="left" if column in ("cut", "activations") else "right")
+        table.add_column(column, justify="left" if column in ("cut", "activations") else "right", overflow="fold")
     for row in rows:
         shape = "x".join(map(str, row.shape)) + ("" if row.rectified else " ±")
         cells = (f"{row.parameters:,}", f"{row.flops / 1e6:.1f}", f"{row.memory_bytes / 1e6:.2f}")

@@ -16,7 +16,8 @@ class SettingsError(ValueError):
 def near(name: str, known: Iterable[str]) -> list[str]:
     """Return the known names that a mistyped one may stand for, the most alike first.
 
-    A dotted key is also recognized by its last part, so that ``sparsity`` finds ``strategy.sparsity``.
+    A dotted key is also recognized by its last part, so that ``sparsity`` finds ``strategy.sparsity``, and that by its
+    initials, so that ``learning_rate`` finds ``lr``.
 
     >>> near("num_round", ["num_rounds", "seed"])
     ['num_rounds']
@@ -26,7 +27,12 @@ def near(name: str, known: Iterable[str]) -> list[str]:
     names = list(known)
     whole = difflib.get_close_matches(name, names, n=3, cutoff=0.7)
     leaf = name.rsplit(".", 1)[-1]
-    leaves = {each: difflib.SequenceMatcher(None, leaf, each.rsplit(".", 1)[-1]).ratio() for each in names}
+    initials = "".join(word[:1] for word in leaf.split("_"))
+    ends = {each: each.rsplit(".", 1)[-1] for each in names}
+    leaves = {
+        each: max(difflib.SequenceMatcher(None, leaf, end).ratio(), len(end) > 1 and end == initials)
+        for each, end in ends.items()
+    }
     by_leaf = sorted((each for each in names if leaves[each] >= 0.8), key=lambda each: -leaves[each])
     return list(dict.fromkeys(by_leaf + whole))[:3]
 
@@ -84,6 +90,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "num_clients": _at_least(1),
     "fraction_train": _FRACTION,
     "threads": _at_least(1),
+    "runtime.name": _one_of("inprocess", "simulation", "deployment"),
     "evaluate.every": _at_least(1),
     "evaluate.on": _one_of("test", "validation"),
     "partition.alpha": _POSITIVE,
@@ -111,11 +118,6 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
         lambda value: _number(value) and 0 <= value < 1,
         "the fraction of zeros, at least 0 and below 1 (0.95 keeps one weight in twenty)",
     ),
-    "strategy.beta": (
-        lambda value: value == "spectral" or (_number(value) and value >= 1),
-        "a number, 1 or more, or 'spectral'",
-    ),
-    "strategy.scope": _one_of("global", "layer"),
     "strategy.activation_threshold": _one_of("frozen", "exact"),
     "strategy.alpha": (lambda value: _number(value) and 0 < value <= 1, "the pull, above 0 and at most 1"),
     "strategy.lambda_": _NOT_NEGATIVE,
@@ -126,7 +128,6 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "strategy.valley_every": _at_least(0),
     "strategy.statistics_every": _at_least(0),
     "strategy.server_lr": _POSITIVE,
-    "strategy.server_optimizer": _one_of("none", "momentum", "adam"),
     "strategy.min_replies": _at_least(1),
     "strategy.round_timeout_s": _POSITIVE,
     "strategy.levels": (lambda value: isinstance(value, int) and 0 <= value <= 1024, "a whole number, 0 to 1024"),
@@ -141,15 +142,25 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "strategy.max_backlog": _at_least(1),
 }
 
+_REQUIRED = (
+    *("seed", "num_rounds", "num_clients", "fraction_train", "device", "evaluate.every", "evaluate.on"),
+    *("client.lr", "client.batch_size", "codec.values", "codec.rounding", "codec.downlink_values"),
+    *("strategy.name", "dataset.name", "model.name"),
+)
+
 
 def check(cfg: Mapping[str, Any]) -> None:
-    """Check a composed configuration; keys that are absent or null are left to their defaults.
+    """Check a composed configuration; keys that are absent or null are left to their defaults, but for the required.
 
     Raises
     ------
     SettingsError
         A value is impossible, or two values contradict each other.
     """
+    for key in _REQUIRED:
+        if lookup(cfg, key) is None:
+            words = _RULES[key][1] if key in _RULES else "a name"
+            raise SettingsError(f"{key}=null is impossible: it is {words}")
     for key, (allowed, words) in _RULES.items():
         value = lookup(cfg, key)
         if value is not None and not allowed(value):
@@ -159,9 +170,18 @@ def check(cfg: Mapping[str, Any]) -> None:
     _check_nodes(cfg)
 
 
-def without_effect(cfg: Mapping[str, Any]) -> list[str]:
-    """Return a line for each setting that the chosen strategy or runtime does not look at."""
+def without_effect(cfg: Mapping[str, Any], given: Iterable[str] = ()) -> list[str]:
+    """Return a line for each setting that the chosen strategy or runtime does not look at.
+
+    Parameters
+    ----------
+    cfg : Mapping
+        The composed configuration.
+    given : Iterable[str]
+        Keys and groups that were set by hand. Most settings have a default that may be without effect unremarked.
+    """
     strategy, runtime = lookup(cfg, "strategy.name"), lookup(cfg, "runtime.name")
+    kind, steps, nodes = lookup(cfg, "partition.kind"), lookup(cfg, "client.local_steps"), cfg["num_clients"]
     notes = []
     if cfg.get("cut") is not None and "cut" not in cfg["strategy"]:
         notes.append(f"cut={cfg['cut']} has no effect on strategy={strategy}; strategy=split_ms cuts the model")
@@ -170,7 +190,32 @@ def without_effect(cfg: Mapping[str, Any]) -> list[str]:
         notes.append(f"topology={name} has no effect on strategy={strategy}, whose nodes all speak to the server")
     if cfg.get("superlink") and runtime != "deployment":
         notes.append(f"superlink={cfg['superlink']} has no effect on runtime={runtime}; add runtime=deployment")
+    notes += [
+        f"the tier {key} has no effect: num_clients={nodes} nodes are 0-{nodes - 1}"
+        for key in lookup(cfg, "strategy.tiers") or {}
+        if int(str(key).partition("-")[0]) >= nodes
+    ]
+    for key in given:
+        if key.partition(".")[0] == "codec" and "topology" in cfg["strategy"]:
+            notes.append(
+                f"{_as_given(cfg, key)} has no effect on strategy={strategy}, which codes residuals its own way"
+            )
+        elif key == "codec.rounding" and not str(lookup(cfg, "codec.values")).startswith("int"):
+            notes.append(f"{_as_given(cfg, key)} has no effect on codec.values={lookup(cfg, 'codec.values')}")
+        elif key in ("client.local_epochs", "client.local_steps") and "steps_per_round" in cfg["strategy"]:
+            notes.append(f"{_as_given(cfg, key)} has no effect on strategy={strategy}; strategy.steps_per_round has")
+        elif key == "client.local_epochs" and steps:
+            notes.append(
+                f"{_as_given(cfg, key)} has no effect beside client.local_steps={steps}; add client.local_steps=0"
+            )
+        elif key == "partition.alpha" and kind in ("iid", "natural"):
+            notes.append(f"{_as_given(cfg, key)} has no effect on partition.kind={kind}; dirichlet_equal takes it")
     return notes
+
+
+def _as_given(cfg: Mapping[str, Any], key: str) -> str:
+    value = lookup(cfg, key)
+    return key if isinstance(value, Mapping) else f"{key}={value}"
 
 
 def sampled_nodes(cfg: Mapping[str, Any]) -> int:
@@ -184,9 +229,7 @@ def sampled_nodes(cfg: Mapping[str, Any]) -> int:
 
 def _check_nodes(cfg: Mapping[str, Any]) -> None:
     """Refuse rounds that want more nodes than there are, or more replies than nodes are asked."""
-    nodes = cfg.get("num_clients")
-    if nodes is None:  # known only once the data is split
-        return
+    nodes = cfg["num_clients"]
     for key in ("min_train_nodes", "min_evaluate_nodes", "min_available_nodes"):
         wanted = lookup(cfg, f"strategy.{key}")
         if wanted is not None and wanted > nodes:

@@ -104,9 +104,8 @@ class TopK(FedAvg):
         return arrays
 
 
-def _partition_range(key: str) -> tuple[int, int]:
-    low, _, high = key.partition("-")
-    try:
-        return int(low), int(high or low)
-    except ValueError:
-        raise ValueError(f"tiers: {key!r} is not a range of partition ids such as '0-49'") from None
+def _partition_range(key: str | int) -> tuple[int, int]:
+    low, _, high = str(key).partition("-")
+    if not low.isdecimal() or not (high or low).isdecimal() or int(low) > int(high or low):
+        raise ValueError(f"tiers: {key!r} is not a range of partition ids such as '0-49'")
+    return int(low), int(high or low)

@@ -12,6 +12,8 @@ import yaml
 
 import flsparse.runtime
 from flsparse.app import main
+from flsparse.checkpoint import save_checkpoint
+from flsparse.report.run_folder import CHECKPOINT
 
 Run = Callable[..., int]
 SUMMARY: dict[str, Any] = {
@@ -58,6 +60,9 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         (folder / "config.yaml").write_text(yaml.safe_dump(cfg))
         if cfg["num_rounds"] == 13:
             raise RuntimeError("thirteen rounds\nand a second line")
+        save_checkpoint(
+            folder / CHECKPOINT, {"round": min(3, cfg["num_rounds"]), "config": json.loads(json.dumps(cfg))}
+        )
         summary = SUMMARY | {"strategy": cfg["strategy"]["name"]}
         if cfg["num_rounds"] == 7:
             return summary | {"status": "interrupted", "rounds": 3}
@@ -79,6 +84,26 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         (["strateg=topk"], "did you mean strategy"),
         (["+strategy.sparsit=0.9"], "did you mean sparsity?"),
         (["+foo=1"], "there is no key foo"),
+        (["client.learning_rate=0.1"], "did you mean client.lr?"),
+        (["+client.nesterov=true"], "there is no key client.nesterov"),
+        (["+client.lr_finall=0.1"], "did you mean client.lr_final"),
+        (["+evaluate.evry=5"], "did you mean evaluate.every"),
+        (["+runtime.foo=1"], "there is no key runtime.foo"),
+        (["+partition.kindd=iid"], "did you mean partition.kind"),
+        (["+model.widht=8"], "widht"),
+        (["+dataset.rot=x"], "rot"),
+        (["+codec.value=int8"], "value"),
+        (["device=cuda:99"], "device=cuda:99: PyTorch finds"),
+        (["num_clients=null"], "num_clients=null is impossible"),
+        (["seed=null"], "seed=null is impossible"),
+        (["client.lr=null"], "client.lr=null is impossible: it is a number above 0"),
+        (["strategy=null"], "strategy=None: it is one of"),
+        (["strategy.name=bogus"], "strategy.name=bogus: it is one of choco_sgd"),
+        (["runtime.name=cloud"], "runtime.name=cloud is impossible"),
+        (["strategy.beta=0.5"], "strategy.beta=0.5 is neither"),
+        (["strategy.scope=layers"], "strategy.scope='layers' is neither"),
+        (["strategy.server_optimizer=sgd"], "strategy.server_optimizer='sgd' is not one of"),
+        (["strategy.tiers={90-50:0.5}"], "'90-50' is not a range"),
         (["strategy.sparsity=1.2"], "strategy.sparsity=1.2 is impossible"),
         (["-m", "strategy.sparsity=0.5,1.2"], "strategy.sparsity=1.2 is impossible"),
         (["fraction_train=1.5"], "fraction_train=1.5 is impossible"),
@@ -132,7 +157,6 @@ def test_a_run_with_all_its_rounds_is_not_resumed(
 ) -> None:
     (tmp_path / "done").mkdir()
     assert run("num_rounds=3", "output_dir=done") == 0
-    (tmp_path / "done" / "metrics.jsonl").write_text('{"server_round": 3}\n')
     before = (tmp_path / "done" / "config.yaml").read_text()
     for rounds in ([], ["num_rounds=2"]):
         assert run("resume=done", *rounds) == 2
@@ -141,12 +165,61 @@ def test_a_run_with_all_its_rounds_is_not_resumed(
     assert len(launched) == 1
 
 
-@pytest.mark.parametrize("setting", ["cut=2", "topology=torus", "superlink=there:1"])
-def test_a_setting_without_effect_is_named(
-    setting: str, run: Run, launched: list[Any], capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(("saved", "ended"), [(2, True), (3, False)])
+def test_a_run_that_was_killed_at_its_end_can_be_finished(
+    saved: int, ended: bool, run: Run, launched: list[Any], tmp_path: Path
 ) -> None:
-    assert run(setting) == 0
-    assert f"{setting} has no effect on" in " ".join(capsys.readouterr().err.split())
+    """Killed while it wrote its last checkpoint, behind the row of that round; or its model and summary, after it."""
+    (tmp_path / "killed").mkdir()
+    assert run("num_rounds=3", "output_dir=killed") == 0
+    (tmp_path / "killed" / "metrics.jsonl").write_text("".join(f'{{"server_round": {n}}}\n' for n in (1, 2, 3)))
+    save_checkpoint(tmp_path / "killed" / CHECKPOINT, {"round": saved, "config": launched[0]})
+    if not ended:
+        (tmp_path / "killed" / "summary.json").unlink()
+    assert run("resume=killed") == 0
+    assert len(launched) == 2
+
+
+def test_a_run_without_a_checkpoint_is_not_resumed(
+    run: Run, launched: list[Any], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert run("num_rounds=3", "output_dir=run") == 0
+    (tmp_path / "run" / CHECKPOINT).write_bytes(b"no checkpoint")
+    assert run("resume=run", "num_rounds=5") == 2
+    assert "flsparse: cannot read the checkpoint run/checkpoint" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["cut=2"], "cut=2 has no effect on strategy=sparsyfed"),
+        (["topology=torus"], "topology=torus has no effect on strategy=sparsyfed"),
+        (["superlink=there:1"], "superlink=there:1 has no effect on runtime=inprocess"),
+        (["strategy=d_psgd", "codec=int4"], "codec has no effect on strategy=d_psgd"),
+        (
+            ["strategy=d_psgd", "codec.rounding=stochastic"],
+            "codec.rounding=stochastic has no effect on strategy=d_psgd",
+        ),
+        (["strategy=fedavg", "codec.rounding=stochastic"], "has no effect on codec.values=raw"),
+        (["strategy=local_sgd", "client.local_epochs=5"], "has no effect beside client.local_steps=4"),
+        (["strategy=split_ms", "client.local_steps=5"], "client.local_steps=5 has no effect on strategy=split_ms"),
+        (["partition.kind=iid", "partition.alpha=0.01"], "partition.alpha=0.01 has no effect on partition.kind=iid"),
+        (["strategy.tiers={0-4:0.5,1000-2000:0.5}"], "the tier 1000-2000 has no effect"),
+    ],
+)
+def test_a_setting_without_effect_is_named(
+    arguments: list[str], said: str, run: Run, launched: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(*arguments) == 0
+    assert said in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize("arguments", [["strategy=local_sgd"], ["strategy=d_psgd"], ["strategy.tiers={0:0.9}"]])
+def test_a_default_without_effect_is_not_remarked(
+    arguments: list[str], run: Run, launched: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(*arguments) == 0
+    assert capsys.readouterr().err == ""
 
 
 def test_a_run_leaves_a_folder_that_its_configuration_names(
@@ -215,6 +288,54 @@ def test_an_interrupted_run_says_how_to_go_on_and_goes_on(
     assert Path(again["output_dir"]) == Path("half")
     assert run("resume=half", "strategy=fedavg") == 2
     assert "goes on as it was" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["experiment=sparsyfed_paper"], "goes on as it was"),
+        (["codec=int8"], "goes on as it was"),
+        (["~client.momentum"], "goes on as it was"),
+        (["output_dir=there"], "goes on as it was"),
+        (["evaluate.every=5"], "other settings of it follow from evaluate.every"),
+        (["topology.name=torus"], "other settings of it follow from topology"),
+        (["strategy.gamma=0.5"], "its strategy.gamma was 1.0"),
+        (["seed=3"], "its seed was 0"),
+        (["client.lr=0"], "client.lr=0 is impossible"),
+        (["strategy.sparsity=0.9"], "there is no key strategy.sparsity"),
+        (["+client.foo=1"], "there is no key client.foo"),
+        (["seed=1,2"], "does not sweep"),
+    ],
+)
+def test_what_cannot_change_with_resume_is_refused(
+    overrides: list[str], said: str, run: Run, launched: list[Any], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert run("strategy=malcom_psgd", "num_rounds=3", "output_dir=done") == 0
+    before = (tmp_path / "done" / "config.yaml").read_text()
+    assert run("resume=done", "num_rounds=9", *overrides) == 2
+    assert said in capsys.readouterr().err
+    assert (tmp_path / "done" / "config.yaml").read_text() == before
+    assert len(launched) == 1
+
+
+def test_a_resumed_run_is_checked_and_previewed_as_what_it_is(
+    run: Run, launched: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("strategy=split_ms", "num_rounds=3", "output_dir=done") == 0
+    capsys.readouterr()
+    assert run("resume=done", "num_rounds=9", "cut=2", "client.local_steps=2", "dry_run=true") == 0  # cut is 2
+    captured = capsys.readouterr()
+    assert "name: split_ms" in captured.out
+    assert "where to cut" in captured.out
+    assert captured.err.count("note:") == 1
+    assert "client.local_steps=2 has no effect on strategy=split_ms" in captured.err
+    assert run("resume=done", "num_rounds=9", "cut=5") == 2
+    assert "cut=5: a run goes on as it was, and other settings of it follow from cut" in capsys.readouterr().err
+    assert len(launched) == 1
+    assert run("resume=done", "num_rounds=9", "--cfg", "job") == 0
+    assert "num_rounds: 9" in capsys.readouterr().out
+    assert run("resume=done", "num_rounds=9", "strategy.bits=3") == 0
+    assert (launched[-1]["num_rounds"], launched[-1]["strategy"]["name"], launched[-1]["cut"]) == (9, "split_ms", "2")
 
 
 def test_dry_run_composes_counts_and_runs_nothing(

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from flsparse.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 
@@ -19,6 +20,8 @@ def test_round_trip_of_everything_a_state_may_hold(tmp_path: Path) -> None:
         "scalar": np.float64(0.1),
         "nan": float("nan"),
         "empty": {},
+        "a": {"b": np.zeros(2)},
+        "a/b": np.ones(3),  # not the array b of a
     }
     save_checkpoint(tmp_path / "sub" / "c.safetensors", state)
     got = load_checkpoint(tmp_path / "sub" / "c.safetensors")
@@ -32,6 +35,7 @@ def test_round_trip_of_everything_a_state_may_hold(tmp_path: Path) -> None:
     assert np.signbit(got["list"][5]["deep"][0])
     assert got["list"][:5] == [1, 2.5, "x", None, True]
     assert (got["blob"], got["scalar"], got["empty"]) == (b"\0\xff", 0.1, {})
+    assert (got["a"]["b"].tolist(), got["a/b"].tolist()) == ([0, 0], [1, 1, 1])
 
 
 def test_a_failed_write_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,7 +62,26 @@ def test_missing_and_damaged_files_are_named(tmp_path: Path) -> None:
         load_checkpoint(tmp_path / "c")
 
 
-@pytest.mark.parametrize("value", [{1: 2}, {"x": object()}, {"x": {2, 3}}])
+def test_no_flipped_bit_is_loaded(tmp_path: Path) -> None:
+    path = tmp_path / "c"
+    state = {"round": 3, "w": np.arange(6.0), "blob": b"xy", "scores": {"accuracy": 0.5}, "name": "x"}
+    save_checkpoint(path, state)
+    whole = path.read_bytes()
+    for place in range(len(whole)):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << place % 8
+        path.write_bytes(damaged)
+        with pytest.raises(CheckpointError):
+            load_checkpoint(path)
+
+
+def test_a_checkpoint_of_an_older_format_is_named(tmp_path: Path) -> None:
+    save_file({"/w": np.zeros(2)}, tmp_path / "c", metadata={"format_version": "1", "state": "{}"})
+    with pytest.raises(CheckpointError, match="has format 1; this version reads"):
+        load_checkpoint(tmp_path / "c")
+
+
+@pytest.mark.parametrize("value", [{1: 2}, {"x": object()}, {"x": {2, 3}}, {"__array__": 0}])
 def test_what_cannot_be_saved_is_refused(tmp_path: Path, value: object) -> None:
     with pytest.raises(TypeError):
         save_checkpoint(tmp_path / "c", {"value": value})

@@ -13,6 +13,9 @@ def possible() -> dict[str, Any]:
         "num_rounds": 3,
         "num_clients": 10,
         "fraction_train": 0.5,
+        "device": "cpu",
+        "dataset": {"name": "digits"},
+        "model": {"name": "cnn"},
         "evaluate": {"every": 1, "on": "test"},
         "partition": {"kind": "dirichlet_equal", "alpha": float("inf")},
         "client": {"lr": 0.1, "lr_final": 0, "batch_size": 8, "local_epochs": 1, "local_steps": 0, "momentum": 0.0},
@@ -43,18 +46,22 @@ def test_possible_settings_pass() -> None:
         ("codec", "values", "int3"),
         ("strategy", "sparsity", 1.2),
         ("strategy", "sparsity", 1),
-        ("strategy", "beta", 0.5),
+        ("runtime", "name", "cloud"),
+        ("strategy", "name", None),
+        ("client", "lr", None),
+        (None, "num_clients", None),
+        (None, "seed", None),
         ("strategy", "min_train_nodes", 11),
         ("strategy", "min_replies", 6),
     ],
 )
 def test_impossible_settings_are_refused_in_one_line(section: str | None, key: str, value: Any) -> None:
     cfg = possible()
-    (cfg[section] if section else cfg)[key] = value
+    (cfg.setdefault(section, {}) if section else cfg)[key] = value
     with pytest.raises(SettingsError) as error:
         check(cfg)
     assert key in str(error.value)
-    assert str(value) in str(error.value)
+    assert ("null" if value is None else str(value)) in str(error.value)
     assert "\n" not in str(error.value)
 
 
@@ -63,6 +70,7 @@ def test_near_names() -> None:
     assert near("num_round", known) == ["num_rounds"]
     assert near("sparsity", known) == ["strategy.sparsity"]
     assert near("strategy.lr", known)[0] == "client.lr"
+    assert near("client.learning_rate", known) == ["client.lr"]
     assert near("xyzzy", known) == []
     assert did_you_mean("xyzzy", known) == ""
 

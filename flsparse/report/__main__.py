@@ -4,6 +4,7 @@ A run that measured its valley gets a plot of the last one, too.
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,12 +17,27 @@ from flsparse.report.tables import comparison_table, read_summary, run_table
 
 
 def run_folders(paths: Sequence[Path]) -> list[Path]:
-    """Return the run folders among the paths; a sweep's folder stands for its runs."""
+    """Return the run folders among the paths, each once; a sweep's folder stands for its runs."""
     found: list[Path] = []
     for path in paths:
         jobs = sorted(each.parent for each in path.glob("*/summary.json"))
         found += [path] if (path / "summary.json").is_file() or not jobs else jobs
-    return found
+    return list({os.path.abspath(path): path for path in found}.values())
+
+
+def labels_of(folders: Sequence[Path]) -> list[str]:
+    """Return for each folder the shortest end of its path that none of the others has.
+
+    >>> labels_of([Path("/a/seed0"), Path("/b/seed0"), Path("/b/seed1")])
+    ['a/seed0', 'b/seed0', 'seed1']
+    """
+    paths = [Path(os.path.abspath(folder)).parts for folder in folders]
+    labels = []
+    for parts in paths:
+        ends = (parts[-length:] for length in range(1, len(parts) + 1))
+        own = next((end for end in ends if sum(other[-len(end) :] == end for other in paths) == 1), parts)
+        labels.append(str(Path(*own)))
+    return labels
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -33,14 +49,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     folders = run_folders(args.folders)
     try:
         summaries = [read_summary(folder) for folder in folders]
-        labels = [folder.name for folder in folders]
+        labels = labels_of(folders)
         Console().print(run_table(summaries[0]) if len(folders) == 1 else comparison_table(summaries, labels))
-        rows = {label: read_rows(folder / "metrics.jsonl") for label, folder in zip(labels, folders, strict=True)}
-        plot = accuracy_against_bytes(rows, args.plot or args.folders[0] / "accuracy_against_bytes.png")
+        rows = [read_rows(folder / "metrics.jsonl") for folder in folders]
+        plot = accuracy_against_bytes(
+            dict(zip(labels, rows, strict=True)), args.plot or args.folders[0] / "accuracy_against_bytes.png"
+        )
         valleys = [
             loss_along_directions(measured[-1], folder / "valley.png")
-            for label, folder in zip(labels, folders, strict=True)
-            if (measured := [row for row in rows[label] if row.get("valley_losses")])
+            for folder, own in zip(folders, rows, strict=True)
+            if (measured := [row for row in own if row.get("valley_losses")])
         ]
     except (FileNotFoundError, ModuleNotFoundError) as error:
         print(error, file=sys.stderr)

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import yaml
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from flsparse.checkpoint import load_checkpoint, save_checkpoint
@@ -47,7 +48,8 @@ class RunFolder:
     config : mapping
         The composed configuration, JSON-able.
     resume : bool
-        Go on with the run in this folder: rounds after the checkpoint's are cut from ``metrics.jsonl``.
+        Go on with the run in this folder: rounds after the checkpoint's are cut from ``metrics.jsonl``, and there is no
+        ``summary.json`` until it ends again.
 
     Raises
     ------
@@ -71,7 +73,8 @@ class RunFolder:
             raise RunFolderError(f"cannot write to the run folder {self.path}: {error}") from error
 
     def on_start(self, info: Mapping[str, Any]) -> None:
-        """Note that the run has started; on resuming, drop the rows of rounds that will be run again."""
+        """Note that the run has started; on resuming, drop the summary and the rows of rounds to run again."""
+        (self.path / "summary.json").unlink(missing_ok=True)  # where there is one, the run has ended
         first = int(info.get("first_round", 1))
         metrics = self.path / "metrics.jsonl"
         rows = [row for row in read_rows(metrics) if int(row.get("server_round", 0)) < first] if self._resume else []
@@ -120,7 +123,7 @@ class RunFolder:
             partial.parent.mkdir(parents=True, exist_ok=True)
             save_file({name: np.array(array, order="C") for name, array in weights.items()}, partial)
             os.replace(partial, self.path / file)
-        except OSError as error:
+        except (OSError, SafetensorError) as error:
             partial.unlink(missing_ok=True)
             raise RunFolderError(f"cannot write the model to {self.path}: {error}") from error
 

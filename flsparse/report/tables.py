@@ -122,7 +122,7 @@ def comparison_table(
     """
     labels = labels or [summary["strategy"] for summary in summaries]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    table.add_column(what)
+    table.add_column(what, overflow="fold")
     for column in ("accuracy", "sparsity", "up\n(framed)", "ratio", "down\n(framed)", "ratio", "time"):
         table.add_column(column, justify="right", no_wrap=True)
     for label, summary in zip(labels, summaries, strict=True):

@@ -236,7 +236,7 @@ def _follow(cli: Cli, run_id: str, folder: Path, processes: Processes, observers
         try:
             shown = _show(folder, shown, started, observers)
             processes.check()
-            # The summary is the last thing a run writes: then its end need not wait for the next look.
+            # The summary is written when the rounds are over: then the end need not wait for the next look.
             due = _STATUS_POLL_S if not _written_after(folder / "summary.json", started) else 0.0
             if time.monotonic() - checked > due:
                 record, checked = cli.status(run_id), time.monotonic()
@@ -250,7 +250,7 @@ def _follow(cli: Cli, run_id: str, folder: Path, processes: Processes, observers
             interrupted = True
             cli.stop(run_id)
             end = time.monotonic() + _STOP_S
-            while time.monotonic() < end and not _written_after(folder / "summary.json", started):
+            while time.monotonic() < end and not _written_after(folder / "model.safetensors", started):  # the last file
                 time.sleep(_POLL_S)
             record = cli.status(run_id)
             processes.stop()  # SIGTERM makes a ServerApp save what it has; what runs elsewhere goes on

@@ -4,10 +4,12 @@ Everything that happens beside the rounds (display, trackers, the run folder) is
 composed one as plain values; nothing here knows where it came from.
 """
 
+import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib.metadata import version
-from logging import INFO, WARNING
+from logging import ERROR, INFO, WARNING
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,7 +24,7 @@ from flsparse.clients.protocol import to_numpy, to_record
 from flsparse.clients.state import state_dir
 from flsparse.report.run_folder import RunFolder, read_checkpoint, restore_node_files
 from flsparse.runtime.inprocess import InProcessGrid
-from flsparse.settings import sampled_nodes
+from flsparse.settings import keys_of, lookup, sampled_nodes
 from flsparse.sparsity import export_dense, prunable_names, sparsity_of
 from flsparse.strategies import STRATEGIES, RoundLoop, RoundReport
 from flsparse.tasks import Task, build_task
@@ -107,6 +109,21 @@ def train_config(cfg: Mapping[str, Any]) -> ConfigRecord:
     return ConfigRecord({key.replace("_", "-"): value for key, value in cfg["client"].items() if value is not None})
 
 
+def refuse_changes(run_folder: Path | str, saved: Mapping[str, Any], cfg: Mapping[str, Any]) -> None:
+    """Refuse to go on with a run under another configuration than its checkpoint was ``saved`` with.
+
+    Raises
+    ------
+    ValueError
+        One of the values that must stay has changed.
+    """
+    was, now = ({key: each.get(key) for key in _MUST_MATCH} for each in (saved, cfg))
+    for key in dict.fromkeys(keys_of(was) + keys_of(now)):
+        before, after = lookup(was, key), lookup(now, key)
+        if before != after and not (isinstance(before, Mapping) and isinstance(after, Mapping)):
+            raise ValueError(f"cannot resume {run_folder}: its {key} was {before}")
+
+
 def wait_for_nodes(grid: Grid, wanted: int, at_least: int | None = None) -> list[int]:
     """Wait until so many nodes are connected, and return their ids.
 
@@ -129,7 +146,8 @@ class _Run:
 
     def __init__(self, grid: Grid, cfg: Mapping[str, Any], observers: Sequence[Observer]) -> None:
         torch.set_num_threads(int(cfg.get("threads") or 1))
-        self.grid, self.cfg = grid, cfg
+        self.grid = grid
+        self.cfg: dict[str, Any] = json.loads(json.dumps(dict(cfg)))  # as it is saved: every key a string
         self.task: Task = build_task(cfg)
         self.num_rounds = int(cfg["num_rounds"])
         plain = self.task.model()
@@ -150,7 +168,7 @@ class _Run:
         if resume:
             self._resume(resume)
         if resume or cfg.get("output_dir"):
-            self.folder = RunFolder(resume or cfg["output_dir"], cfg, resume=bool(resume))
+            self.folder = RunFolder(resume or cfg["output_dir"], self.cfg, resume=bool(resume))
         self.observers: list[Observer] = [*([self.folder] if self.folder else []), *observers]
 
     def run(self) -> dict[str, Any]:
@@ -159,14 +177,14 @@ class _Run:
             "num_rounds": self.num_rounds,
             "num_nodes": int(self.cfg["num_clients"]),
             "output_dir": str(self.folder.path) if self.folder else None,
-            "config": dict(self.cfg),
+            "config": self.cfg,
         }
-        for observer in self.observers:
-            observer.on_start(info)
         status = "completed"
         error: Exception | None = None
         leave: BaseException | None = None
         try:
+            for observer in self.observers:
+                observer.on_start(info)
             wait_for_nodes(self.grid, int(self.cfg["num_clients"]), self.strategy.min_available_nodes)
             self.strategy.start(
                 grid=self.grid,
@@ -180,15 +198,25 @@ class _Run:
         except Exception as problem:
             status, error, leave = "failed", problem, problem
         summary = self._summary(status, error)
-        if self.folder:
-            self.folder.save_model(self.weights())
-            for partition, arrays in self.strategy.node_models.items():
-                self.folder.save_model(arrays, f"node-models/{partition}.safetensors")
-        for observer in self.observers:
-            observer.on_end(summary)
+        ends: list[Callable[[], None]] = [partial(observer.on_end, summary) for observer in self.observers]
+        for end in (*ends, self._save_models):
+            try:
+                end()
+            except Exception as problem:
+                if leave is None:
+                    leave = problem
+                else:  # what ended the run is what its user has to know
+                    log(ERROR, "After the run had failed: %s", problem)
         if leave is not None:
             raise leave
         return summary
+
+    def _save_models(self) -> None:
+        """Save the weights into the run folder, the model's last: when it is there, all is."""
+        if self.folder:
+            for partition, arrays in self.strategy.node_models.items():
+                self.folder.save_model(arrays, f"node-models/{partition}.safetensors")
+            self.folder.save_model(self.weights())
 
     @property
     def dense_bytes(self) -> int:
@@ -263,9 +291,7 @@ class _Run:
 
     def _resume(self, run_folder: Path | str) -> None:
         state = read_checkpoint(run_folder)
-        for key in _MUST_MATCH:
-            if state["config"][key] != self.cfg.get(key):
-                raise ValueError(f"cannot resume {run_folder}: its {key} was {state['config'][key]}")
+        refuse_changes(run_folder, state["config"], self.cfg)
         self.last_round, self.arrays = state["round"], state["arrays"]
         self.scores, self.seconds_before = state["scores"], state["wall_seconds"]
         self.strategy.load_state_dict(state["strategy"])

@@ -240,4 +240,8 @@ def _load(config: str) -> Source:
 def _device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(name)
+    device = torch.device(name)
+    here = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}.get(device.type, 1)
+    if (device.index or 0) >= here:
+        raise ValueError(f"device={name}: PyTorch finds {here} such devices here; device=auto takes what there is")
+    return device

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from flsparse.report.__main__ import main, run_folders
+import flsparse.report.__main__ as report
+from flsparse.report.__main__ import labels_of, main, run_folders
 from flsparse.report.plots import loss_along_directions
 
 SUMMARY: dict[str, Any] = {"strategy": "topk", "dataset": "digits", "rounds": 2, "final_accuracy": 0.8}
@@ -36,6 +37,27 @@ def test_a_sweep_stands_for_its_runs(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert main([str(tmp_path / "sweep"), "--plot", str(tmp_path / "plot.png")]) == 0
     assert "1-topk" in capsys.readouterr().out
     assert (tmp_path / "plot.png").exists()
+
+
+def test_runs_in_folders_of_one_name_keep_their_own_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Any] = []
+    monkeypatch.setattr(report, "accuracy_against_bytes", lambda runs, path: drawn.append(runs) or path)
+    monkeypatch.setattr(report, "loss_along_directions", lambda row, path: drawn.append((path, row)) or path)
+    runs, rows = [], []
+    for number, name in enumerate(("a/seed0", "b/seed0")):
+        runs.append(make_run(tmp_path / name))
+        rows.append({**ROWS[1], "accuracy": number / 10, "valley_losses": {"0": [0.1]}})
+        (runs[-1] / "metrics.jsonl").write_text(json.dumps(rows[-1]) + "\n")
+    assert main([str(run) for run in (*runs, runs[0])]) == 0  # the same one twice is one
+    assert drawn[0] == {"a/seed0": [rows[0]], "b/seed0": [rows[1]]}
+    assert drawn[1:] == [(runs[0] / "valley.png", rows[0]), (runs[1] / "valley.png", rows[1])]
+
+
+def test_labels_are_the_shortest_paths_that_differ(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert labels_of([Path("."), Path("x/run")]) == [tmp_path.name, "run"]
+    assert labels_of([Path("run"), Path("x/run")]) == [f"{tmp_path.name}/run", "x/run"]
+    assert labels_of([Path("/x/y"), Path("/y")]) == ["x/y", "/y"]
 
 
 def test_a_folder_without_a_run_is_said_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

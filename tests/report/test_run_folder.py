@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from flsparse.report.run_folder import RunFolder, RunFolderError, read_checkpoint, read_rows, restore_node_files
@@ -62,6 +63,7 @@ def test_resuming_keeps_the_rounds_before_and_drops_those_after(tmp_path: Path) 
     finished(tmp_path)
     folder = RunFolder(tmp_path, CONFIG, resume=True)
     folder.on_start({"first_round": 3})
+    assert not (tmp_path / "summary.json").exists()  # until the run ends again
     folder.on_round({"server_round": 3, "again": True})
     assert [row["server_round"] for row in read_rows(tmp_path / "metrics.jsonl")] == [1, 2, 3]
     assert read_rows(tmp_path / "metrics.jsonl")[2]["again"]
@@ -87,6 +89,13 @@ def test_a_full_disk_is_a_clear_error(tmp_path: Path, monkeypatch: pytest.Monkey
     with pytest.raises(RunFolderError, match=r"summary.json.*No space left"):
         folder.on_end({})
     with pytest.raises(RunFolderError, match="No space left"):
+        folder.save_model({"w": np.zeros(1)})
+
+    def full_in_rust(*_: Any, **__: Any) -> None:
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("flsparse.report.run_folder.save_file", full_in_rust)
+    with pytest.raises(RunFolderError, match=r"cannot write the model .*No space left"):
         folder.save_model({"w": np.zeros(1)})
     assert not list(tmp_path.glob("*.partial"))
 

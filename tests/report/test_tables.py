@@ -88,6 +88,12 @@ def test_comparison_fits_a_plain_terminal() -> None:
     assert "1:15 min" in out.getvalue()
 
 
+def test_a_long_name_is_folded_and_not_cut() -> None:
+    out, name = StringIO(), "0-fashion_mnist_sparsyfed_recommended-fashion_mnist-seed0"
+    Console(file=out, width=80).print(comparison_table([summary()], [name]))
+    assert name in "".join(line[:16].strip() for line in out.getvalue().splitlines())
+
+
 def test_read_summary(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no summary\.json"):
         read_summary(tmp_path)

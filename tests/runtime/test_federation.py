@@ -123,12 +123,31 @@ def test_resuming_equals_not_stopping(config: Config, tmp_path: Path, strategy: 
     assert rows[0] == rows[1]
 
 
+def test_a_run_that_was_killed_before_its_summary_is_finished(config: Config, tmp_path: Path) -> None:
+    whole = launch(config(num_rounds=2))
+    for name in ("summary.json", "model.safetensors"):
+        (tmp_path / "run" / name).unlink()
+    finished = launch(config(num_rounds=2, resume=str(tmp_path / "run")))
+    for key in ("status", "rounds", "final_accuracy", "uplink_bytes"):
+        assert finished[key] == whole[key]
+    assert (tmp_path / "run" / "summary.json").exists()
+    assert (tmp_path / "run" / "model.safetensors").exists()
+
+
 def test_a_run_is_resumed_as_it_was(config: Config, tmp_path: Path) -> None:
     launch(config(num_rounds=1))
     with pytest.raises(ValueError, match="its seed was 1"):
         launch(config(seed=2, resume=str(tmp_path / "run")))
+    with pytest.raises(ValueError, match=r"its model.width was 8"):
+        launch(config(model={"name": "cnn", "width": 16}, resume=str(tmp_path / "run")))
     with pytest.raises(RunFolderError, match="holds a run"):
         launch(config())
+
+
+def test_tiers_of_single_nodes_are_saved_and_resumed(config: Config, tmp_path: Path) -> None:
+    tiers = {"name": "topk", "tiers": {0: 0.5}}  # as Hydra reads {0:0.5}
+    launch(config(num_rounds=1, strategy=tiers))
+    assert launch(config(num_rounds=2, strategy=tiers, resume=str(tmp_path / "run")))["rounds"] == 2
 
 
 def test_a_failing_run_leaves_its_state_and_says_why(config: Config, tmp_path: Path) -> None:
@@ -148,6 +167,42 @@ def test_a_failing_run_leaves_its_state_and_says_why(config: Config, tmp_path: P
     assert (summary["status"], summary["rounds"], summary["failures"]) == ("failed", 1, 3)
     assert "out of memory" in summary["error"]
     assert launch(config(resume=str(tmp_path / "run")))["status"] == "completed"
+
+
+def no_space(self: object, *_: object) -> None:
+    raise RunFolderError("no space for the model")
+
+
+def test_a_full_disk_neither_hides_the_cause_nor_costs_the_summary(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(federation.RunFolder, "save_model", no_space)
+    with pytest.raises(OSError, match="the cause"):
+        launch(config(), [Recorder(2, OSError("the cause"))])
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert (summary["status"], summary["error"], summary["rounds"]) == ("failed", "OSError: the cause", 2)
+
+
+def test_a_model_that_cannot_be_saved_ends_a_complete_run_with_an_error(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(federation.RunFolder, "save_model", no_space)
+    recorder = Recorder()
+    with pytest.raises(RunFolderError, match="no space for the model"):
+        launch(config(num_rounds=1), [recorder])
+    assert recorder.calls[-1][0] == "end"
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["rounds"] == 1
+
+
+def test_a_run_that_fails_at_its_start_has_a_summary_too(config: Config, tmp_path: Path) -> None:
+    class Broken(Recorder):
+        def on_start(self, info: dict[str, Any]) -> None:
+            raise RuntimeError("no display")
+
+    with pytest.raises(RuntimeError, match="no display"):
+        launch(config(), [Broken()])
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert (summary["status"], summary["rounds"]) == ("failed", 0)
 
 
 def test_failures_are_counted_by_round(config: Config) -> None:
