@@ -32,7 +32,8 @@ GRAPHS = ("torus", "ring", "complete")
 ALPHAS = (0.1, float("inf"))
 D_PSGD = Setting("d_psgd", coders=())
 CHOCO = Setting("choco_sgd", Dither(4))
-MALCOM = Setting("malcom_psgd", Dither(2), mu=1e-5)
+MALCOM = Setting("malcom_psgd", Dither(7, "rms"), mu=1e-5)
+DITHERED = replace(MALCOM, dither=Dither(2))  # the paper's quantizer
 ONE_LEVEL = replace(MALCOM, dither=Dither(1), gamma=0.3)
 CHOCO_GAMMAS = (0.6, 1.0)
 SMOOTH = 3  # evaluations averaged before an accuracy counts as reached
@@ -93,9 +94,9 @@ def reached(trace: Trace, target: float) -> int | None:
     return None
 
 
-def choco(bench: Bench, nodes: int, graph: str, alpha: float) -> Setting:
+def choco(bench: Bench, nodes: int, graph: str, alpha: float, dither: Dither = CHOCO.dither) -> Setting:
     """Return CHOCO-SGD with the best gamma of its grid on seed 0."""
-    settings = [replace(CHOCO, gamma=gamma) for gamma in CHOCO_GAMMAS]
+    settings = [replace(CHOCO, dither=dither, gamma=gamma) for gamma in CHOCO_GAMMAS]
     return max(settings, key=lambda setting: final(bench.run(nodes, graph, alpha, 0, setting)))
 
 
@@ -105,7 +106,7 @@ def main_table(bench: Bench, nodes: int, seeds: int) -> None:
     for graph in GRAPHS:
         for alpha in ALPHAS:
             with suppress(Unfinished):
-                rows += _main_rows(bench, nodes, graph, alpha, choco(bench, nodes, graph, alpha), seeds)
+                rows += _main_rows(bench, nodes, graph, alpha, seeds)
     print(f"\n### {nodes} nodes, {seeds} seed(s)\n")
     header = [
         "graph, alpha", "method", "consensus model %", "nodes, mean %", "nodes, worst %", "consensus error",
@@ -114,21 +115,20 @@ def main_table(bench: Bench, nodes: int, seeds: int) -> None:
     print(markdown(header, rows))
 
 
-def _main_rows(bench: Bench, nodes: int, graph: str, alpha: float, tuned: Setting, seeds: int) -> list[list[object]]:
-    methods = {
-        "D-PSGD": D_PSGD,
-        f"CHOCO L=4 gamma {tuned.gamma}": tuned,
-        "MALCOM L=2 gamma 1.0": MALCOM,
-        "MALCOM L=1 gamma 0.3": ONE_LEVEL,
-    }
+def _main_rows(bench: Bench, nodes: int, graph: str, alpha: float, seeds: int) -> list[list[object]]:
+    methods = {"D-PSGD": D_PSGD}
+    for name, dither in (("CHOCO L=4", Dither(4)), ("CHOCO L=2", Dither(2)), ("CHOCO rms", Dither(7, "rms"))):
+        tuned = choco(bench, nodes, graph, alpha, dither)
+        methods[f"{name} gamma {tuned.gamma}"] = tuned
+    methods |= {"MALCOM L=2": DITHERED, "MALCOM L=1 gamma 0.3": ONE_LEVEL, "MALCOM rms": MALCOM}
     traces = {name: [bench.run(nodes, graph, alpha, s, m) for s in range(seeds)] for name, m in methods.items()}
     targets = [final(trace) - 1 for trace in traces["D-PSGD"]]
     when = {
         name: [reached(trace, target) for trace, target in zip(of, targets, strict=True)] for name, of in traces.items()
     }
-    _, middle, ours, coarse = methods
+    dense, middle, *others = methods
     rows: list[list[object]] = []
-    variants = [("D-PSGD", "dense"), (middle, "fixed"), (middle, "coded"), (ours, "coded"), (coarse, "coded")]
+    variants = [(dense, "dense"), (middle, "fixed"), (middle, "coded"), *((name, "coded") for name in others)]
     for name, coder in variants:
         size = [_size(trace, coder) for trace in traces[name]]
         ratios = []
@@ -169,7 +169,7 @@ def bits_table(bench: Bench) -> None:
     rows = []
     d = 50_890
     for levels in (1, 2, 4, 8, 16, 32, 64, 128, 256):
-        setting = replace(MALCOM, dither=Dither(levels), rounds=200, sample_every=10)
+        setting = replace(DITHERED, dither=Dither(levels), rounds=200, sample_every=10)
         trace = bench.run(9, "torus", 0.1, 0, setting)
         entropy = trace.bytes_per_message("entropy")
         cells = [f"{8 * trace.bytes_per_message(coder) / d:.3f}" for coder in ("fixed", "golomb", "rans")]
@@ -191,7 +191,7 @@ def mu_table(bench: Bench) -> None:
     for levels in (2, 16):
         for mu in (0.0, 1e-5, 1e-4, 1e-3, 3e-3):
             with suppress(Unfinished):
-                trace = bench.run(9, "torus", 0.1, 0, replace(MALCOM, dither=Dither(levels), mu=mu))
+                trace = bench.run(9, "torus", 0.1, 0, replace(DITHERED, dither=Dither(levels), mu=mu))
                 rows.append([levels, f"{mu:g}", *_mu_cells(trace)])
     print("\n### L x mu (9 nodes, torus, alpha 0.1, 600 rounds, seed 0)\n")
     columns = ["accuracy %", "nodes, mean %", "sparsity of x", "of the mean", "bytes a message", "entropy"]
@@ -199,7 +199,7 @@ def mu_table(bench: Bench) -> None:
     rows = []
     for rounds in (600, 1500):
         for mu, begin in ((0.0, 0.0), (1e-3, 0.0), (1e-3, 0.5)):
-            setting = replace(MALCOM, mu=mu, mu_from=begin, rounds=rounds)
+            setting = replace(DITHERED, mu=mu, mu_from=begin, rounds=rounds)
             with suppress(Unfinished):
                 rows.append([rounds, f"{mu:g}", begin, *_mu_cells(bench.run(9, "torus", 0.1, 0, setting))])
     print("\n### A longer run, or mu from half-time on (L = 2)\n")
@@ -223,7 +223,7 @@ def steps_table(bench: Bench) -> None:
     for steps in (1, 4, 16):
         for rounds in sorted({600, 600 // steps}):
             every = max(1, rounds // 24)
-            setting = replace(MALCOM, local_steps=steps, rounds=rounds, evaluate_every=every, sample_every=every)
+            setting = replace(DITHERED, local_steps=steps, rounds=rounds, evaluate_every=every, sample_every=every)
             try:
                 trace = bench.run(9, "torus", 0.1, 0, setting)
             except Unfinished:
@@ -247,6 +247,7 @@ def gamma_table(bench: Bench) -> None:
     """Print the consensus error by quantizer, gamma and graph: where gossip is stable."""
     gammas = (0.1, 0.3, 0.6, 1.0, 1.3)
     quantizers = {
+        "rms, layer, L=7": (Dither(7, "rms"), False),
         "max, layer, least squares, L=1": (Dither(1), False),
         "max, layer, least squares, L=2": (Dither(2), False),
         "max, layer, unbiased, L=1": (Dither(1, scaling="unbiased"), False),
@@ -289,7 +290,7 @@ def _rate_rows(bench: Bench, graph: str, alpha: float) -> list[list[object]]:
     rival = bench.run(9, graph, alpha, 0, choco(bench, 9, graph, alpha))
     base, rows = reached(rival, target), []
     for gamma in (0.6, 0.8, 1.0):
-        trace = bench.run(9, graph, alpha, 0, replace(MALCOM, gamma=gamma))
+        trace = bench.run(9, graph, alpha, 0, replace(DITHERED, gamma=gamma))
         when = reached(trace, target)
         ratio = when * _size(trace, "coded") / (base * _size(rival, "fixed")) if when and base else None
         rows.append(

@@ -64,24 +64,22 @@ class QuantizedGossip(Gossip):
 class MalcomPSGD(QuantizedGossip):
     """Decentralized proximal SGD with quantized residuals.
 
-    The defaults are ours; the paper's quantizer is ``levels=2, norm="max"``, for which gamma may be 1.
+    The default quantizer is ours; the paper's is dithered, ``levels=2, norm="max"``.
 
     Parameters
     ----------
     mu : float (default: 1e-5)
         Weight of the l1 norm, at least 0.
-    levels, norm, gamma
-        7, "rms" and 0.8 by default; see :class:`QuantizedGossip`.
+    levels, norm
+        7 and "rms" by default; see :class:`QuantizedGossip`.
     **quantized
         Parameters of :class:`QuantizedGossip`.
     """
 
     name = "malcom_psgd"
 
-    def __init__(
-        self, *, mu: float = 1e-5, levels: int = 7, norm: str = "rms", gamma: float = 0.8, **quantized: object
-    ) -> None:
-        super().__init__(levels=levels, norm=norm, gamma=gamma, **quantized)  # type: ignore[arg-type]
+    def __init__(self, *, mu: float = 1e-5, levels: int = 7, norm: str = "rms", **quantized: object) -> None:
+        super().__init__(levels=levels, norm=norm, **quantized)  # type: ignore[arg-type]
         if not mu >= 0:
             raise ValueError(f"mu={mu} must be at least 0")
         self.mu = mu
