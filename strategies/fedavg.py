@@ -4,7 +4,7 @@
 
 Each node m started from its own reference r_m, a rounded copy of x. The rounding is given back to the model:
 
-    x <- sum_m n_m y_m / n + (x - sum_m n_m r_m / n)      where some node kept the position, 0 elsewhere
+    x <- sum_m n_m y_m / n + (x - sum_m n_m r_m / n)
 """
 
 import math
@@ -197,14 +197,12 @@ class FedAvg(RoundLoop):
         if not self.wire.downlink.uses_references:
             return mean
         total = sum(r.weight for r in references.values())
-        prunable = set(self.wire.prunable)
+        given = dict(mean)
         for name, x in self._model.items():
-            if x.dtype.kind != "f":
-                continue
-            received = sum(r.reference.arrays[name] * np.float32(r.weight / total) for r in references.values())
-            kept = mean[name] != 0 if name in prunable else True
-            mean[name] = np.where(kept, mean[name] + (x - received), 0).astype(x.dtype)
-        return mean
+            if x.dtype.kind == "f":
+                received = sum(r.reference.arrays[name] * np.float32(r.weight / total) for r in references.values())
+                given[name] = np.asarray(mean[name] + (x - received), x.dtype)
+        return given
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Average the nodes' metrics."""

@@ -310,7 +310,7 @@ class Wire:
         if payload is None:
             self.drop(node.node_id, "its reply has no packed update: is CompressMod first in mods?", "failures")
             return None
-        reference = self._exchange.broadcasts[node.node_id].reference
+        reference = self.broadcast_to(reply).reference
         try:
             base = reference if mirror is None else _named(payload, reference_with(mirror, reference), reference)
             layers = decode_layers(payload, like=self.specs, reference=None if self.values == "raw" else base)
@@ -328,6 +328,10 @@ class Wire:
             )
             return None
         return layers, reference
+
+    def broadcast_to(self, reply: Message) -> Broadcast:
+        """Return what the node that a reply comes from was sent in this exchange."""
+        return self._exchange.broadcasts[self.sender(reply).node_id]
 
     def drop(self, node_id: int, reason: str | None, counter: str) -> None:
         """Log and count a node's failure; the round goes on without it."""
