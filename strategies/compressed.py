@@ -50,13 +50,7 @@ class Compressed(RoundLoop):
 
     def summary(self) -> None:
         """Log the configuration, the inner strategy's too."""
-        log(
-            INFO,
-            "\t├──> Uplink: %s (%s) | downlink: %s",
-            self.wire.values,
-            self.wire.rounding,
-            self.wire.downlink.codec.values,
-        )
+        log(INFO, "\t├──> Codec: %s", self.wire)
         log(INFO, "\t└──> %s:", type(self.strategy).__name__)
         self.strategy.summary()
 
@@ -116,7 +110,7 @@ class Compressed(RoundLoop):
                 good.append(reply)
             else:
                 reason = "its metrics are not finite, lack a positive weight, or are not those of the other nodes"
-                self.wire.drop(self.wire.sender(reply).node_id, reason, "rejected_payloads")
+                self.wire.refuse(reply, reason)
         return good
 
     @property

@@ -100,13 +100,7 @@ class FedAvg(RoundLoop):
     def summary(self) -> None:
         """Log the configuration."""
         log(INFO, "\t├──> Sampling: train %.3g | evaluate %.3g", self.fraction_train, self.fraction_evaluate)
-        log(
-            INFO,
-            "\t├──> Uplink: %s (%s) | downlink: %s",
-            self.wire.values,
-            self.wire.rounding,
-            self.wire.downlink.codec.values,
-        )
+        log(INFO, "\t├──> Codec: %s", self.wire)
         log(INFO, "\t└──> Server: %s, lr %.3g", self.server_optimizer.kind, self.server_optimizer.lr)
 
     def sample(self, fraction: float, at_least: int, server_round: int, purpose: str) -> list[Node]:
@@ -188,8 +182,7 @@ class FedAvg(RoundLoop):
         if known is not None and known.num_examples:
             weight = min(weight, known.num_examples)  # no node weighs more than it said in the hello
         if not 0 < weight <= LARGEST:
-            reason = f"its metric {self.weighted_by_key!r} is {weight}, not in (0, {LARGEST:g}]"
-            self.wire.drop(self.wire.sender(reply).node_id, reason, "rejected_payloads")
+            self.wire.refuse(reply, f"its metric {self.weighted_by_key!r} is {weight}, not in (0, {LARGEST:g}]")
             return None
         return weight, numbers
 

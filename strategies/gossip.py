@@ -204,7 +204,7 @@ class Gossip(RoundLoop):
                     self._check_sizes(answer)
                 counts = self.relay.hear(node.partition, server_round, answer, training=training)
             except ValueError as error:
-                self.wire.drop(node.node_id, f"its answer was refused: {error}", "rejected_payloads")
+                self.wire.refuse(reply, f"its answer was refused: {error}")
                 continue
             answers.append((node, answer))
             if answer.status not in (OK, NO_INITIAL):
