@@ -340,14 +340,16 @@ class RoundLoop(Strategy):
             "ledger": self.ledger.state_dict(),
             "counts": dict(self.wire.counts),
             "references": self.wire.downlink.state_dict(),
+            "held": {} if self.hello else {str(i): node.held for i, node in self.nodes.items()},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what :meth:`state_dict` gave; what nodes hold is asked anew in the hello."""
+        """Restore what :meth:`state_dict` gave; a hello asks the nodes anew what they hold."""
         self._next_round = state["next_round"]
         self.ledger.load_state_dict(state["ledger"])
         self.wire.counts.update(state["counts"])
         self.wire.downlink.load_state_dict(state["references"])
+        self.nodes = {int(i): Node(int(i), 0, held) for i, held in state.get("held", {}).items()}
 
 
 def held_by(said: ConfigRecord) -> str:

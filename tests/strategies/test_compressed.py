@@ -75,6 +75,22 @@ def test_what_an_app_prunes_stays_pruned():
     np.testing.assert_array_equal(found[~kept], 0)
 
 
+@pytest.mark.parametrize("strategy", [OurFedAvg, lambda: Compressed(FedAvg(**EVERYBODY))], ids=["ours", "Compressed"])
+def test_a_resumed_run_without_a_hello_knows_what_nodes_hold(strategy, tmp_path):
+    def trained(arrays):
+        return {name: a * np.float32(1.01) for name, a in arrays.items()}
+
+    (whole := strategy()).start(answering(trained), to_record(gaussian()), num_rounds=4)
+    grid, first, second = answering(trained), strategy(), strategy()
+    half = first.start(grid, to_record(gaussian()), num_rounds=2)
+    save_checkpoint(tmp_path / "state", first.state_dict())
+    second.load_state_dict(load_checkpoint(tmp_path / "state"))
+    second.start(grid, half.arrays, num_rounds=4)
+    for server_round in range(1, 5):
+        expected, found = (each.ledger.of_round("downlink", server_round) for each in (whole, second))
+        assert found.payload_bytes == pytest.approx(expected.payload_bytes, rel=0.01)  # Flower sums in random order
+
+
 @pytest.mark.parametrize("dtype", [np.int64, np.uint8])
 def test_integers_that_nobody_changed_do_not_change(dtype):
     arrays = gaussian() | {"position_ids": np.arange(200).astype(dtype)}
