@@ -39,7 +39,8 @@ class FedAvg(RoundLoop):
     Parameters
     ----------
     fraction_train, fraction_evaluate : float (default: 1.0, 0.0)
-        Fraction of the nodes that train, or evaluate, in a round, in [0, 1].
+        Fraction of the nodes that train, or evaluate, in a round, in [0, 1]. Our device application evaluates on the
+        data it trains on, and says so: ``evaluate_train_loss``, ``evaluate_train_accuracy``.
     min_train_nodes, min_evaluate_nodes, min_available_nodes : int (default: 2, 2, 2)
         As in Flower: at least so many are sampled, and so many must be connected.
     weighted_by_key : str (default: "num-examples")

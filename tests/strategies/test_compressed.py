@@ -137,7 +137,7 @@ def test_evaluation_messages_are_packed_and_counted():
     inner = FedAvg(**{**EVERYBODY, "fraction_evaluate": 1.0, "min_evaluate_nodes": 4})
     strategy = Compressed(inner, values="int8")
     result = start(strategy, task)
-    assert 0 <= result.evaluate_metrics_clientapp[2]["accuracy"] <= 1
+    assert 0 <= result.evaluate_metrics_clientapp[2]["train-accuracy"] <= 1
     assert strategy.ledger.of_round("downlink", 1).messages == 8
     assert {node.held for node in strategy.nodes.values()} == {
         sent.reference.id for sent in strategy.wire.downlink._coded.values()
