@@ -41,8 +41,10 @@ class FedAvg(RoundLoop):
     fraction_train, fraction_evaluate : float (default: 1.0, 0.0)
         Fraction of the nodes that train, or evaluate, in a round, in [0, 1]. Our device application evaluates on the
         data it trains on, and says so: ``evaluate_train_loss``, ``evaluate_train_accuracy``.
-    min_train_nodes, min_evaluate_nodes, min_available_nodes : int (default: 2, 2, 2)
-        As in Flower: at least so many are sampled, and so many must be connected.
+    min_train_nodes, min_evaluate_nodes : int (default: 2, 2)
+        At least so many nodes are sampled, where so many are connected.
+    min_available_nodes : int (default: 2)
+        Nodes without which no round starts; the loop waits for them, as long as ``timeout`` of :meth:`start`.
     weighted_by_key : str (default: "num-examples")
         Metric of a reply that is its weight.
     arrayrecord_key, configrecord_key : str (default: "arrays", "config")
@@ -91,8 +93,7 @@ class FedAvg(RoundLoop):
     @property
     def min_available_nodes(self) -> int:
         """Nodes without which no round starts."""
-        wanted = [self._min_available_nodes, self.min_train_nodes]
-        return max(wanted + [self.min_evaluate_nodes] * (self.fraction_evaluate > 0))
+        return self._min_available_nodes
 
     def method(self, node: Node, server_round: int) -> Mapping[str, Value]:
         """Name the local method; its hyper-parameters are the subclass's."""
