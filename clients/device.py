@@ -44,6 +44,9 @@ CONFIG = "config"
 def device_app(load_task: Callable[[Context], TaskLike], limits: Limits | None = None) -> ClientApp:
     """Return the ClientApp that trains, evaluates and answers the hello.
 
+    A device has training data alone: asked to evaluate, it reports ``train-loss`` and ``train-accuracy`` of the model
+    it received. The server measures test accuracy, or an app of one's own does.
+
     Parameters
     ----------
     load_task : Callable[[Context], TaskLike]
@@ -99,8 +102,9 @@ def device_app(load_task: Callable[[Context], TaskLike], limits: Limits | None =
         if (visit := conversation(message, context, task)) is not None:
             return Message(visit.method.on_evaluate(visit), reply_to=message)
         _, model, _ = _prepared(message, task)
-        metrics = MetricRecord(dict(task.evaluate(model, task.train_data(partition_id(context)))))
-        return Message(RecordDict({METRICS: metrics}), reply_to=message)
+        found = task.evaluate(model, task.train_data(partition_id(context)))
+        measured = {f"train-{key}": found.pop(key) for key in ("loss", "accuracy")}  # a device has no other data
+        return Message(RecordDict({METRICS: MetricRecord({**measured, **found})}), reply_to=message)
 
     @app.evaluate(STATISTICS)
     def statistics(message: Message, context: Context) -> Message:

@@ -145,7 +145,7 @@ class Device:
             raise ValueError("this node has no training data")
         config = dict(content.config_records["config"].items())
         arrays = protocol.to_numpy(content.array_records[protocol.arrayrecord_key(content)])
-        if not asked["hold"]:
+        if not (asked["hold"] and state.held):
             state.put(_RECEIVED, arrays)
         device = cls.__new__(cls)
         device.task, device.data, device.state = task, data, state

@@ -66,26 +66,32 @@ class NodeState:
         return _read(self._file(name))
 
     def put(self, name: str, arrays: Mapping[str, np.ndarray]) -> None:
-        """Store arrays under a name, replacing what was there.
+        """Store arrays under a name, replacing what was there; where that fails, what was there stays.
 
         Raises
         ------
         ValueError
-            They are larger than what the owner allows all state together.
+            With the node's other files, they are larger than what the owner allows all state together.
+        OSError
+            The disk is full.
         """
+        path, key = self._file(name), f"{_KEY}.{name}"
         size = sum(a.nbytes for a in arrays.values())
-        if size > self._max_bytes:
+        others = sum(file.stat().st_size for file in path.parent.glob("*.safetensors") if file != path)
+        if size + others > self._max_bytes:
             raise ValueError(
-                f"this node is to keep {size} bytes, more than its owner allows (max_state_bytes={self._max_bytes})"
+                f"this node is to keep {size + others} bytes, more than its owner allows "
+                f"(max_state_bytes={self._max_bytes})"
             )
-        self.drop(name)
         if size <= SPILL_BYTES:
-            self._context.state[f"{_KEY}.{name}"] = ArrayRecord({k: Array(np.asarray(v)) for k, v in arrays.items()})
+            self._context.state[key] = ArrayRecord({k: Array(np.asarray(v)) for k, v in arrays.items()})
+            path.unlink(missing_ok=True)
             return
-        new = not self._file(name).parent.exists()
-        _write(self._file(name), arrays)
+        new = not path.exists()
+        _write(path, arrays)
+        self._context.state.pop(key, None)
         if new:
-            self._trim(self._file(name))
+            self._trim(path)
 
     def drop(self, name: str) -> None:
         """Forget what is stored under a name."""
@@ -93,31 +99,38 @@ class NodeState:
         self._file(name).unlink(missing_ok=True)
 
     def reference(self, reference_id: str) -> Reference | None:
-        """Return the reference with this id if any node of this run stored it on this machine, or None."""
+        """Return the reference with this id if any node of this run stored it on this machine, or None.
+
+        A damaged file is removed, so that :attr:`held` does not name it and the next :meth:`hold` writes it anew.
+        """
         path = self._reference_file(reference_id)
         with _lock:
             if path in _memory:
                 _memory.move_to_end(path)
                 return _memory[path]
-        arrays = _read(path)
-        if arrays is None or (reference := Reference(arrays)).id != reference_id:
-            return None
-        self._remember(path, reference)
-        return reference
+        with suppress(ValueError):  # values that are not finite
+            if (arrays := _read(path)) is not None and (reference := Reference(arrays)).id == reference_id:
+                self._remember(path, reference)
+                return reference
+        path.unlink(missing_ok=True)
+        return None
 
     def hold(self, reference: Reference) -> None:
         """Store a reference, once for all nodes of the run on this machine, and note that this node holds it.
 
-        One that is larger than what the owner allows is not kept: the server will send full models.
+        One that is larger than what the owner allows, or than what the disk has room for, is not kept: the node trains
+        on it, holds none, and the server will send full models.
         """
+        self.values["held"] = ""
         if reference.nbytes > self._max_bytes:
             return
         path = self._reference_file(reference.id)
-        if not path.exists():
-            _write(path, reference.arrays)
-            self._trim(path)
-        self._remember(path, reference)
-        self.values["held"] = reference.id
+        with suppress(OSError):
+            if not path.exists():
+                _write(path, reference.arrays)
+                self._trim(path)
+            self._remember(path, reference)
+            self.values["held"] = reference.id
 
     @property
     def held(self) -> str:

@@ -18,6 +18,7 @@ from flsparse.codec.residual import Stamp, copy_checksum
 from flsparse.cut_adviser import advice_table, advise
 from flsparse.report.tables import human_bytes, ratio
 from flsparse.runtime.federation import make_strategy
+from flsparse.settings import sampled_nodes
 from flsparse.sparsity import prunable_names, prune_global
 from flsparse.strategies import STRATEGIES
 from flsparse.strategies.base import RoundLoop
@@ -128,7 +129,7 @@ def preview(cfg: Mapping[str, Any]) -> Preview:
     )
     return Preview(
         nodes=task.num_nodes,
-        sampled=strategy.min_available_nodes,
+        sampled=sampled_nodes(cfg),
         num_rounds=int(cfg["num_rounds"]),
         parameters=parameters,
         dense_bytes=sum(array.nbytes for array in arrays.values()),

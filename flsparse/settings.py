@@ -129,6 +129,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "strategy.statistics_every": _at_least(0),
     "strategy.server_lr": _POSITIVE,
     "strategy.min_replies": _at_least(1),
+    "strategy.min_available_nodes": _at_least(1),
     "strategy.round_timeout_s": _POSITIVE,
     "strategy.levels": (lambda value: isinstance(value, int) and 0 <= value <= 1024, "a whole number, 0 to 1024"),
     "strategy.mu": _NOT_NEGATIVE,
@@ -219,12 +220,13 @@ def _as_given(cfg: Mapping[str, Any], key: str) -> str:
 
 
 def sampled_nodes(cfg: Mapping[str, Any]) -> int:
-    """Return how many of ``num_clients`` nodes ``fraction_train`` asks each round, at least one.
+    """Return how many of ``num_clients`` nodes are asked each round: ``fraction_train``, at least ``min_train_nodes``.
 
     >>> sampled_nodes({"num_clients": 100, "fraction_train": 0.29})
     29
     """
-    return max(1, int(float(cfg.get("fraction_train", 1.0)) * int(cfg["num_clients"]) + 1e-9))
+    at_least = lookup(cfg, "strategy.min_train_nodes") or 1
+    return max(at_least, int(float(cfg.get("fraction_train", 1.0)) * int(cfg["num_clients"]) + 1e-9))
 
 
 def _check_nodes(cfg: Mapping[str, Any]) -> None:
@@ -234,7 +236,7 @@ def _check_nodes(cfg: Mapping[str, Any]) -> None:
         wanted = lookup(cfg, f"strategy.{key}")
         if wanted is not None and wanted > nodes:
             raise SettingsError(f"strategy.{key}={wanted} is impossible: there are num_clients={nodes} nodes")
-    sampled = max(sampled_nodes(cfg), lookup(cfg, "strategy.min_train_nodes") or 1)
+    sampled = sampled_nodes(cfg)
     replies = lookup(cfg, "strategy.min_replies")
     if replies is not None and replies > sampled:
         raise SettingsError(

@@ -95,6 +95,7 @@ class RoundLoop(Strategy):
     """
 
     name = "base"
+    min_train_nodes: int = 1  # a round asks so many, or those that are there
 
     def __init__(
         self,
@@ -247,6 +248,7 @@ class RoundLoop(Strategy):
             Too few nodes are connected after ``timeout_s`` seconds, or none answered the hello.
         """
         needed, started = max(1, self.min_available_nodes), time.monotonic()
+        wanted = max(needed, self.min_train_nodes)
         while len(present := sorted(grid.get_node_ids())) < needed:
             waited = time.monotonic() - started
             if waited > timeout_s:
@@ -260,15 +262,15 @@ class RoundLoop(Strategy):
             return
         here = set(present)
         self.nodes = {i: node for i, node in self.nodes.items() if i in here}
-        self._mute &= here  # a node that did not answer is asked again when it has been away, or is needed
-        if len(self.nodes) + len(here - self.nodes.keys() - self._mute) < needed:
+        self._mute &= here  # a node that did not answer is asked again when it has been away, or is wanted
+        if len(self.nodes) + len(here - self.nodes.keys() - self._mute) < wanted:
             self._mute.clear()
         new = [i for i in present if i not in self.nodes and i not in self._mute]
         self._say_hello(grid, new, server_round, min(timeout_s, _HELLO_TIMEOUT_S))
         if not self.nodes:
             raise RoundFailed(f"none of {len(present)} nodes answered the hello: {'; '.join(self.wire.problems[:3])}")
-        if len(self.nodes) < needed:
-            log(WARNING, "Round %d: only %d nodes answered the hello, %d wanted", server_round, len(self.nodes), needed)
+        if len(self.nodes) < wanted:
+            log(WARNING, "Round %d: only %d nodes are there, %d wanted", server_round, len(self.nodes), wanted)
 
     def _say_hello(self, grid: Grid, new: list[int], server_round: int, timeout_s: float) -> None:
         messages = [Message(RecordDict({RECORD: ConfigRecord()}), i, MessageType.QUERY) for i in new]
@@ -340,14 +342,16 @@ class RoundLoop(Strategy):
             "ledger": self.ledger.state_dict(),
             "counts": dict(self.wire.counts),
             "references": self.wire.downlink.state_dict(),
+            "held": {} if self.hello else {str(i): node.held for i, node in self.nodes.items()},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what :meth:`state_dict` gave; what nodes hold is asked anew in the hello."""
+        """Restore what :meth:`state_dict` gave; a hello asks the nodes anew what they hold."""
         self._next_round = state["next_round"]
         self.ledger.load_state_dict(state["ledger"])
         self.wire.counts.update(state["counts"])
         self.wire.downlink.load_state_dict(state["references"])
+        self.nodes = {int(i): Node(int(i), 0, held) for i, held in state.get("held", {}).items()}
 
 
 def held_by(said: ConfigRecord) -> str:

@@ -4,6 +4,10 @@
 
 The inner strategy samples, configures and aggregates as ever; it sees dense replies, all of a round's at once (Krum
 and its like need N dense models by nature). Only what travels is coded.
+
+Node m trained from r_m, a rounded copy of x. The inner strategy compares with x, so it gets what m changed, put on x:
+
+    y_m + (x - r_m)              0 where the node pruned: y_m = 0, and r_m was not
 """
 
 from collections import Counter
@@ -19,7 +23,6 @@ from flwr.serverapp.strategy import Strategy
 
 from flsparse._flwr import log
 from flsparse.clients.protocol import arrayrecord_key, to_numpy, to_record
-from flsparse.codec import Accumulator
 from flsparse.strategies.base import LARGEST, RoundLoop
 
 
@@ -47,13 +50,7 @@ class Compressed(RoundLoop):
 
     def summary(self) -> None:
         """Log the configuration, the inner strategy's too."""
-        log(
-            INFO,
-            "\t├──> Uplink: %s (%s) | downlink: %s",
-            self.wire.values,
-            self.wire.rounding,
-            self.wire.downlink.codec.values,
-        )
+        log(INFO, "\t├──> Codec: %s", self.wire)
         log(INFO, "\t└──> %s:", type(self.strategy).__name__)
         self.strategy.summary()
 
@@ -76,10 +73,10 @@ class Compressed(RoundLoop):
         return self._in_the_models_dtypes(arrays), metrics
 
     def _in_the_models_dtypes(self, record: ArrayRecord | None) -> ArrayRecord | None:
-        """Undo that some of Flower's strategies turn float32 and integer arrays into float64."""
+        """Undo that some of Flower's strategies turn float32 and integer arrays into float64; integers are rounded."""
         if record is None:
             return None
-        return to_record({name: a.astype(self.wire.specs[name].dtype) for name, a in to_numpy(record).items()})
+        return to_record({name: _as(a, self.wire.specs[name].dtype) for name, a in to_numpy(record).items()})
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -113,7 +110,7 @@ class Compressed(RoundLoop):
                 good.append(reply)
             else:
                 reason = "its metrics are not finite, lack a positive weight, or are not those of the other nodes"
-                self.wire.drop(self.wire.sender(reply).node_id, reason, "rejected_payloads")
+                self.wire.refuse(reply, reason)
         return good
 
     @property
@@ -140,10 +137,12 @@ class Compressed(RoundLoop):
         """Put the dense arrays into a reply; False where it is no use."""
         if (update := self.update(reply)) is None:
             return False
-        layers, _ = update
-        accumulator = Accumulator(self.wire.specs)
-        accumulator.add(layers, 1.0)
-        reply.content[arrayrecord_key(reply.content)] = to_record(accumulator.mean())
+        layers, reference = update
+        arrays = {layer.name: layer.dense(self.wire.specs[layer.name]) for layer in layers}
+        for name, lost in self.wire.broadcast_to(reply).lost().items():
+            y, received = arrays[name], reference.arrays[name]
+            arrays[name] = np.where((y == 0) & (received != 0), 0, y + lost).astype(y.dtype)
+        reply.content[arrayrecord_key(reply.content)] = to_record({name: arrays[name] for name in self.wire.specs})
         return True
 
 
@@ -161,6 +160,11 @@ def _signature(reply: Message, weighted_by_key: str) -> tuple[str, ...] | None:
     weight = records[0].get(weighted_by_key)
     usable = isinstance(weight, int | float) and 0 < weight <= LARGEST
     return tuple(sorted(names)) if usable else None
+
+
+def _as(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    whole = dtype.kind in "iub" and array.dtype.kind == "f"
+    return (np.rint(array) if whole else array).astype(dtype)
 
 
 def _chain(strategy: Strategy) -> list[Strategy]:

@@ -3,7 +3,7 @@
 A node that reports a reference the server still keeps gets ``Q(x - r)``; any other node gets ``Q(x)``. A strategy that
 gives the rounding back may code differences more coarsely than whole models (``delta_codec``). What a node then
 decoded is its next reference ``r'``. The rounding error ``x - r'`` is not lost: it is part of the next delta, and the
-server adds it back to the aggregate (see ``FedAvg``).
+server adds it back to the aggregate (see ``FedAvg`` and ``Compressed``).
 """
 
 from collections import OrderedDict
@@ -30,11 +30,19 @@ class Broadcast:
         Id of the reference it is a delta against; empty: none.
     reference : Reference
         What the receiver decodes.
+    model : Mapping[str, np.ndarray]
+        What was coded.
     """
 
     payload: bytes
     coded_against: str
     reference: Reference
+    model: Mapping[str, np.ndarray]
+
+    def lost(self) -> Arrays:
+        """Return ``x - r'`` of the floating arrays: what the receiver's model lacks."""
+        arrays = self.reference.arrays
+        return {name: x - arrays[name] for name, x in self.model.items() if x.dtype.kind == "f"}
 
 
 class Downlink:
@@ -74,7 +82,7 @@ class Downlink:
         if key not in self._coded:
             payload = (self.delta_codec if against else self.codec).encode(self._arrays, reference=against)
             reference = Reference(decode(payload, like=self._specs, reference=against))
-            self._coded[key] = Broadcast(payload, key, reference)
+            self._coded[key] = Broadcast(payload, key, reference, self._arrays)
             if self.uses_references:
                 self._keep(reference)
         return self._coded[key]

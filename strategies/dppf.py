@@ -230,7 +230,7 @@ class DPPF(LocalSGD):
 
     def _give_back_rounding(self, mean: Arrays, references: dict[str, Weighted]) -> Arrays:
         """Give back the control variate's alone: workers do not start from the broadcast of the model."""
-        given = super()._give_back_rounding(dict(mean), references) if self.control else {}
+        given = super()._give_back_rounding(mean, references) if self.control else {}
         return mean | {name: array for name, array in given.items() if name.startswith(CONTROL)}
 
     # -- the valley -------------------------------------------------------------------------------------------------

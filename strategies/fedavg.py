@@ -4,7 +4,7 @@
 
 Each node m started from its own reference r_m, a rounded copy of x. The rounding is given back to the model:
 
-    x <- sum_m n_m y_m / n + (x - sum_m n_m r_m / n)      where some node kept the position, 0 elsewhere
+    x <- sum_m n_m y_m / n + (x - sum_m n_m r_m / n)
 """
 
 import math
@@ -39,9 +39,12 @@ class FedAvg(RoundLoop):
     Parameters
     ----------
     fraction_train, fraction_evaluate : float (default: 1.0, 0.0)
-        Fraction of the nodes that train, or evaluate, in a round, in [0, 1].
-    min_train_nodes, min_evaluate_nodes, min_available_nodes : int (default: 2, 2, 2)
-        As in Flower: at least so many are sampled, and so many must be connected.
+        Fraction of the nodes that train, or evaluate, in a round, in [0, 1]. Our device application evaluates on the
+        data it trains on, and says so: ``evaluate_train_loss``, ``evaluate_train_accuracy``.
+    min_train_nodes, min_evaluate_nodes : int (default: 2, 2)
+        At least so many nodes are sampled, where so many are connected.
+    min_available_nodes : int (default: 2)
+        Nodes without which no round starts; the loop waits for them, as long as ``timeout`` of :meth:`start`.
     weighted_by_key : str (default: "num-examples")
         Metric of a reply that is its weight.
     arrayrecord_key, configrecord_key : str (default: "arrays", "config")
@@ -90,8 +93,7 @@ class FedAvg(RoundLoop):
     @property
     def min_available_nodes(self) -> int:
         """Nodes without which no round starts."""
-        wanted = [self._min_available_nodes, self.min_train_nodes]
-        return max(wanted + [self.min_evaluate_nodes] * (self.fraction_evaluate > 0))
+        return self._min_available_nodes
 
     def method(self, node: Node, server_round: int) -> Mapping[str, Value]:
         """Name the local method; its hyper-parameters are the subclass's."""
@@ -100,13 +102,7 @@ class FedAvg(RoundLoop):
     def summary(self) -> None:
         """Log the configuration."""
         log(INFO, "\t├──> Sampling: train %.3g | evaluate %.3g", self.fraction_train, self.fraction_evaluate)
-        log(
-            INFO,
-            "\t├──> Uplink: %s (%s) | downlink: %s",
-            self.wire.values,
-            self.wire.rounding,
-            self.wire.downlink.codec.values,
-        )
+        log(INFO, "\t├──> Codec: %s", self.wire)
         log(INFO, "\t└──> Server: %s, lr %.3g", self.server_optimizer.kind, self.server_optimizer.lr)
 
     def sample(self, fraction: float, at_least: int, server_round: int, purpose: str) -> list[Node]:
@@ -188,8 +184,7 @@ class FedAvg(RoundLoop):
         if known is not None and known.num_examples:
             weight = min(weight, known.num_examples)  # no node weighs more than it said in the hello
         if not 0 < weight <= LARGEST:
-            reason = f"its metric {self.weighted_by_key!r} is {weight}, not in (0, {LARGEST:g}]"
-            self.wire.drop(self.wire.sender(reply).node_id, reason, "rejected_payloads")
+            self.wire.refuse(reply, f"its metric {self.weighted_by_key!r} is {weight}, not in (0, {LARGEST:g}]")
             return None
         return weight, numbers
 
@@ -197,14 +192,12 @@ class FedAvg(RoundLoop):
         if not self.wire.downlink.uses_references:
             return mean
         total = sum(r.weight for r in references.values())
-        prunable = set(self.wire.prunable)
+        given = dict(mean)
         for name, x in self._model.items():
-            if x.dtype.kind != "f":
-                continue
-            received = sum(r.reference.arrays[name] * np.float32(r.weight / total) for r in references.values())
-            kept = mean[name] != 0 if name in prunable else True
-            mean[name] = np.where(kept, mean[name] + (x - received), 0).astype(x.dtype)
-        return mean
+            if x.dtype.kind == "f":
+                received = sum(r.reference.arrays[name] * np.float32(r.weight / total) for r in references.values())
+                given[name] = np.asarray(mean[name] + (x - received), x.dtype)
+        return given
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Average the nodes' metrics."""

@@ -50,8 +50,10 @@ class Gossip(RoundLoop):
         Rounds that are kept for a node that is away; away for longer, it is given copies anew.
     fraction_train : float (default: 1.0)
         Fraction of the nodes that take part in a round, in (0, 1].
-    min_train_nodes, min_available_nodes : int (default: 1, 2)
-        As in Flower.
+    min_train_nodes : int (default: 1)
+        At least so many nodes take part in a round, where so many are connected.
+    min_available_nodes : int (default: 2)
+        Nodes without which no round starts; the others may leave and come back.
     **wire
         Parameters of :class:`RoundLoop`. ``values``, ``rounding`` and ``downlink_values`` mean nothing here, and the
         hello is always said: neighbours are partition ids.
@@ -89,7 +91,7 @@ class Gossip(RoundLoop):
         self.gamma, self.decay_rounds = gamma, decay_rounds
         self.evaluate_every = evaluate_every
         self.fraction_train, self.min_train_nodes = fraction_train, min_train_nodes
-        self._min_available_nodes = max(min_available_nodes, min_train_nodes)
+        self._min_available_nodes = min_available_nodes
         self.relay = Relay(topology, max_backlog)
         self.wire.counts["resynchronized"] = 0
         self._initial: Arrays = {}
@@ -204,7 +206,7 @@ class Gossip(RoundLoop):
                     self._check_sizes(answer)
                 counts = self.relay.hear(node.partition, server_round, answer, training=training)
             except ValueError as error:
-                self.wire.drop(node.node_id, f"its answer was refused: {error}", "rejected_payloads")
+                self.wire.refuse(reply, f"its answer was refused: {error}")
                 continue
             answers.append((node, answer))
             if answer.status not in (OK, NO_INITIAL):

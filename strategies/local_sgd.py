@@ -138,7 +138,7 @@ class LocalSGD(FedAvg):
             if found is not None and self.wire.downlink.cannot_send(found) is None:
                 parts.append((weighed[0], found))
             else:
-                self.wire.drop(self.wire.sender(reply).node_id, "its statistics are no use", "rejected_payloads")
+                self.wire.refuse(reply, "its statistics are no use")
         if not parts:
             return arrays
         return to_record({**to_numpy(arrays), **pooled(parts)})

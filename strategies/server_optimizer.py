@@ -7,13 +7,14 @@
                                                             correction, as in the paper)
 
 With a step that does not replace the model, a position that every node pruned fades instead of becoming 0 at once;
-``reprune`` cuts it.
+``reprune`` cuts it. Batch-norm statistics are no weights: they take the mean.
 """
 
 from collections.abc import Mapping
 
 import numpy as np
 
+from flsparse.batch_norm import statistics_names
 from flsparse.clients.protocol import CONTROL
 
 Arrays = dict[str, np.ndarray]
@@ -46,14 +47,20 @@ class ServerOptimizer:
         Parameters
         ----------
         model, mean : Mapping[str, np.ndarray]
-            The current model and the aggregate, same names and shapes. Arrays that are not floating, and those that
-            travel beside the model, take the mean.
+            The current model and the aggregate, same names and shapes. Arrays that are not floating, batch-norm
+            statistics and what travels beside the model take the mean.
         """
-        return {name: self._step(name, x, mean[name]) for name, x in model.items()}
+        if self.kind == "none" and self.lr == 1:
+            return {name: mean[name] for name in model}
+        statistics = set(statistics_names(model))
+        return {
+            name: mean[name]
+            if x.dtype.kind != "f" or name in statistics or name.startswith(CONTROL)
+            else self._step(name, x, mean[name])
+            for name, x in model.items()
+        }
 
     def _step(self, name: str, x: np.ndarray, mean: np.ndarray) -> np.ndarray:
-        if x.dtype.kind != "f" or name.startswith(CONTROL) or (self.kind == "none" and self.lr == 1):
-            return mean
         g = mean - x
         if self.kind == "momentum":
             g = self._m[name] = 0.9 * self._m.get(name, 0) + g

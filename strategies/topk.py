@@ -10,11 +10,13 @@ The baseline of the SparsyFed paper (arXiv 2504.05153), which neither ramps nor 
 from collections.abc import Mapping
 from logging import INFO
 
+import numpy as np
+
 from flsparse._flwr import log
 from flsparse.clients.topk import prune
 from flsparse.codec import Codec, Layer, Reference
 from flsparse.sparsity import layer_sparsity, sparsity_of, sparsity_ramp
-from flsparse.strategies.fedavg import FedAvg
+from flsparse.strategies.fedavg import FedAvg, Weighted
 from flsparse.strategies.mask_statistics import MaskStatistics
 from flsparse.strategies.server_optimizer import Arrays
 from flsparse.strategies.wire import Node, Value
@@ -90,6 +92,14 @@ class TopK(FedAvg):
     def observe(self, layers: list[Layer], reference: Reference) -> None:
         """Count the node's supports."""
         self._masks.add(layers, reference)
+
+    def _give_back_rounding(self, mean: Arrays, references: dict[str, Weighted]) -> Arrays:
+        """Give it back where some node kept the position: what all of them pruned stays 0."""
+        given = super()._give_back_rounding(mean, references)
+        pruned = {
+            name: np.where(mean[name] != 0, given[name], 0).astype(mean[name].dtype) for name in self.wire.prunable
+        }
+        return given | pruned
 
     def after_aggregation(self, arrays: Arrays, server_round: int) -> Arrays:
         """Prune the aggregate, where asked to; report what the masks look like."""

@@ -211,19 +211,32 @@ class Wire:
 
     def count(self, direction: Direction, message: Message) -> None:
         """Enter one message into the ledger."""
-        size, models, coded = 0, 1, False
-        if message.has_content():
-            content = message.content
-            size, coded = payload_size(content), packed_payload(content) is not None
-            if opaque_payload(content) is not None:
-                said = record_of(content).get("models", 1)
-                coded, models = True, said if type(said) is int and 0 <= said <= _MOST_MODELS else 1
         self.ledger.count(
             direction,
             self._exchange.server_round,
-            payload_bytes=size,
+            payload_bytes=payload_size(message.content) if message.has_content() else 0,
             wire_bytes=wire_size(message),
-            dense_bytes=self._blueprint.nbytes * models if coded else size,
+            dense_bytes=self._stands_for(message),
+        )
+
+    def _stands_for(self, message: Message) -> int:
+        """Return the dense bytes of what a message's payload says it is."""
+        if not message.has_content():
+            return 0
+        content = message.content
+        if opaque_payload(content) is not None:
+            said = record_of(content).get("models", 1)
+            return self._blueprint.nbytes * (said if type(said) is int and 0 <= said <= _MOST_MODELS else 1)
+        return self._blueprint.nbytes if packed_payload(content) is not None else payload_size(content)
+
+    def refuse(self, reply: Message, reason: str) -> None:
+        """Drop a reply that is no use: its bytes were sent, but are no model."""
+        self._take_back(self._exchange.uplink, self._stands_for(reply))
+        self.drop(self.sender(reply).node_id, reason, "rejected_payloads")
+
+    def _take_back(self, direction: Direction, dense_bytes: int) -> None:
+        self.ledger.count(
+            direction, self._exchange.server_round, payload_bytes=0, wire_bytes=0, dense_bytes=-dense_bytes
         )
 
     def sender(self, reply: Message) -> Node:
@@ -231,13 +244,16 @@ class Wire:
         return self._exchange.sent[reply.metadata.reply_to_message_id]
 
     def _send_full(self, grid: Grid, node: Node) -> None:
-        if node.node_id in self._exchange.retried or node.node_id not in self._exchange.dense:
+        message = self._exchange.dense.get(node.node_id)
+        if message is not None:  # what it was sent it could not decode
+            self._take_back("downlink", self._blueprint.nbytes)
+        if message is None or node.node_id in self._exchange.retried:
             self.drop(node.node_id, "lacks its reference also after the full model was sent", "failures")
             return
         self._exchange.retried.add(node.node_id)
         self.counts["resent_models"] += 1
         without = replace(node, held="")
-        self._push(grid, self._packed(self._exchange.dense[node.node_id], without), without)
+        self._push(grid, self._packed(message, without), without)
 
     def _packed(self, message: Message, node: Node) -> Message:
         """Return the message with its dense arrays packed, coded for what the node holds."""
@@ -310,7 +326,7 @@ class Wire:
         if payload is None:
             self.drop(node.node_id, "its reply has no packed update: is CompressMod first in mods?", "failures")
             return None
-        reference = self._exchange.broadcasts[node.node_id].reference
+        reference = self.broadcast_to(reply).reference
         try:
             base = reference if mirror is None else _named(payload, reference_with(mirror, reference), reference)
             layers = decode_layers(payload, like=self.specs, reference=None if self.values == "raw" else base)
@@ -318,16 +334,13 @@ class Wire:
                 if layer.values.dtype.kind == "f" and np.abs(layer.values).max(initial=0) > LARGEST_WEIGHT:
                     raise PayloadError(f"array {layer.name!r} has weights beyond {LARGEST_WEIGHT:g}")
         except PayloadError as error:
-            self.drop(node.node_id, f"its payload was refused: {error}", "rejected_payloads")
-            self.ledger.count(  # refused bytes were sent, but are no model
-                "uplink",
-                self._exchange.server_round,
-                payload_bytes=0,
-                wire_bytes=0,
-                dense_bytes=-self._blueprint.nbytes,
-            )
+            self.refuse(reply, f"its payload was refused: {error}")
             return None
         return layers, reference
+
+    def broadcast_to(self, reply: Message) -> Broadcast:
+        """Return what the node that a reply comes from was sent in this exchange."""
+        return self._exchange.broadcasts[self.sender(reply).node_id]
 
     def drop(self, node_id: int, reason: str | None, counter: str) -> None:
         """Log and count a node's failure; the round goes on without it."""

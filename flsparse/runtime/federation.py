@@ -94,8 +94,11 @@ def make_strategy(cfg: Mapping[str, Any], prunable: list[str]) -> RoundLoop:
     name = arguments.pop("name")
     if name not in STRATEGIES:
         raise ValueError(f"strategy.name={name!r} is none of {', '.join(sorted(STRATEGIES))}")
-    fraction, sampled = float(cfg.get("fraction_train", 1.0)), sampled_nodes(cfg)
-    nodes: dict[str, Any] = {"fraction_train": fraction, "min_train_nodes": sampled, "min_available_nodes": sampled}
+    nodes: dict[str, Any] = {
+        "fraction_train": float(cfg.get("fraction_train", 1.0)),
+        "min_train_nodes": sampled_nodes(cfg),
+        "min_available_nodes": arguments.get("min_replies", 1),  # a device that dies does not stop a run
+    }
     fixed = {"seed": int(cfg["seed"]), "hello": True, "prunable": prunable}
     try:
         arguments = nodes | dict(cfg.get("codec") or {}) | fixed | arguments

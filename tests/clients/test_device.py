@@ -1,10 +1,12 @@
 """The device application: methods by name, the owner's limits, the hello."""
 
+import numpy as np
 import pytest
 from federation_kit import TRAINING, digits, initial_arrays, run
 from flwr.app import ConfigRecord
 
-from flsparse.clients import METHODS, Limits, device_app, make_method
+from flsparse.clients import METHODS, Limits, device_app, load_arrays, make_method
+from flsparse.clients.protocol import to_numpy
 from flsparse.runtime import InProcessGrid
 from flsparse.strategies import STRATEGIES, FedAvg, RoundFailed, SparsyFed
 
@@ -54,6 +56,18 @@ def test_the_hello_tells_who_is_there():
     assert [node.partition for node in nodes] == [0, 1, 2]
     assert [node.num_examples for node in nodes] == [len(task.train_data(i)) for i in range(3)]
     assert all(node.held for node in nodes)
+
+
+def test_what_devices_measure_on_their_training_data_is_called_so():
+    task = digits(2)
+    (report,) = run(FedAvg(values="raw", downlink_values="raw", fraction_evaluate=1.0), task, rounds=1)
+    model = task.model()
+    load_arrays(model, to_numpy(report.arrays))
+    found = [task.evaluate(model, task.train_data(i)) for i in range(2)]
+    weights = [each["num-examples"] for each in found]
+    expected = np.average([each["accuracy"] for each in found], weights=weights)
+    assert report.metrics["evaluate_train_accuracy"] == pytest.approx(expected)
+    assert "evaluate_accuracy" not in report.metrics
 
 
 def test_the_device_is_deployable_with_another_strategy_without_a_change():

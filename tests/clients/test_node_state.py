@@ -1,15 +1,18 @@
 """What a node keeps: small in the context, large on disk, bounded, whole or not at all."""
 
+import errno
 import os
 from pathlib import Path
 
 import numpy as np
 import pytest
+from federation_kit import digits, run
 from flwr.app import Context, RecordDict
 
 from flsparse.clients import state
 from flsparse.clients.state import NodeState
 from flsparse.codec import Reference
+from flsparse.strategies import FedAvg, SplitMS
 
 SMALL = {"z": np.arange(3.0), "a": np.array(4)}
 LARGE = {"z": np.arange(100_000.0), "a": np.array(4)}
@@ -61,20 +64,32 @@ def test_a_reference_is_stored_once_for_all_nodes_of_a_run(tmp_path):
     assert node(4)[1].reference(reference.id).id == reference.id
 
 
-def test_a_damaged_reference_is_a_missing_one(tmp_path):
+def flip(data):
+    return data[:-1] + bytes([data[-1] ^ 1])
+
+
+def truncate(data):
+    return data[:1000]
+
+
+def not_finite(data):
+    return data[:-8] + np.float64(np.nan).tobytes()
+
+
+@pytest.mark.parametrize("damage", [flip, truncate, not_finite])
+def test_a_damaged_reference_is_a_missing_one(tmp_path, damage):
     context, own = node()
     reference = Reference(LARGE)
     own.hold(reference)
     state._memory.clear()
     (file,) = tmp_path.rglob("*.safetensors")
-    data = bytearray(file.read_bytes())
-    data[-1] ^= 1
-    file.write_bytes(data)
+    file.write_bytes(damage(bytearray(file.read_bytes())))
+    assert own.held == reference.id
     assert own.reference(reference.id) is None
-    file.write_bytes(data[:1000])
-    assert own.reference(reference.id) is None
-    file.unlink()
     assert NodeState(context).held == ""
+    own.hold(reference)  # written anew
+    state._memory.clear()
+    assert own.reference(reference.id).id == reference.id
 
 
 def test_the_oldest_references_go_first(tmp_path):
@@ -109,6 +124,54 @@ def test_no_node_keeps_more_than_its_owner_allows():
     context, _ = node()
     with pytest.raises(ValueError, match="max_state_bytes=1000"):
         NodeState(context, max_bytes=1000).put("momentum", LARGE)
+
+
+def test_what_a_node_keeps_under_all_names_is_bounded():
+    context, _ = node()
+    own = NodeState(context, max_bytes=2_000_000)
+    own.put("momentum", LARGE)
+    own.put("mirror", LARGE)
+    own.put("mirror", LARGE)  # in place of itself
+    with pytest.raises(ValueError, match="max_state_bytes=2000000"):
+        own.put("residual", LARGE)
+    assert own.get("residual") is None
+
+
+@pytest.fixture
+def full_disk(monkeypatch):
+    def fail(path, data):
+        path.touch()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    return lambda: monkeypatch.setattr(Path, "write_bytes", fail)
+
+
+@pytest.mark.parametrize("before", [SMALL, LARGE], ids=["small", "large"])
+def test_what_cannot_be_written_leaves_what_was_there(before, full_disk):
+    _, own = node()
+    own.put("residual", before)
+    full_disk()
+    with pytest.raises(OSError, match="No space"):
+        own.put("residual", {"z": np.ones(100_000)})
+    np.testing.assert_array_equal(own.get("residual")["z"], before["z"])
+
+
+def test_a_node_without_room_for_a_reference_holds_none(full_disk):
+    _, own = node()
+    own.hold(Reference(LARGE))
+    full_disk()
+    own.hold(Reference({"z": np.ones(100_000)}))
+    assert own.held == ""
+
+
+@pytest.mark.parametrize("strategy", [FedAvg, lambda: SplitMS(cut="2", steps_per_round=1)], ids=["fedavg", "split"])
+def test_devices_without_room_for_references_train_all_the_same(full_disk, strategy):
+    full_disk()
+    loop = strategy()
+    *_, last = run(loop, digits(2), rounds=2)
+    assert last.metrics["replies"] == 2
+    assert loop.wire.counts["resent_models"] == 0
+    assert {each.held for each in loop.nodes.values()} == {""}
 
 
 def test_files_that_vanish_while_the_bound_is_checked_do_no_harm(monkeypatch, tmp_path):

@@ -150,6 +150,40 @@ def test_tiers_of_single_nodes_are_saved_and_resumed(config: Config, tmp_path: P
     assert launch(config(num_rounds=2, strategy=tiers, resume=str(tmp_path / "run")))["rounds"] == 2
 
 
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        {"name": "sparsyfed"},
+        {"name": "scaffold"},
+        {"name": "dppf"},
+        {"name": "split_ms", "cut": "2", "steps_per_round": 2},
+        {"name": "d_psgd", "topology": {"name": "ring"}, "num_nodes": 6, "min_available_nodes": 2},
+    ],
+    ids=lambda strategy: strategy["name"],
+)
+def test_a_device_that_leaves_does_not_stop_a_run(config: Config, strategy: dict[str, Any]) -> None:
+    class Leaving(InProcessGrid):
+        looks = 0
+
+        def get_node_ids(self) -> list[int]:
+            self.looks += 1
+            assert self.looks < 20, "the run waits for a node that has left"
+            nodes = super().get_node_ids()
+            return nodes[1:] if recorder.calls[1:] else nodes
+
+    cfg, recorder = config(strategy=strategy, fraction_train=1.0, num_rounds=3), Recorder()
+    summary = run_federation(Leaving(client_app(cfg), 6), cfg, [recorder])
+    assert (summary["status"], summary["failures"]) == ("completed", 0)
+    assert [row["replies"] for name, row in recorder.calls if name == "round"] == [6, 5, 5]
+
+
+def test_how_many_nodes_a_round_needs_can_be_set(config: Config) -> None:
+    for settings, needed in (({}, 1), ({"min_replies": 2}, 2), ({"min_replies": 2, "min_available_nodes": 3}, 3)):
+        strategy = make_strategy(config(strategy={"name": "fedavg", **settings}), [])
+        assert strategy.min_available_nodes == needed
+        assert strategy.min_train_nodes == 3  # half of six, whoever has left
+
+
 def test_a_failing_run_leaves_its_state_and_says_why(config: Config, tmp_path: Path) -> None:
     class Dying(InProcessGrid):
         calls = 0

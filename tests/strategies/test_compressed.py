@@ -5,7 +5,8 @@ from operator import attrgetter
 import numpy as np
 import pytest
 from federation_kit import TRAINING, digits, initial_arrays
-from flwr.app import ConfigRecord
+from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import (
     DifferentialPrivacyServerSideAdaptiveClipping,
     DifferentialPrivacyServerSideFixedClipping,
@@ -17,10 +18,11 @@ from flwr.serverapp.strategy import (
 )
 
 from flsparse.checkpoint import load_checkpoint, save_checkpoint
-from flsparse.clients import device_app
-from flsparse.clients.protocol import to_numpy
+from flsparse.clients import CompressMod, device_app
+from flsparse.clients.protocol import to_numpy, to_record
 from flsparse.runtime import InProcessGrid
 from flsparse.strategies import Compressed
+from flsparse.strategies import FedAvg as OurFedAvg
 
 EVERYBODY = {"fraction_train": 1.0, "fraction_evaluate": 0.0, "min_train_nodes": 4, "min_available_nodes": 4}
 CONFIG = ConfigRecord({**TRAINING, "num-rounds": 2})
@@ -29,6 +31,74 @@ CONFIG = ConfigRecord({**TRAINING, "num-rounds": 2})
 def start(strategy, task):
     grid = InProcessGrid(device_app(lambda _: task), 4)
     return strategy.start(grid, initial_arrays(Compressed(FedAvg()), task), num_rounds=2, train_config=CONFIG)
+
+
+def answering(answer, examples=(100, 150, 210, 90)):
+    """Return a grid of four nodes with only our mod, which send back a function of what they received."""
+    app = ClientApp(mods=[CompressMod()])
+
+    @app.train()
+    def train(message, context):
+        metrics = MetricRecord({"num-examples": examples[int(context.node_config["partition-id"])]})
+        arrays = to_record(answer(to_numpy(message.content["arrays"])))
+        return Message(RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=message)
+
+    return InProcessGrid(app, 4)
+
+
+def gaussian():
+    return {"w": np.random.default_rng(0).standard_normal((200, 200)).astype(np.float32)}
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        lambda: Compressed(FedAdam(**EVERYBODY)),
+        lambda: Compressed(FedAvgM(**EVERYBODY, server_momentum=0.9)),
+        lambda: Compressed(FedAvg(**EVERYBODY), downlink_values="int4"),
+        lambda: OurFedAvg(),
+        lambda: OurFedAvg(server_optimizer="momentum"),
+    ],
+    ids=["FedAdam", "FedAvgM", "FedAvg", "ours", "our momentum"],
+)
+def test_rounding_the_broadcast_is_no_training(strategy):
+    result = strategy().start(answering(lambda arrays: arrays), to_record(gaussian()), num_rounds=4)
+    np.testing.assert_allclose(to_numpy(result.arrays)["w"], gaussian()["w"], atol=1e-4)
+
+
+def test_what_an_app_prunes_stays_pruned():
+    kept = gaussian()["w"] > 0
+    grid = answering(lambda arrays: {name: a * kept for name, a in arrays.items()})
+    result = Compressed(FedAvg(**EVERYBODY)).start(grid, to_record(gaussian()), num_rounds=4)
+    found = to_numpy(result.arrays)["w"]
+    np.testing.assert_allclose(found, gaussian()["w"] * kept, atol=1e-5)
+    np.testing.assert_array_equal(found[~kept], 0)
+
+
+@pytest.mark.parametrize("strategy", [OurFedAvg, lambda: Compressed(FedAvg(**EVERYBODY))], ids=["ours", "Compressed"])
+def test_a_resumed_run_without_a_hello_knows_what_nodes_hold(strategy, tmp_path):
+    def trained(arrays):
+        return {name: a * np.float32(1.01) for name, a in arrays.items()}
+
+    (whole := strategy()).start(answering(trained), to_record(gaussian()), num_rounds=4)
+    grid, first, second = answering(trained), strategy(), strategy()
+    half = first.start(grid, to_record(gaussian()), num_rounds=2)
+    save_checkpoint(tmp_path / "state", first.state_dict())
+    second.load_state_dict(load_checkpoint(tmp_path / "state"))
+    second.start(grid, half.arrays, num_rounds=4)
+    for server_round in range(1, 5):
+        expected, found = (each.ledger.of_round("downlink", server_round) for each in (whole, second))
+        assert found.payload_bytes == pytest.approx(expected.payload_bytes, rel=0.01)  # Flower sums in random order
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.uint8])
+def test_integers_that_nobody_changed_do_not_change(dtype):
+    arrays = gaussian() | {"position_ids": np.arange(200).astype(dtype)}
+    grid = answering(lambda received: received)
+    result = Compressed(FedAvg(**EVERYBODY)).start(grid, to_record(arrays), num_rounds=3)
+    found = to_numpy(result.arrays)["position_ids"]
+    assert found.dtype == dtype
+    np.testing.assert_array_equal(found, arrays["position_ids"])
 
 
 @pytest.mark.parametrize(
@@ -67,7 +137,7 @@ def test_evaluation_messages_are_packed_and_counted():
     inner = FedAvg(**{**EVERYBODY, "fraction_evaluate": 1.0, "min_evaluate_nodes": 4})
     strategy = Compressed(inner, values="int8")
     result = start(strategy, task)
-    assert 0 <= result.evaluate_metrics_clientapp[2]["accuracy"] <= 1
+    assert 0 <= result.evaluate_metrics_clientapp[2]["train-accuracy"] <= 1
     assert strategy.ledger.of_round("downlink", 1).messages == 8
     assert {node.held for node in strategy.nodes.values()} == {
         sent.reference.id for sent in strategy.wire.downlink._coded.values()

@@ -5,12 +5,13 @@ import pytest
 from federation_kit import TamperedGrid, copy, digits, initial_arrays, run
 from flwr.app import Error, Message, MetricRecord
 from flwr.clientapp import ClientApp
+from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
 
 from flsparse.clients import device_app
 from flsparse.clients.protocol import arrayrecord_key, pack, packed_payload, to_numpy
 from flsparse.runtime import InProcessGrid
 from flsparse.sparsity import sparsity_of
-from flsparse.strategies import FedAvg, RoundFailed, SparsyFed, TopK
+from flsparse.strategies import Compressed, FedAvg, RoundFailed, SparsyFed, TopK
 
 RAW = {"values": "raw", "downlink_values": "raw"}
 
@@ -115,6 +116,9 @@ def test_a_node_that_lost_its_reference_gets_the_full_model_in_the_same_round(mo
     reports = run(loop, task, rounds=3)
     assert [r.metrics["replies"] for r in reports] == [4, 4, 4]
     assert reports[-1].metrics["resent_models"] == 4
+    lost, usual = (loop.ledger.of_round("downlink", r) for r in (2, 3))
+    assert (lost.messages, usual.messages) == (8, 4)
+    assert lost.dense_bytes == usual.dense_bytes  # a delta that nobody could decode is no model
 
 
 def test_order_of_arrival_changes_nothing():
@@ -173,6 +177,25 @@ def test_a_weight_that_is_no_positive_number_is_refused(weight):
     task, grid = tampered(only_training(tamper))
     with pytest.raises(RoundFailed, match="num-examples"):
         run(SparsyFed(sparsity=0.9), task, rounds=1, grid=grid)
+
+
+@pytest.mark.parametrize(
+    "strategy", [lambda: FedAvg(values="raw"), lambda: Compressed(FlowerFedAvg(fraction_evaluate=0.0), values="raw")]
+)
+def test_a_refused_weight_is_no_model(strategy):
+    first = []
+
+    def tamper(reply):
+        first.append(reply)
+        if len(first) == 1:
+            reply.content["metrics"]["num-examples"] = -1
+        return [reply]
+
+    task, grid = tampered(only_training(tamper))
+    (report,) = run(strategy(), task, rounds=1, grid=grid)
+    assert report.metrics["replies"] == 3
+    assert report.metrics["rejected_payloads"] == 1
+    assert report.metrics["uplink_ratio"] == pytest.approx(3 / 4, rel=0.01)
 
 
 def _failed(reply):
