@@ -4,7 +4,7 @@
     server:   L_m = mean CE(top(Q(a_m)), y_m)                        down: dL_m / dQ(a_m)
               top <- top - lr * sum_m n_m dL_m/dtop / sum_m n_m      n_m samples of node m in this step
     devices:  bottom_m <- bottom_m - lr * (da_m/dbottom) dL_m/dQ(a_m)
-    after steps_per_round steps:  bottom <- sum_m n_m bottom_m / sum_m n_m
+    after steps_per_round steps:  bottom <- sum_m N_m bottom_m / sum_m N_m      N_m: its n_m, summed over the steps
 
 One message and its reply are a step: gradients of the last batches down, smashed data of the next up. With one step a
 round, or one node, and nothing compressed this is joint training of the uncut model. With ``labels="kept"`` the model
@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import replace
 from logging import INFO
-from math import ceil, prod
+from math import ceil, nan, prod
 from typing import Any
 
 import numpy as np
@@ -36,6 +36,7 @@ from flsparse.codec.errors import require
 from flsparse.cutting import default_head
 from flsparse.metering.ledger import Direction
 from flsparse.schedules import learning_rate
+from flsparse.strategies.base import numbers_of
 from flsparse.strategies.fedavg import FedAvg
 from flsparse.strategies.split_top import Received, Top
 from flsparse.strategies.split_wire import SplitWire
@@ -228,6 +229,16 @@ class SplitMS(FedAvg):
         merged = self._all | state_arrays(self.top.module) | to_numpy(aggregated)
         return to_record({key: merged[key] for key in self._all}), metrics
 
+    def _weigh(self, reply: Message) -> tuple[float, dict[str, float]] | None:
+        """Let a bottom weigh at most the samples that the top has stepped with: a small node's count each time."""
+        numbers, node_id = numbers_of(reply), self.wire.sender(reply).node_id
+        weight = min(numbers.pop(self.weighted_by_key, nan), self._tally.samples_of[node_id])
+        if not weight > 0:
+            reason = f"its metric {self.weighted_by_key!r} is {weight}, not above 0"
+            self.wire.drop(node_id, reason, "rejected_payloads")
+            return None
+        return weight, numbers
+
     def _send(self, server_round: int, step: int, stage: str, served: Mapping[int, list[Part]]) -> Iterable[Message]:
         record = ConfigRecord({"stage": stage, "round": server_round, "step": step})
         messages = [
@@ -291,8 +302,9 @@ class SplitMS(FedAvg):
                 self._refuse(reply, error)
                 continue
             self.wire.count_accepted(parts)
-            self._tally.add(batches, loss, correct)
-            yield self.wire.sender(reply).node_id, self._coded(gradients, batches)
+            node_id = self.wire.sender(reply).node_id
+            self._tally.add(node_id, batches, loss, correct)
+            yield node_id, self._coded(gradients, batches)
 
     def _through_heads(
         self, server_round: int, step: int, replies: Iterable[Message]
@@ -323,7 +335,7 @@ class SplitMS(FedAvg):
                 self._refuse(reply, error)
                 continue
             self.wire.count_accepted(gradients)
-            self._tally.add(waiting[node_id])
+            self._tally.add(node_id, waiting[node_id])
             yield node_id, self._coded(found, waiting[node_id])
 
     def _coded(self, gradients: list[Tensor], batches: list[Received]) -> list[Part]:
@@ -364,12 +376,17 @@ class _Tally:
     """What the server sees of a round's training."""
 
     def __init__(self) -> None:
-        self.loss, self.correct, self.samples, self.elements = 0.0, 0, 0, 0
+        self.loss, self.correct, self.elements = 0.0, 0, 0
+        self.samples_of: Counter[int] = Counter()  # by node
 
-    def add(self, batches: list[Received], loss: float = 0.0, correct: int = 0) -> None:
+    @property
+    def samples(self) -> int:
+        return self.samples_of.total()
+
+    def add(self, node_id: int, batches: list[Received], loss: float = 0.0, correct: int = 0) -> None:
         self.loss += loss
         self.correct += correct
-        self.samples += sum(len(batch) for batch in batches)
+        self.samples_of[node_id] += sum(len(batch) for batch in batches)
         self.elements += sum(batch.smashed.numel() for batch in batches)
 
 

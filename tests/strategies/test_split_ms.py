@@ -1,5 +1,8 @@
 """Split learning in process: equal to joint training of the uncut model, counted line by line, robust to lost nodes."""
 
+from copy import copy as shallow_copy
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -31,10 +34,24 @@ def run(strategy, task, rounds=2, grid=None, app=None, **training):
     return reports
 
 
-def joint(task, steps, batches=1, seed=0, rates=None):
+def uneven(*sizes):
+    """Return the digits task with nodes of these sizes."""
+    whole = digits(len(sizes))
+    task = shallow_copy(whole)  # what digits returns is shared by all tests
+
+    def train_data(node):
+        data = whole.train_data(node)
+        assert len(data) >= sizes[node]
+        return replace(data, index=data.index[: sizes[node]])
+
+    task.train_data = train_data
+    return task
+
+
+def joint(task, steps, batches=1, seed=0, rates=None, momentum=0.9):
     """Train the uncut model on what all nodes train on in each step together."""
     model = task.model().train()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=momentum, weight_decay=1e-3)
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = rates[step] if rates else 0.1
         loss, count = 0, 0
@@ -74,6 +91,35 @@ def test_batches_per_message_make_one_step_together():
     task = digits(2)
     *_, last = run(SplitMS(cut="2", steps_per_round=1, batches_per_message=3, **EXACT), task, rounds=2)
     assert_equal_models(to_numpy(last.arrays), joint(task, 2, batches=3))
+
+
+@pytest.mark.parametrize("labels", ["sent", "kept"])
+@pytest.mark.parametrize(("sizes", "batches"), [((80, 12), 1), ((80, 12), 4), ((80, 5, 33), 1)])
+def test_uneven_nodes_weigh_alike_on_both_sides(sizes, batches, labels):
+    task = uneven(*sizes)
+    strategy = SplitMS(cut="2", labels=labels, steps_per_round=1, batches_per_message=batches, **EXACT)
+    strategy.min_train_nodes = len(sizes)
+    *_, last = run(strategy, task, rounds=4, momentum=0.0)
+    assert_equal_models(to_numpy(last.arrays), joint(task, 4, batches, momentum=0.0))
+
+
+@pytest.mark.parametrize(("claimed", "replies"), [(1e12, 2), (float("nan"), 1), (-3.0, 1)])
+def test_no_node_weighs_more_than_the_samples_it_sent(claimed, replies):
+    def claim(reply):
+        numbers = reply.content.metric_records.get("metrics") if reply.has_content() else None
+        node_id = reply.metadata.src_node_id
+        if numbers and seen.setdefault("liar", node_id) == node_id:
+            numbers["num-examples"] = claimed
+        return [reply]
+
+    task, results = uneven(48, 48), []
+    for tamper in (claim, lambda reply: [reply]):
+        seen = {}
+        grid = tampered(task, tamper)
+        results.append(run(SplitMS(cut="2", steps_per_round=2), task, rounds=1, grid=grid)[-1])
+    assert [report.metrics["replies"] for report in results] == [replies, 2]
+    if replies == 2:
+        assert_equal_models(to_numpy(results[0].arrays), to_numpy(results[1].arrays), 0)
 
 
 @pytest.mark.parametrize("schedule", [{"lr-schedule": "cosine"}, {"lr-final": 0.001}])
