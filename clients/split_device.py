@@ -207,7 +207,7 @@ class Device:
             array, _ = decode_activations(part.data, part.shape)
             received = torch.from_numpy(array).to(self.device).requires_grad_()
             with self._drawing(j, "head"):
-                logits = self.head(received)
+                logits = self.head(received.clone())  # its first layer may write into what it is given
             loss = cross_entropy(logits, targets, reduction="sum")
             (loss / total).backward()  # type: ignore[no-untyped-call]
             assert received.grad is not None

@@ -8,6 +8,7 @@ import pytest
 import torch
 from federation_kit import TamperedGrid, copy, digits, initial_arrays
 from flwr.app import ConfigRecord, Error
+from torch import nn
 from torch.nn.functional import cross_entropy
 
 from flsparse.clients import Limits, device_app, state_arrays
@@ -161,6 +162,22 @@ def test_a_model_with_batch_norm_and_blocks_trains_as_uncut_with_one_node(monkey
     monkeypatch.setattr(task, "model", model)
     *_, last = run(SplitMS(cut="5", steps_per_round=3, min_train_nodes=1, min_available_nodes=1, **EXACT), task, 1)
     assert_equal_models(to_numpy(last.arrays), joint(task, 3), 1e-4)
+
+
+@pytest.mark.parametrize(("cut", "settings"), [("1", {}), ("4", {}), ("1", {"labels": "kept", "head": "4"})])
+def test_parts_may_begin_with_a_layer_that_works_in_place(monkeypatch, cut, settings):
+    task = digits(1)
+
+    def model():
+        torch.manual_seed(3)
+        blocks = [(nn.Conv2d(c, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(inplace=True)) for c in (1, 8)]
+        return nn.Sequential(*blocks[0], *blocks[1], nn.Flatten(), nn.Linear(512, 10))
+
+    monkeypatch.setattr(task, "model", model)
+    strategy = SplitMS(cut=cut, **settings, steps_per_round=3, min_train_nodes=1, min_available_nodes=1, **EXACT)
+    (report,) = run(strategy, task, rounds=1)
+    assert report.metrics["rejected_payloads"] == 0
+    assert_equal_models(to_numpy(report.arrays), joint(task, 3), 1e-4)
 
 
 def test_lines_of_the_ledger_add_up():
