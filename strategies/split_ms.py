@@ -29,7 +29,7 @@ from flsparse._flwr import log
 from flsparse.clients import split_protocol as split
 from flsparse.clients.base import state_arrays
 from flsparse.clients.protocol import to_numpy, to_record
-from flsparse.clients.split_ms import SplitMSLocal
+from flsparse.clients.split_ms import SplitMSLocal, batches_of_a_pass
 from flsparse.clients.split_protocol import Part
 from flsparse.codec import PayloadError, decode_activations, decode_gradient, encode_gradient
 from flsparse.codec.errors import require
@@ -204,7 +204,7 @@ class SplitMS(FedAvg):
         most = max((node.num_examples for node in nodes), default=0)
         if not most:
             raise ValueError("steps_per_round=0 needs the nodes' numbers of examples (hello=True); or set it above 0")
-        return ceil(most / (batch_size * self.asked.batches))
+        return ceil(batches_of_a_pass(most, batch_size) / self.asked.batches)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]

@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 from flsparse.clients import Limits, device_app, state_arrays
 from flsparse.clients import split_protocol as split
 from flsparse.clients.protocol import to_numpy
-from flsparse.clients.split_ms import batch_positions
+from flsparse.clients.split_ms import batch_positions, batches_of_a_pass
 from flsparse.codec import PayloadError, decode_activations, make_activation_codec
 from flsparse.metering.ledger import Ledger
 from flsparse.runtime import InProcessGrid
@@ -430,6 +430,26 @@ def test_passes_over_the_data_are_held_to_the_owners_limit():
     for settings in ({"steps_per_round": 13}, {"steps_per_round": 1, "batches_per_message": 13}):
         with pytest.raises(RoundFailed, match="max_local_epochs=1"):
             run(SplitMS(cut="2", **settings), task, rounds=1, grid=InProcessGrid(app, 2))
+
+
+@pytest.mark.parametrize(("size", "steps"), [(65, 4), (64, 4), (66, 5), (17, 1), (1, 1)])
+def test_the_default_is_one_pass_as_the_device_counts_it(size, steps):
+    task = uneven(size, size)
+    app = device_app(lambda _: task, Limits(max_local_epochs=1))
+    (report,) = run(SplitMS(cut="2", hello=True), task, rounds=1, grid=InProcessGrid(app, 2))
+    assert report.metrics["failures"] == 0
+    assert report.metrics["steps"] == steps
+    assert report.metrics["uplink_labels_bytes"] == 2 * (size + steps)  # each sample's once, and a width a message
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 8, 9, 10])
+@pytest.mark.parametrize("batch_size", [1, 2, 4, 16])
+def test_a_pass_holds_each_sample_once(size, batch_size):
+    count = batches_of_a_pass(size, batch_size)
+    batches = [batch_positions(size, batch_size, index, 0, 0) for index in range(2 * count)]
+    for of_a_pass in (batches[:count], batches[count:]):
+        assert sorted(np.concatenate(of_a_pass)) == list(range(size))
+    assert all(min(size, 2, batch_size) <= len(batch) <= batch_size + 1 for batch in batches)
 
 
 def test_a_round_without_replies_fails():
