@@ -489,6 +489,18 @@ def test_evaluation_sees_coded_activations():
     assert list(coded.state_dict()) == list(plain.state_dict())
 
 
+def test_randtopk_is_top_k_when_evaluated():
+    task = digits(1)
+    data = task.test_data()
+    x = data.prepare(data.all_inputs[data.index[:8]])
+    names = ("randtopk", "topk", "none")
+    models = [SplitMS(cut="2", compressor=name, sparsity=0.9).prepare(task.model()).eval() for name in names]
+    with torch.no_grad():
+        random, best, plain = (model(x) for model in models)
+    assert torch.equal(random, best)
+    assert not torch.equal(random, plain)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
