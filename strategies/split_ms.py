@@ -6,9 +6,10 @@
     devices:  bottom_m <- bottom_m - lr * (da_m/dbottom) dL_m/dQ(a_m)
     after steps_per_round steps:  bottom <- sum_m N_m bottom_m / sum_m N_m      N_m: its n_m, summed over the steps
 
-One message and its reply are a step: gradients of the last batches down, smashed data of the next up. With one step a
-round, or one node, and nothing compressed this is joint training of the uncut model. With ``labels="kept"`` the model
-is cut twice: the device also runs the last layers and the loss, and a step takes two round trips.
+One message and its reply are a step: gradients of the last batches down, smashed data of the next up. With nothing
+compressed this is joint training of the uncut model: with one node; or with one step a round of all nodes, where their
+batches are equal or there is no momentum. With ``labels="kept"`` the model is cut twice: the device also runs the last
+layers and the loss, and a step takes two round trips.
 """
 
 from collections import Counter
