@@ -23,8 +23,8 @@ from flsparse import rng
 from flsparse.clients import protocol
 from flsparse.clients import split_protocol as split
 from flsparse.clients.base import Arrays, Scalar, TaskLike, load_arrays, state_arrays
-from flsparse.clients.compress import Limits, passes
-from flsparse.clients.split_ms import SplitMSLocal, batch_positions
+from flsparse.clients.compress import Limits
+from flsparse.clients.split_ms import SplitMSLocal, batch_positions, batches_of_a_pass
 from flsparse.clients.split_protocol import Part
 from flsparse.clients.state import NodeState
 from flsparse.codec import Codec, Reference, decode_activations, decode_gradient, encode_gradient
@@ -129,8 +129,8 @@ class Device:
 
     def passes(self) -> float:
         """Return the passes over the data that this round comes to with the batches of this step."""
-        batches = (self.session["step"] + 1) * self.asked.batches
-        return passes(batches, len(self.data), int(self.config["batch-size"]))
+        batches: int = (self.session["step"] + 1) * self.asked.batches
+        return batches / batches_of_a_pass(len(self.data), int(self.config["batch-size"]))
 
     @classmethod
     def begin(cls, content: RecordDict, task: TaskLike, data: Any, state: NodeState) -> "Device":
@@ -207,7 +207,7 @@ class Device:
             array, _ = decode_activations(part.data, part.shape)
             received = torch.from_numpy(array).to(self.device).requires_grad_()
             with self._drawing(j, "head"):
-                logits = self.head(received)
+                logits = self.head(received.clone())  # its first layer may write into what it is given
             loss = cross_entropy(logits, targets, reduction="sum")
             (loss / total).backward()  # type: ignore[no-untyped-call]
             assert received.grad is not None

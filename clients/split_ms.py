@@ -77,10 +77,22 @@ class SplitMSLocal(LocalMethod):
         return [*cut_model(model, [self.cut, self.head] if self.head else [self.cut])]
 
 
+def batches_of_a_pass(size: int, batch_size: int) -> int:
+    """Return how many batches hold all of a node's samples once: a single left-over sample joins the batch before it.
+
+    Both sides count with this: the server how many steps a round has, the device what its owner allows.
+
+    >>> [batches_of_a_pass(size, 16) for size in (1, 16, 17, 18, 65)]
+    [1, 1, 1, 2, 4]
+    """
+    whole, left = divmod(size, batch_size)
+    return max(1, whole + (left > 1))
+
+
 def batch_positions(size: int, batch_size: int, index: int, seed: int, node: int) -> np.ndarray:
     """Return which samples the ``index``-th batch of a node holds, counted over the whole run.
 
-    Each pass over the data is shuffled by its own seed; a single left-over sample joins the batch before it.
+    Each pass over the data is shuffled by its own seed, and has :func:`batches_of_a_pass`.
 
     Parameters
     ----------
@@ -94,9 +106,7 @@ def batch_positions(size: int, batch_size: int, index: int, seed: int, node: int
     >>> [len(batch_positions(9, 4, i, 0, 0)) for i in range(4)]
     [4, 5, 4, 5]
     """
-    starts = list(range(0, size, batch_size))
-    if len(starts) > 1 and size - starts[-1] == 1:
-        starts.pop()
-    epoch, place = divmod(index, len(starts))
+    count = batches_of_a_pass(size, batch_size)
+    epoch, place = divmod(index, count)
     order = rng.stream(seed, epoch, node, "split-batches").permutation(size)
-    return order[starts[place] : starts[place + 1] if place + 1 < len(starts) else size]
+    return order[place * batch_size : (place + 1) * batch_size if place + 1 < count else size]

@@ -89,7 +89,8 @@ def cut_model(model: nn.Module, cuts: Sequence[str]) -> list[fx.GraphModule]:
     Raises
     ------
     ValueError
-        There is no such layer, more than its output crosses there, or the model cannot be traced.
+        There is no such layer, more than its output crosses there, a part would have no parameters, or the model
+        cannot be traced.
     """
     names = {name for name, _ in model.named_modules()} - {""}
     for cut in cuts:
@@ -116,6 +117,12 @@ def cut_model(model: nn.Module, cuts: Sequence[str]) -> list[fx.GraphModule]:
     for end in ends:
         parts.append(_part(model, graph, begin, end))
         begin = end
+    for part, before, behind in zip(parts, [None, *cuts], [*cuts, None], strict=True):
+        if not any(True for _ in part.parameters()):
+            known = [each.name for each in candidates(model)]
+            where = f"before {behind}" if before is None else f"behind {before}"
+            where += f" up to {behind}" if before is not None and behind is not None else ""
+            raise ValueError(f"cut={before or behind}: no parameters {where}; cut at one of {', '.join(known)}")
     return parts
 
 

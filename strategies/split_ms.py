@@ -4,11 +4,12 @@
     server:   L_m = mean CE(top(Q(a_m)), y_m)                        down: dL_m / dQ(a_m)
               top <- top - lr * sum_m n_m dL_m/dtop / sum_m n_m      n_m samples of node m in this step
     devices:  bottom_m <- bottom_m - lr * (da_m/dbottom) dL_m/dQ(a_m)
-    after steps_per_round steps:  bottom <- sum_m n_m bottom_m / sum_m n_m
+    after steps_per_round steps:  bottom <- sum_m N_m bottom_m / sum_m N_m      N_m: its n_m, summed over the steps
 
-One message and its reply are a step: gradients of the last batches down, smashed data of the next up. With one step a
-round, or one node, and nothing compressed this is joint training of the uncut model. With ``labels="kept"`` the model
-is cut twice: the device also runs the last layers and the loss, and a step takes two round trips.
+One message and its reply are a step: gradients of the last batches down, smashed data of the next up. With nothing
+compressed this is joint training of the uncut model: with one node; or with one step a round of all nodes, where their
+batches are equal or there is no momentum. With ``labels="kept"`` the model is cut twice: the device also runs the last
+layers and the loss, and a step takes two round trips.
 """
 
 from collections import Counter
@@ -16,7 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import replace
 from logging import INFO
-from math import ceil, prod
+from math import ceil, nan, prod
 from typing import Any
 
 import numpy as np
@@ -29,13 +30,14 @@ from flsparse._flwr import log
 from flsparse.clients import split_protocol as split
 from flsparse.clients.base import state_arrays
 from flsparse.clients.protocol import to_numpy, to_record
-from flsparse.clients.split_ms import SplitMSLocal
+from flsparse.clients.split_ms import SplitMSLocal, batches_of_a_pass
 from flsparse.clients.split_protocol import Part
 from flsparse.codec import PayloadError, decode_activations, decode_gradient, encode_gradient
 from flsparse.codec.errors import require
 from flsparse.cutting import default_head
 from flsparse.metering.ledger import Direction
 from flsparse.schedules import learning_rate
+from flsparse.strategies.base import numbers_of
 from flsparse.strategies.fedavg import FedAvg
 from flsparse.strategies.split_top import Received, Top
 from flsparse.strategies.split_wire import SplitWire
@@ -141,13 +143,15 @@ class SplitMS(FedAvg):
             bottom, top, *head = self.asked.parts(deepcopy(model))
             self._top = Top(top, self._momentum)
             self._device_keys = [key for part in (bottom, *head) for key in part.state_dict()]
-        codec = replace(self.asked, entropy=False).codec()  # the same tensors, sooner
+        # nothing is drawn at test time, where randtopk is top-k; without entropy coding the same tensors come sooner
+        compressor = {"randtopk": "topk"}.get(self.asked.compressor, self.asked.compressor)
+        codec = replace(self.asked, compressor=compressor, entropy=False).codec()
 
         def through_the_codec(module: nn.Module, inputs: Any, output: Tensor) -> Tensor | None:
             if module.training:
                 return None
             array = output.detach().cpu().numpy()
-            decoded, _ = decode_activations(codec.encode(array, rng=np.random.default_rng(0)), array.shape)
+            decoded, _ = decode_activations(codec.encode(array), array.shape)
             return torch.from_numpy(decoded).to(output)
 
         if self.asked.compressor != "none":
@@ -203,7 +207,7 @@ class SplitMS(FedAvg):
         most = max((node.num_examples for node in nodes), default=0)
         if not most:
             raise ValueError("steps_per_round=0 needs the nodes' numbers of examples (hello=True); or set it above 0")
-        return ceil(most / (batch_size * self.asked.batches))
+        return ceil(batches_of_a_pass(most, batch_size) / self.asked.batches)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -227,6 +231,16 @@ class SplitMS(FedAvg):
             metrics["train-accuracy"] = self._tally.correct / self._tally.samples
         merged = self._all | state_arrays(self.top.module) | to_numpy(aggregated)
         return to_record({key: merged[key] for key in self._all}), metrics
+
+    def _weigh(self, reply: Message) -> tuple[float, dict[str, float]] | None:
+        """Let a bottom weigh at most the samples that the top has stepped with: a small node's count each time."""
+        numbers, node_id = numbers_of(reply), self.wire.sender(reply).node_id
+        weight = min(numbers.pop(self.weighted_by_key, nan), self._tally.samples_of[node_id])
+        if not weight > 0:
+            reason = f"its metric {self.weighted_by_key!r} is {weight}, not above 0"
+            self.wire.drop(node_id, reason, "rejected_payloads")
+            return None
+        return weight, numbers
 
     def _send(self, server_round: int, step: int, stage: str, served: Mapping[int, list[Part]]) -> Iterable[Message]:
         record = ConfigRecord({"stage": stage, "round": server_round, "step": step})
@@ -291,8 +305,9 @@ class SplitMS(FedAvg):
                 self._refuse(reply, error)
                 continue
             self.wire.count_accepted(parts)
-            self._tally.add(batches, loss, correct)
-            yield self.wire.sender(reply).node_id, self._coded(gradients, batches)
+            node_id = self.wire.sender(reply).node_id
+            self._tally.add(node_id, batches, loss, correct)
+            yield node_id, self._coded(gradients, batches)
 
     def _through_heads(
         self, server_round: int, step: int, replies: Iterable[Message]
@@ -323,7 +338,7 @@ class SplitMS(FedAvg):
                 self._refuse(reply, error)
                 continue
             self.wire.count_accepted(gradients)
-            self._tally.add(waiting[node_id])
+            self._tally.add(node_id, waiting[node_id])
             yield node_id, self._coded(found, waiting[node_id])
 
     def _coded(self, gradients: list[Tensor], batches: list[Received]) -> list[Part]:
@@ -364,12 +379,17 @@ class _Tally:
     """What the server sees of a round's training."""
 
     def __init__(self) -> None:
-        self.loss, self.correct, self.samples, self.elements = 0.0, 0, 0, 0
+        self.loss, self.correct, self.elements = 0.0, 0, 0
+        self.samples_of: Counter[int] = Counter()  # by node
 
-    def add(self, batches: list[Received], loss: float = 0.0, correct: int = 0) -> None:
+    @property
+    def samples(self) -> int:
+        return self.samples_of.total()
+
+    def add(self, node_id: int, batches: list[Received], loss: float = 0.0, correct: int = 0) -> None:
         self.loss += loss
         self.correct += correct
-        self.samples += sum(len(batch) for batch in batches)
+        self.samples_of[node_id] += sum(len(batch) for batch in batches)
         self.elements += sum(batch.smashed.numel() for batch in batches)
 
 

@@ -103,6 +103,14 @@ class Top:
                 buffer.copy_(old)
             raise
 
+    @property
+    def _device(self) -> torch.device:
+        return next(self.module.parameters()).device
+
+    def _run(self, batch: Received) -> Tensor:
+        """Run a batch through the layers; on a copy, since the first of them may write into what it is given."""
+        return self.module(batch.smashed.to(self._device, copy=True))  # type: ignore[no-any-return]
+
     def begin_step(self) -> None:
         """Start to gather gradients."""
         self._sums, self._count = [torch.zeros_like(parameter) for parameter in self._parameters], 0
@@ -125,12 +133,12 @@ class Top:
             The activations do not fit the layers, a label is no class, or the loss or a gradient is not finite or
             absurd. The top is then as if these batches had never come.
         """
-        device = self._parameters[0].device if self._parameters else torch.device("cpu")
+        device = self._device
         loss, correct = torch.zeros((), device=device), 0
         with self._buffers_kept_sane():
             for batch in batches:
                 assert batch.labels is not None
-                logits, labels = self.module(batch.smashed.to(device)), batch.labels.to(device)
+                logits, labels = self._run(batch), batch.labels.to(device)
                 in_range = logits.ndim == 2 and int(labels.max()) < logits.shape[1]
                 require(in_range, "a label is beyond the model's classes")
                 loss = loss + cross_entropy(logits, labels, reduction="sum")
@@ -147,11 +155,10 @@ class Top:
         ValueError, RuntimeError, IndexError
             The activations do not fit the layers, or make something absurd of them.
         """
-        device = self._parameters[0].device if self._parameters else torch.device("cpu")
         outputs = []
         with self._buffers_kept_sane():
             for batch in batches:
-                batch.output = self.module(batch.smashed.to(device))
+                batch.output = self._run(batch)
                 outputs.append(batch.output.detach().cpu().numpy())
         return outputs
 

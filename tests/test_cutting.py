@@ -97,6 +97,27 @@ def test_what_cannot_be_cut_is_refused():
         cut_model(model("cnn", (1, 8, 8)), ["5", "2"])
 
 
+@pytest.mark.parametrize(
+    ("name", "cuts", "message"),
+    [
+        ("cnn", ["12"], r"cut=12: no parameters behind 12; cut at one of 0, 1.*, 11$"),
+        ("mlp", ["0"], r"cut=0: no parameters before 0; cut at one of 1, 2"),
+        ("cnn", ["2", "12"], r"cut=12: no parameters behind 12; cut at one of 0"),
+        ("cnn", ["1", "2"], r"cut=1: no parameters behind 1 up to 2; cut at one of 0"),
+    ],
+)
+def test_a_part_without_parameters_is_refused(name, cuts, message):
+    with pytest.raises(ValueError, match=message):
+        cut_model(model(name, (1, 8, 8)), cuts)
+
+
+def test_every_candidate_leaves_parameters_on_both_sides():
+    for name, shape in (("cnn", (1, 8, 8)), ("mlp", (1, 8, 8)), ("resnet20", (3, 16, 16))):
+        whole = model(name, shape)
+        for each in candidates(whole):
+            assert len(cut_model(whole, [each.name])) == 2
+
+
 def test_a_layer_that_is_used_twice_is_no_cut():
     relu = nn.ReLU()
     twice = nn.Sequential(nn.Linear(2, 2), relu, nn.Linear(2, 2), relu, nn.Linear(2, 2))

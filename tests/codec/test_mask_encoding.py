@@ -16,6 +16,7 @@ from flsparse.codec import (
     neighbors,
 )
 from flsparse.codec.activation_wire import sections_of
+from flsparse.codec.activations import RandTopK
 from flsparse.codec.wire import Reader, checksum
 
 # Figure 1 of the paper
@@ -165,6 +166,24 @@ def test_randtopk_keeps_as_many_and_needs_rng():
     assert counts[0] == counts[1]
     with pytest.raises(ValueError, match="needs rng"):
         random.encode(x)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.1, 0.5, 1.0])
+def test_randtopk_gives_a_kept_place_away_with_probability_alpha(alpha):
+    x = np.random.default_rng(0).permutation(np.arange(1, 1001)).astype(np.float32)
+    codec, largest = RandTopK(0.8, alpha), x > 800
+    assert make_activation_codec("randtopk", sparsity=0.8) == RandTopK(0.8, 0.1)
+    random, draws = generator(), 400
+    sent = np.array([codec.encode_and_tell(x, rng=random)[1] for _ in range(draws)])
+    assert (sent.sum(1) == 200).all()
+    swapped = sent[:, ~largest].sum(1)
+    variance = 200 * alpha * (1 - alpha)  # of a binomial number: each place is given away on its own
+    assert abs(swapped.mean() - 200 * alpha) <= 4 * np.sqrt(variance / draws)
+    assert swapped.var() == pytest.approx(variance, rel=0.3)
+    # all small values are as likely to be taken, all large ones to go
+    for group, share in ((~largest, alpha / 4), (largest, 1 - alpha)):
+        bound = 5 * np.sqrt(share * (1 - share) / draws)
+        assert np.abs(sent[:, group].mean(0) - share).max() <= bound
 
 
 @pytest.mark.parametrize("shape", [(32, 16, 16, 16), (32, 32, 8, 8), (32, 64, 4, 4)])

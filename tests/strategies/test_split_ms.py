@@ -1,16 +1,20 @@
 """Split learning in process: equal to joint training of the uncut model, counted line by line, robust to lost nodes."""
 
+from copy import copy as shallow_copy
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from federation_kit import TamperedGrid, copy, digits, initial_arrays
 from flwr.app import ConfigRecord, Error
+from torch import nn
 from torch.nn.functional import cross_entropy
 
 from flsparse.clients import Limits, device_app, state_arrays
 from flsparse.clients import split_protocol as split
 from flsparse.clients.protocol import to_numpy
-from flsparse.clients.split_ms import batch_positions
+from flsparse.clients.split_ms import batch_positions, batches_of_a_pass
 from flsparse.codec import PayloadError, decode_activations, make_activation_codec
 from flsparse.metering.ledger import Ledger
 from flsparse.runtime import InProcessGrid
@@ -31,10 +35,24 @@ def run(strategy, task, rounds=2, grid=None, app=None, **training):
     return reports
 
 
-def joint(task, steps, batches=1, seed=0, rates=None):
+def uneven(*sizes):
+    """Return the digits task with nodes of these sizes."""
+    whole = digits(len(sizes))
+    task = shallow_copy(whole)  # what digits returns is shared by all tests
+
+    def train_data(node):
+        data = whole.train_data(node)
+        assert len(data) >= sizes[node]
+        return replace(data, index=data.index[: sizes[node]])
+
+    task.train_data = train_data
+    return task
+
+
+def joint(task, steps, batches=1, seed=0, rates=None, momentum=0.9):
     """Train the uncut model on what all nodes train on in each step together."""
     model = task.model().train()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=momentum, weight_decay=1e-3)
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = rates[step] if rates else 0.1
         loss, count = 0, 0
@@ -76,6 +94,35 @@ def test_batches_per_message_make_one_step_together():
     assert_equal_models(to_numpy(last.arrays), joint(task, 2, batches=3))
 
 
+@pytest.mark.parametrize("labels", ["sent", "kept"])
+@pytest.mark.parametrize(("sizes", "batches"), [((80, 12), 1), ((80, 12), 4), ((80, 5, 33), 1)])
+def test_uneven_nodes_weigh_alike_on_both_sides(sizes, batches, labels):
+    task = uneven(*sizes)
+    strategy = SplitMS(cut="2", labels=labels, steps_per_round=1, batches_per_message=batches, **EXACT)
+    strategy.min_train_nodes = len(sizes)
+    *_, last = run(strategy, task, rounds=4, momentum=0.0)
+    assert_equal_models(to_numpy(last.arrays), joint(task, 4, batches, momentum=0.0))
+
+
+@pytest.mark.parametrize(("claimed", "replies"), [(1e12, 2), (float("nan"), 1), (-3.0, 1)])
+def test_no_node_weighs_more_than_the_samples_it_sent(claimed, replies):
+    def claim(reply):
+        numbers = reply.content.metric_records.get("metrics") if reply.has_content() else None
+        node_id = reply.metadata.src_node_id
+        if numbers and seen.setdefault("liar", node_id) == node_id:
+            numbers["num-examples"] = claimed
+        return [reply]
+
+    task, results = uneven(48, 48), []
+    for tamper in (claim, lambda reply: [reply]):
+        seen = {}
+        grid = tampered(task, tamper)
+        results.append(run(SplitMS(cut="2", steps_per_round=2), task, rounds=1, grid=grid)[-1])
+    assert [report.metrics["replies"] for report in results] == [replies, 2]
+    if replies == 2:
+        assert_equal_models(to_numpy(results[0].arrays), to_numpy(results[1].arrays), 0)
+
+
 @pytest.mark.parametrize("schedule", [{"lr-schedule": "cosine"}, {"lr-final": 0.001}])
 @pytest.mark.parametrize("labels", ["sent", "kept"])
 def test_all_parts_train_at_the_rate_of_the_round(schedule, labels):
@@ -115,6 +162,22 @@ def test_a_model_with_batch_norm_and_blocks_trains_as_uncut_with_one_node(monkey
     monkeypatch.setattr(task, "model", model)
     *_, last = run(SplitMS(cut="5", steps_per_round=3, min_train_nodes=1, min_available_nodes=1, **EXACT), task, 1)
     assert_equal_models(to_numpy(last.arrays), joint(task, 3), 1e-4)
+
+
+@pytest.mark.parametrize(("cut", "settings"), [("1", {}), ("4", {}), ("1", {"labels": "kept", "head": "4"})])
+def test_parts_may_begin_with_a_layer_that_works_in_place(monkeypatch, cut, settings):
+    task = digits(1)
+
+    def model():
+        torch.manual_seed(3)
+        blocks = [(nn.Conv2d(c, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(inplace=True)) for c in (1, 8)]
+        return nn.Sequential(*blocks[0], *blocks[1], nn.Flatten(), nn.Linear(512, 10))
+
+    monkeypatch.setattr(task, "model", model)
+    strategy = SplitMS(cut=cut, **settings, steps_per_round=3, min_train_nodes=1, min_available_nodes=1, **EXACT)
+    (report,) = run(strategy, task, rounds=1)
+    assert report.metrics["rejected_payloads"] == 0
+    assert_equal_models(to_numpy(report.arrays), joint(task, 3), 1e-4)
 
 
 def test_lines_of_the_ledger_add_up():
@@ -369,6 +432,26 @@ def test_passes_over_the_data_are_held_to_the_owners_limit():
             run(SplitMS(cut="2", **settings), task, rounds=1, grid=InProcessGrid(app, 2))
 
 
+@pytest.mark.parametrize(("size", "steps"), [(65, 4), (64, 4), (66, 5), (17, 1), (1, 1)])
+def test_the_default_is_one_pass_as_the_device_counts_it(size, steps):
+    task = uneven(size, size)
+    app = device_app(lambda _: task, Limits(max_local_epochs=1))
+    (report,) = run(SplitMS(cut="2", hello=True), task, rounds=1, grid=InProcessGrid(app, 2))
+    assert report.metrics["failures"] == 0
+    assert report.metrics["steps"] == steps
+    assert report.metrics["uplink_labels_bytes"] == 2 * (size + steps)  # each sample's once, and a width a message
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 8, 9, 10])
+@pytest.mark.parametrize("batch_size", [1, 2, 4, 16])
+def test_a_pass_holds_each_sample_once(size, batch_size):
+    count = batches_of_a_pass(size, batch_size)
+    batches = [batch_positions(size, batch_size, index, 0, 0) for index in range(2 * count)]
+    for of_a_pass in (batches[:count], batches[count:]):
+        assert sorted(np.concatenate(of_a_pass)) == list(range(size))
+    assert all(min(size, 2, batch_size) <= len(batch) <= batch_size + 1 for batch in batches)
+
+
 def test_a_round_without_replies_fails():
     task = digits(2)
     grid = tampered(task, steps_only(lambda reply, _: [failed(reply)]))
@@ -404,6 +487,18 @@ def test_evaluation_sees_coded_activations():
         assert not torch.equal(plain.eval()(x), coded.eval()(x))
         torch.testing.assert_close(plain.train()(x), coded.train()(x))
     assert list(coded.state_dict()) == list(plain.state_dict())
+
+
+def test_randtopk_is_top_k_when_evaluated():
+    task = digits(1)
+    data = task.test_data()
+    x = data.prepare(data.all_inputs[data.index[:8]])
+    names = ("randtopk", "topk", "none")
+    models = [SplitMS(cut="2", compressor=name, sparsity=0.9).prepare(task.model()).eval() for name in names]
+    with torch.no_grad():
+        random, best, plain = (model(x) for model in models)
+    assert torch.equal(random, best)
+    assert not torch.equal(random, plain)
 
 
 @pytest.mark.parametrize(
