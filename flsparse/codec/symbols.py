@@ -114,8 +114,10 @@ def _grouped(q: NDArray[np.int16], rival: float, depth: int) -> bytes | None:
 
 
 def _expected(q: NDArray[np.int16], reach: int) -> float:
-    """Return about how many bytes a reach needs."""
+    """Return about how many bytes a reach needs; one that leaves more than half of the integers is no use."""
     groups, escapes = grouped.split(q, reach)
+    if 2 * escapes.size > q.size:
+        return float("inf")
     counts = np.unique(escapes, return_counts=True)[1]
     entropy = float((counts * np.log2(max(1, escapes.size) / counts)).sum()) / 8
     return len(zstd.compress(groups.tobytes())) + _ESCAPE * entropy
