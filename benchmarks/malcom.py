@@ -32,7 +32,7 @@ GRAPHS = ("torus", "ring", "complete")
 ALPHAS = (0.1, float("inf"))
 D_PSGD = Setting("d_psgd", coders=())
 CHOCO = Setting("choco_sgd", Dither(4))
-MALCOM = Setting("malcom_psgd", Dither(7, "rms"), mu=1e-5)
+MALCOM = Setting("malcom_psgd", Dither(2, "rms"), mu=1e-5)
 DITHERED = replace(MALCOM, dither=Dither(2))  # the paper's quantizer
 ONE_LEVEL = replace(MALCOM, dither=Dither(1), gamma=0.3)
 CHOCO_GAMMAS = (0.6, 1.0)
@@ -117,7 +117,7 @@ def main_table(bench: Bench, nodes: int, seeds: int) -> None:
 
 def _main_rows(bench: Bench, nodes: int, graph: str, alpha: float, seeds: int) -> list[list[object]]:
     methods = {"D-PSGD": D_PSGD}
-    for name, dither in (("CHOCO L=4", Dither(4)), ("CHOCO L=2", Dither(2)), ("CHOCO rms", Dither(7, "rms"))):
+    for name, dither in (("CHOCO L=4", Dither(4)), ("CHOCO L=2", Dither(2)), ("CHOCO rms", Dither(2, "rms"))):
         tuned = choco(bench, nodes, graph, alpha, dither)
         methods[f"{name} gamma {tuned.gamma}"] = tuned
     methods |= {"MALCOM L=2": DITHERED, "MALCOM L=1 gamma 0.3": ONE_LEVEL, "MALCOM rms": MALCOM}
@@ -247,7 +247,7 @@ def gamma_table(bench: Bench) -> None:
     """Print the consensus error by quantizer, gamma and graph: where gossip is stable."""
     gammas = (0.1, 0.3, 0.6, 1.0, 1.3)
     quantizers = {
-        "rms, layer, L=7": (Dither(7, "rms"), False),
+        "rms, layer, L=2": (Dither(2, "rms"), False),
         "max, layer, least squares, L=1": (Dither(1), False),
         "max, layer, least squares, L=2": (Dither(2), False),
         "max, layer, unbiased, L=1": (Dither(1, scaling="unbiased"), False),

@@ -64,22 +64,22 @@ class QuantizedGossip(Gossip):
 class MalcomPSGD(QuantizedGossip):
     """Decentralized proximal SGD with quantized residuals.
 
-    The default quantizer is ours; the paper's is dithered, ``levels=2, norm="max"``.
+    The default quantizer is ours; the paper's is dithered, ``norm="max"``.
 
     Parameters
     ----------
     mu : float (default: 1e-5)
         Weight of the l1 norm, at least 0.
-    levels, norm
-        7 and "rms" by default; see :class:`QuantizedGossip`.
+    norm : {"max", "l2", "rms"} (default: "rms")
+        See :class:`QuantizedGossip`.
     **quantized
         Parameters of :class:`QuantizedGossip`.
     """
 
     name = "malcom_psgd"
 
-    def __init__(self, *, mu: float = 1e-5, levels: int = 7, norm: str = "rms", **quantized: object) -> None:
-        super().__init__(levels=levels, norm=norm, **quantized)  # type: ignore[arg-type]
+    def __init__(self, *, mu: float = 1e-5, norm: str = "rms", **quantized: object) -> None:
+        super().__init__(norm=norm, **quantized)  # type: ignore[arg-type]
         if not mu >= 0:
             raise ValueError(f"mu={mu} must be at least 0")
         self.mu = mu

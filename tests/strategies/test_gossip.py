@@ -542,7 +542,7 @@ def test_the_benchmarks_simulation_is_what_the_rounds_do(method):
 
     torch.set_num_threads(1)
     task, topology = digits(), graph()
-    dither = {"malcom_psgd": Dither(7, "rms"), "choco_sgd": Dither(2), "d_psgd": None}[method]
+    dither = {"malcom_psgd": Dither(2, "rms"), "choco_sgd": Dither(2), "d_psgd": None}[method]
     setting = Setting(method, dither, mu=1e-3, gamma=0.8, local_steps=2, rounds=4, evaluate_every=4, coders=())
     trace = simulate(task, topology, setting, seed=0)
     arguments = {"malcom_psgd": {"mu": 1e-3}, "choco_sgd": {"levels": 2}, "d_psgd": {}}[method]
