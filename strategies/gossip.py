@@ -7,6 +7,7 @@ evaluation messages, which are counted apart::
     xbar = mean_i x_i            consensus_error = sum_i ||x_i - xbar||^2 / n
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from logging import INFO, WARNING
@@ -47,9 +48,11 @@ class Gossip(RoundLoop):
     evaluate_every : int (default: 1)
         Rounds between two looks at the nodes' models; the last round always has one.
     max_backlog : int (default: 16)
-        Rounds that are kept for a node that is away; away for longer, it is given copies anew.
+        Rounds that are kept for a node that is away, where all nodes take part in each; of rounds with a part of the
+        nodes, so many more as that part is smaller. Away for longer, a node is given copies anew.
     fraction_train : float (default: 1.0)
-        Fraction of the nodes that take part in a round, in (0, 1].
+        Fraction of the nodes that take part in a round, in (0, 1]; beside them those who hold copies that one of them
+        lacks.
     min_train_nodes, min_available_nodes : int (default: 1, 2)
         As in Flower.
     **wire
@@ -90,10 +93,13 @@ class Gossip(RoundLoop):
         self.evaluate_every = evaluate_every
         self.fraction_train, self.min_train_nodes = fraction_train, min_train_nodes
         self._min_available_nodes = max(min_available_nodes, min_train_nodes)
-        self.relay = Relay(topology, max_backlog)
+        # a node that is not drawn is away, too; of fewer nodes a round, more rounds are as many payloads
+        self.relay = Relay(topology, math.ceil(max_backlog * topology.nodes / self._drawn(topology.nodes)))
         self.wire.counts["resynchronized"] = 0
         self._initial: Arrays = {}
         self._initial_id = ""
+        self._asked: dict[int, Node] = {}  # nodes of the round, by partition
+        self._told: set[int] = set()  # those that were told what came before it, and did not say that they are lost
 
     @property
     def min_available_nodes(self) -> int:
@@ -125,23 +131,53 @@ class Gossip(RoundLoop):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Address to each node of the round what it has to know, and ask it to train."""
-        self._grid, self._arrays = grid, arrays
+        self._grid, self._arrays, self._asked, self._told = grid, arrays, {}, set()
         self._config = ConfigRecord({**config, "server-round": server_round, "num-rounds": self._num_rounds})
         self.relay.open(server_round)
-        nodes = self._sample(server_round)
+        return self._ask(server_round, self._sample(server_round))
+
+    def _ask(self, server_round: int, nodes: list[Node]) -> list[Message]:
+        """Address those of the nodes that are in step, and any who hold copies that the others need."""
+        self._asked |= {node.partition: node for node in nodes}
+        waiting = self._waiting(server_round)
+        holders = [n for n in self._present() if n.partition not in self._asked] if waiting else []
+        ready = [node for node in nodes if node.partition not in waiting]
+        free = [node for node in holders if not self.relay.waits(node.partition, server_round)]
+        wanted = self.relay.wanted(waiting, [node.partition for node in (*ready, *free)])
+        ready += [node for node in free if node.partition in wanted]
+        self._asked |= {node.partition: node for node in ready}
+        return self._mails(server_round, ready, wanted)
+
+    def _mails(
+        self, server_round: int, nodes: list[Node], wanted: Mapping[int, list[int]], *, with_initial: bool = False
+    ) -> list[Message]:
         mails = [(node, self.relay.mail(node.partition, server_round)) for node in nodes]
-        wanted = self.relay.wanted(node.partition for node in nodes)
+        self._told |= {node.partition for node, mail in mails if mail}
         return [
-            self._message(node, mail, wanted.get(node.partition, []), MessageType.TRAIN) for node, mail in mails if mail
+            self._message(node, mail, wanted.get(node.partition, []), MessageType.TRAIN, with_initial=with_initial)
+            for node, mail in mails
+            if mail
         ]
 
+    def _waiting(self, server_round: int) -> list[int]:
+        """Return the nodes of the round that others have to give copies first."""
+        return [partition for partition in self._asked if self.relay.waits(partition, server_round)]
+
+    def _present(self) -> list[Node]:
+        return [node for node in self.in_partition_order() if node.partition < self.topology.nodes]
+
     def _sample(self, server_round: int) -> list[Node]:
-        nodes = [node for node in self.in_partition_order() if node.partition < self.topology.nodes]
+        nodes = self._present()
         if self.fraction_train == 1.0:
             return nodes
-        wanted = min(len(nodes), max(int(self.fraction_train * len(nodes) + 1e-9), self.min_train_nodes))
-        chosen = rng.stream(self.seed, server_round, -1, "sampling").choice(len(nodes), wanted, replace=False)
+        chosen = rng.stream(self.seed, server_round, -1, "sampling").choice(
+            len(nodes), self._drawn(len(nodes)), replace=False
+        )
         return [nodes[i] for i in sorted(chosen)]
+
+    def _drawn(self, present: int) -> int:
+        """Return how many of so many nodes take part in a round."""
+        return min(present, max(int(self.fraction_train * present + 1e-9), self.min_train_nodes, 1))
 
     def _message(
         self, node: Node, mail: Mail, wanted: list[int], message_type: str, *, with_initial: bool = False
@@ -163,24 +199,33 @@ class Gossip(RoundLoop):
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Take the residuals in, unopened; None without a quorum. The model is that of the last evaluation."""
         rows: list[dict[str, float]] = []
-        answers = self._hear(server_round, replies, rows)
-        freed = self.relay.settle()
-        again = [node for node, answer in answers if answer.status == NO_INITIAL or node.partition in freed]
+        again = self._take_in(server_round, replies, rows)
+        if len(rows) + len(again) < self.min_replies and self._waiting(server_round):
+            # those in step are too few: all others are asked, who may have what these lack, or lack it themselves
+            others = [node for node in self._present() if node.partition not in self._asked]
+            messages = self._ask(server_round, others)
+            again += self._take_in(server_round, self._exchange(self._grid, messages), rows)
         if self.relay.must_restart:
             log(WARNING, "Round %d: copies are lost; all nodes start again from the last known model", server_round)
             self._restart(server_round)
             rows, again = [], self._sample(server_round)
-        if again:  # they lack the common initialization, or were told what fits nobody: told anew, within the round
-            mails = [(node, self.relay.mail(node.partition, server_round)) for node in again]
-            messages = [
-                self._message(node, mail, [], MessageType.TRAIN, with_initial=True) for node, mail in mails if mail
-            ]
+        again += [n for p, n in self._asked.items() if p not in self._told and self.relay.returns(p, server_round)]
+        if again:
+            messages = self._mails(server_round, again, {}, with_initial=True)
             self._hear(server_round, self._exchange(self._grid, messages), rows)
+        if waiting := self._waiting(server_round):
+            self.wire.problems.append(f"nodes {waiting} wait for copies of models, from nodes that hold them")
         self.relay.close(server_round)
         self.round_metrics |= {"replies": len(rows), "links": int(self.topology.adjacency.sum())}
         if len(rows) < self.min_replies:
             return None, None
         return self._arrays, MetricRecord(_means(rows))  # type: ignore[arg-type]
+
+    def _take_in(self, server_round: int, replies: Iterable[Message], rows: list[dict[str, float]]) -> list[Node]:
+        """Take in answers; return who is to be told anew: they lack the initialization, or got what fits nobody."""
+        answers = self._hear(server_round, replies, rows)
+        freed = self.relay.settle()
+        return [node for node, answer in answers if answer.status == NO_INITIAL or node.partition in freed]
 
     def _restart(self, server_round: int) -> None:
         self._set_initial(to_numpy(self._arrays))
@@ -209,6 +254,7 @@ class Gossip(RoundLoop):
             answers.append((node, answer))
             if answer.status not in (OK, NO_INITIAL):
                 self.wire.counts["resynchronized"] += 1
+                self._told.discard(node.partition)
                 log(WARNING, "Round %d: node %d is out of step", server_round, node.node_id)
             if counts:
                 rows.append(numbers_of(reply))

@@ -6,10 +6,10 @@
 
 Both travel in one payload, so an exchange carries twice the arrays; ``c`` starts at 0.
 
-``c`` is the mean of the ``c_i`` of all N nodes that the server has met; one that is away stays in it, as one that is not
-sampled does. A node that joins has ``c_i = 0``, so ``c`` falls by ``N / (N + 1)``. What a node has lost cannot be taken
-out of ``c`` again, and the corrections would never more add up to nothing: at its next reply, which says so, ``c`` and
-all ``c_i`` are set back to 0.
+``c`` is the mean of the ``c_i`` of all N nodes that the server has met; one that is away stays in it, as one that is
+not sampled does. A node that joins has ``c_i = 0``, so ``c`` falls by ``N / (N + 1)``. What a node has lost cannot be
+taken out of ``c`` again, and the corrections would never more add up to nothing: at its next reply, which says so,
+``c`` and all ``c_i`` are set back to 0.
 """
 
 from collections.abc import Iterable, Mapping
