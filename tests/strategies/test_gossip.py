@@ -38,11 +38,11 @@ def digits(num_nodes=4, seed=0):
     )
 
 
-def run(strategy, task, *, rounds=3, grid=None, steps=1, **start):
+def run(strategy, task, *, rounds=3, grid=None, steps=1, momentum=0.0, **start):
     reports = []
     strategy.callbacks.append(reports.append)
     grid = grid or InProcessGrid(device_app(lambda _: task), task.num_nodes)
-    config = ConfigRecord({**CONFIG, "local-steps": steps})
+    config = ConfigRecord({**CONFIG, "local-steps": steps, "momentum": momentum})
     strategy.start(grid, initial_arrays(strategy, task), num_rounds=rounds, train_config=config, **start)
     return reports
 
@@ -51,25 +51,27 @@ def graph(name="ring", nodes=4):
     return make_topology({"name": name}, nodes, 0)
 
 
-def local_steps(task, node, x, server_round, rounds, steps=1):
+def local_steps(task, node, x, server_round, rounds, steps=1, rate=1.0):
     """Return a node's weights after plain local training, by the library's own loop."""
     model = task.model()
     names = list(state_arrays(model))
     load_arrays(model, dict(zip(names, x, strict=True)))
     config = {**CONFIG, "local-steps": steps, "server-round": server_round, "num-rounds": rounds}
     optimizer = task.optimizer(model, config)
+    for group in optimizer.param_groups:
+        group["lr"] *= rate
     fit = Fit(model, optimizer, {}, server_round, rounds, node, 0, config, None)
     return list(task.fit(fit, FedAvgLocal(), task.train_data(node)).values())
 
 
-def reference(task, weights, rounds, *, dither=None, mu=0.0, gamma=1.0, old_copies=False):
+def reference(task, weights, rounds, *, dither=None, mu=0.0, gamma=1.0, old_copies=False, decay=0):
     """Run the algorithms as they stand on paper, array by array."""
     start = list(state_arrays(task.model()).values())
     n = len(weights)
     x = [[a.copy() for a in start] for _ in range(n)]
     copies = [[a.copy() for a in start] for _ in range(n)]
 
-    def pulled(x, copies):
+    def pulled(x, copies, gamma):
         mixed = []
         for i in range(n):
             pull = [sum(weights[i, j] * (copies[j][k] - copies[i][k]) for j in range(n)) for k in range(len(start))]
@@ -77,9 +79,10 @@ def reference(task, weights, rounds, *, dither=None, mu=0.0, gamma=1.0, old_copi
         return mixed
 
     for t in range(1, rounds + 1):
-        x = [local_steps(task, i, x[i], t, rounds) for i in range(n)]
+        rate = (1 + (t - 1) / decay) ** -0.5 if decay else 1.0
+        x = [local_steps(task, i, x[i], t, rounds, rate=rate) for i in range(n)]
         if old_copies:
-            x = pulled(x, copies)
+            x = pulled(x, copies, gamma * rate)
         for i in range(n):
             stream = rng.stream(0, t, i, "dither")
             for k, a in enumerate(x[i]):
@@ -89,8 +92,8 @@ def reference(task, weights, rounds, *, dither=None, mu=0.0, gamma=1.0, old_copi
                     q, step = dither.quantize((a - copies[i][k]).ravel(), stream)
                     copies[i][k] = copies[i][k] + dequantize(q, step).reshape(a.shape)
         if not old_copies:
-            x = pulled(x, copies)
-        x = [[soft_threshold(a, 0.1 * mu) if a.ndim > 1 else a for a in model] for model in x]
+            x = pulled(x, copies, gamma * rate)
+        x = [[soft_threshold(a, 0.1 * rate * mu) if a.ndim > 1 else a for a in model] for model in x]
     return x
 
 
@@ -136,6 +139,37 @@ def test_the_whole_algorithm_in_its_order(norm):
     for partition, model in enumerate(expected):
         for got, wanted in zip(strategy.node_models[partition].values(), model, strict=True):
             assert np.abs(got - wanted).max() < 1e-5 + 0.1 * 0.02  # a sum's last bit may fall on either side of 0
+
+
+@pytest.mark.parametrize("old_copies", [False, True])
+def test_both_rates_fall(old_copies):
+    task, topology = digits(), graph()
+    make = ChocoSGD if old_copies else MalcomPSGD
+    more = {} if old_copies else {"norm": "max", "mu": 0.0}
+    run(strategy := make(topology=topology, levels=4, gamma=0.6, decay_rounds=1, **more), task, rounds=5)
+    expected = reference(task, topology.weights, 5, dither=Dither(4), gamma=0.6, old_copies=old_copies, decay=1)
+    assert_models(strategy, expected)
+
+
+def test_momentum_goes_on_where_it_was():
+    """One node that mixes with nobody: four rounds of a step are one round of four, from the same batches."""
+    task = build_task(
+        {
+            "dataset": {"name": "digits", "train_samples": 32, "validation_fraction": 0.0},
+            "model": {"name": "mlp", "hidden": 16},
+            "partition": {"kind": "iid"},
+            "num_clients": 1,
+            "seed": 0,
+        }
+    )
+    models = {}
+    for rounds, steps, momentum in ((4, 1, 0.9), (1, 4, 0.9), (4, 1, 0.0)):
+        loop = DPSGD(topology=graph(nodes=1), min_available_nodes=1)
+        run(loop, task, rounds=rounds, steps=steps, momentum=momentum)
+        models[rounds, momentum] = loop.node_models[0]
+    for name, array in models[4, 0.9].items():
+        np.testing.assert_allclose(array, models[1, 0.9][name], rtol=1e-4, atol=1e-6)
+    assert any(np.abs(array - models[4, 0.0][name]).max() > 1e-3 for name, array in models[4, 0.9].items())
 
 
 def test_choco_mixes_with_the_old_copies():
