@@ -4,7 +4,7 @@ A training message brings a node what its neighbours sent, the reply carries its
 unopened (:mod:`flsparse.strategies.relay`). What is known of the models, the consensus model among it, comes from
 evaluation messages, which are counted apart::
 
-    xbar = mean_i x_i            consensus_error = sum_i ||x_i - xbar||^2 / n
+    xbar = mean_i x_i            consensus_error = sum_i ||x_i - xbar||^2 / n      over the parameters: they gossip
 """
 
 import math
@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
 from flwr.serverapp import Grid
+from torch import nn
 
 from flsparse import rng
 from flsparse._flwr import log
@@ -98,6 +99,7 @@ class Gossip(RoundLoop):
         self.wire.counts["resynchronized"] = 0
         self._initial: Arrays = {}
         self._initial_id = ""
+        self._names: list[str] = []  # of the model's parameters; empty: all floating arrays
         self._asked: dict[int, Node] = {}  # nodes of the round, by partition
         self._told: set[int] = set()  # those that were told what came before it, and did not say that they are lost
 
@@ -109,6 +111,11 @@ class Gossip(RoundLoop):
     def method(self, node: Node, server_round: int) -> Mapping[str, Value]:
         """Name the local method and its rates."""
         return {"method": self.name, "method.gamma": self.gamma, "method.decay_rounds": self.decay_rounds}
+
+    def prepare(self, model: nn.Module) -> nn.Module:
+        """Note the parameters' names: buffers do not gossip."""
+        self._names = [name for name, _ in model.named_parameters()]
+        return super().prepare(model)
 
     def summary(self) -> None:
         """Log the configuration."""
@@ -237,7 +244,7 @@ class Gossip(RoundLoop):
     ) -> list[tuple[Node, Answer]]:
         """Take in the valid answers; add the metrics of those that count to ``rows``."""
         answers = []
-        carried = 0
+        carried, parameters = 0, sum(array.size for array in self._parameters.values())
         for reply in replies:
             node = self.wire.sender(reply)
             if reply.has_error():
@@ -260,7 +267,7 @@ class Gossip(RoundLoop):
                 rows.append(numbers_of(reply))
                 degree = len(self.topology.neighbours(node.partition))
                 carried += degree * len(answer.payload)
-                rows[-1]["bits-per-parameter"] = 8 * len(answer.payload) / self._parameters
+                rows[-1]["bits-per-parameter"] = 8 * len(answer.payload) / parameters
         if training:
             self.round_metrics["graph_bytes"] = self.round_metrics.get("graph_bytes", 0) + carried
         return answers
@@ -277,8 +284,10 @@ class Gossip(RoundLoop):
                 raise ValueError(f"a copy that it hands over has {len(copy)} bytes, of this model {most} at most")
 
     @property
-    def _parameters(self) -> int:
-        return sum(array.size for array in self._initial.values())
+    def _parameters(self) -> Arrays:
+        """What gossips of the common initialization."""
+        names = self._names or [name for name, array in self._initial.items() if array.dtype.kind == "f"]
+        return {name: self._initial[name] for name in names}
 
     # -- a look at the nodes ----------------------------------------------------------------------------------------
 
@@ -317,7 +326,7 @@ class Gossip(RoundLoop):
     def _metrics(self, server_round: int, models: Mapping[int, Arrays], mean: Arrays) -> dict[str, Any]:
         names = self.wire.prunable
         metrics: dict[str, Any] = {
-            "consensus_error": consensus_error(models, mean),
+            "consensus_error": consensus_error(models, mean, list(self._parameters)),
             "node_sparsity": float(np.mean([sparsity_of(arrays, names) for arrays in models.values()])),
             "evaluation_bytes": self.ledger.of_round("evaluation", server_round).payload_bytes,
             "link_bytes": {f"{i}-{j}": count for (i, j), count in sorted(self.relay.link_bytes.items())},
@@ -364,13 +373,12 @@ def mean_model(models: Mapping[int, Arrays]) -> Arrays:
     return mean
 
 
-def consensus_error(models: Mapping[int, Arrays], mean: Arrays) -> float:
-    """Return ``sum_i ||x_i - xbar||^2 / n`` over all floating arrays."""
-    floating = [name for name, array in mean.items() if array.dtype.kind == "f"]
+def consensus_error(models: Mapping[int, Arrays], mean: Arrays, names: list[str]) -> float:
+    """Return ``sum_i ||x_i - xbar||^2 / n`` over the arrays of these names."""
     squares = sum(
         float(np.square(np.asarray(arrays[name], np.float64) - mean[name]).sum())
         for arrays in models.values()
-        for name in floating
+        for name in names
     )
     return squares / len(models)
 

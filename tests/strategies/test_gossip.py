@@ -216,6 +216,27 @@ def test_metrics_and_the_consensus_model():
     assert 0 < metrics["entropy_bits_per_parameter"] < metrics["bits_per_parameter"] < 32
 
 
+def test_what_does_not_gossip_is_no_lack_of_consensus():
+    """On the complete graph D-PSGD's nodes agree after each exchange, but each has batch-norm statistics of its own."""
+    task = build_task(
+        {
+            "dataset": {"name": "digits", "train_samples": 100},
+            "model": {"name": "cnn", "width": 4, "norm": "batch"},
+            "partition": {"kind": "dirichlet_equal", "alpha": 1.0},
+            "num_clients": 3,
+            "seed": 0,
+        }
+    )
+    loop = DPSGD(topology=graph("complete", 3))
+    (report,) = run(loop, task, rounds=1)
+    assert report.metrics["consensus_error"] < 1e-9
+    statistics = [np.concatenate([a for n, a in m.items() if "running_" in n]) for m in loop.node_models.values()]
+    assert np.std(statistics, axis=0).max() > 1e-3
+    assert report.metrics["bits_per_parameter"] == pytest.approx(
+        32, abs=8 * 40 / sum(p.numel() for p in task.model().parameters())
+    )
+
+
 def test_bytes_by_link_and_as_the_relay_carried_them():
     task, topology = digits(), graph("star")
     strategy = MalcomPSGD(topology=topology, evaluate_every=4)
