@@ -139,6 +139,7 @@ class Gossip(RoundLoop):
     ) -> Iterable[Message]:
         """Address to each node of the round what it has to know, and ask it to train."""
         self._grid, self._arrays, self._asked, self._told = grid, arrays, {}, set()
+        self.round_metrics["resync_bytes"] = 0
         self._config = ConfigRecord({**config, "server-round": server_round, "num-rounds": self._num_rounds})
         self.relay.open(server_round)
         return self._ask(server_round, self._sample(server_round))
@@ -193,6 +194,7 @@ class Gossip(RoundLoop):
         if mail.starts:
             initial = Codec(values="fp32").encode(self._initial) if with_initial else b""
             mail = replace(mail, initial_id=self._initial_id, initial=initial)
+        self.round_metrics["resync_bytes"] += sum(len(copy) for copy in mail.copies.values())
         if mail.starts or mail.copies:
             mail = replace(mail, prunable=self.wire.prunable)
         mail = replace(mail, wanted=wanted)

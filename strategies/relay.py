@@ -35,7 +35,8 @@ class Relay:
     epoch : int
         The round after which all copies were the common initialization.
     link_bytes : dict[tuple[int, int], int]
-        Payload bytes by directed link (from, to) of the graph, as if nodes spoke to each other: over the whole run.
+        Bytes of residuals by directed link (from, to) of the graph, as if nodes spoke to each other: over the whole
+        run. Copies that are handed over are not in it: who holds one need not be a neighbour of who lacks it.
     """
 
     def __init__(self, topology: Topology, max_backlog: int = 16) -> None:

@@ -489,6 +489,10 @@ def test_a_node_that_lost_its_state_gets_copies_from_its_neighbours():
     loop.callbacks.append(forget)
     reports = run(loop, task, rounds=6, grid=inner)
     assert [r.metrics["replies"] for r in reports] == [4, 4, 3, 4, 4, 4]
+    dense = 4 * sum(p.numel() for p in task.model().parameters())
+    resent = [r.metrics["resync_bytes"] for r in reports]
+    assert sum(resent) == 3 * dense  # its own and its neighbours'
+    assert sum(resent[:3]) == 0
     assert loop.wire.counts["resynchronized"] >= 1
     assert loop.relay.epoch == 0
     assert copies_agree(inner, task) == [6] * 4
