@@ -27,16 +27,24 @@ def _state_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLSPARSE_STATE_DIR", str(tmp_path / "state"))
 
 
-def digits(nodes: int = 3, norm: str = "group") -> Task:
+def digits(nodes: int = 3, norm: str = "group", partition: dict[str, Any] | None = None) -> Task:
     return build_task(
         {
             "dataset": {"name": "digits", "train_samples": 150, "validation_fraction": 0.0},
             "model": {"name": "cnn", "width": 4, "norm": norm},
-            "partition": {"kind": "iid"},
+            "partition": partition or {"kind": "iid"},
             "num_clients": nodes,
             "seed": 0,
         }
     )
+
+
+def uneven() -> Task:
+    """Return nodes of which one has far more examples than another, so that weights show."""
+    task = digits(norm="batch", partition={"kind": "dirichlet", "alpha": 0.3})
+    sizes = sorted(len(task.train_data(node)) for node in range(3))
+    assert 1.5 * sizes[0] < sizes[-1]
+    return task
 
 
 def grid_of(task: Task) -> InProcessGrid:
@@ -252,7 +260,7 @@ def test_resume_equals_the_uninterrupted_run(make: Any) -> None:
 
 
 def test_batch_norm_is_estimated_at_the_average() -> None:
-    task = digits(norm="batch")
+    task = uneven()
     *_, usual = run(LocalSGD(statistics_samples=0, **RAW), task, rounds=2)
     *_, never = run(LocalSGD(statistics_every=0, **RAW), task, rounds=2)
     a, b = to_numpy(usual.arrays), to_numpy(never.arrays)
@@ -288,6 +296,33 @@ def test_nodes_measure_the_valley_on_their_own_data() -> None:
     here = mean_valley(loss_on(model, everything), average, workers, step=0.2, max_steps=12)
     assert here.average_loss == pytest.approx(loop.valley.average_loss, rel=1e-5)
     assert here.mean_valley == pytest.approx(loop.valley.mean_valley, abs=0.05)
+
+
+def test_the_losses_of_a_valley_are_over_the_examples_of_all_nodes() -> None:
+    """A node counts by its examples, at the average and on the way from it."""
+    task = uneven()
+    loop = DPPF(valley_every=1, valley_samples=0, valley_steps=2, valley_step=0.2, statistics_samples=0, **RAW)
+    (report,) = run(loop, task, rounds=1)
+    assert loop.valley is not None
+
+    from flsparse.valley import loss_on, mean_valley
+
+    model = task.model()
+    arrays = to_numpy(report.arrays)
+    load_arrays(model, arrays)
+    names = [name for name, _ in model.named_parameters()]
+    average = {name: arrays[name] for name in names}
+    workers = [{name: worker[name] for name in names} for _, worker in sorted(loop.workers.items())]
+    nodes = [task.sample(task.train_data(node), 0) for node in range(3)]
+    sizes = np.array([sum(len(targets) for _, targets in batches) for batches in nodes])
+    curves = []
+    for batches in nodes:
+        here = mean_valley(loss_on(model, batches), average, workers, kappa=1e6, step=0.2, max_steps=2)
+        curves.append([[loss for _, loss in curve] for curve in here.curves])
+    expected = np.average(curves, axis=0, weights=sizes)
+    assert np.abs(expected - np.mean(curves, axis=0)).max() > 1e-3
+    for p, losses in report.metrics["valley_losses"].items():
+        np.testing.assert_allclose(losses, expected[int(p)][: len(losses)], rtol=1e-4)
 
 
 def test_a_valley_along_a_subset_and_coded(caplog: pytest.LogCaptureFixture) -> None:
