@@ -86,7 +86,7 @@ class DPPFLocal(LocalSGDLocal):
     control_variates : bool
         Correct the local steps as SCAFFOLD does.
     confirmed : int
-        For these, the round of the last reply of this node that the server has; 0: none.
+        For these, the round of the last reply of this node that the server's variate holds; 0: none.
     sparsity : float
         Fraction of zeros among the prunable weights after training, in [0, 1); 0 leaves the layers plain.
     beta, activation_pruning, activation_threshold

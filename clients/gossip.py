@@ -7,12 +7,12 @@ exchange of messages is one round of gossip, and a round's consensus happens at 
     local steps                     x_half <- SGD from x, ``local-steps`` times
     residual                        q = Q(x_half - xhat_i), pending until the relay says that it counted
 
-Gossip is over the parameters. Buffers (running statistics) stay on their node.
+Gossip is over the parameters. Buffers (running statistics) and the optimizer's tensors (momentum) stay on their node.
 """
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from logging import WARNING
 
 import numpy as np
@@ -22,6 +22,7 @@ from torch import nn
 from flsparse import rng
 from flsparse._flwr import log
 from flsparse.clients.base import Arrays, ConversingMethod, Fit, Visit, load_arrays, state_arrays
+from flsparse.clients.local_sgd import load_optimizer, optimizer_arrays
 from flsparse.clients.mail import LOST, NO_INITIAL, OK, Answer, Mail, from_bytes, to_bytes
 from flsparse.clients.neighbourhood import Exchange, Neighbourhood, OutOfStep, Pending, weighted_pull
 from flsparse.clients.state import NodeState
@@ -85,12 +86,15 @@ class Home:
     buffers : dict[str, np.ndarray]
         The model's other arrays.
     prunable : tuple of str
+    optimizer : dict[str, np.ndarray]
+        The optimizer's tensors (see :func:`flsparse.clients.local_sgd.optimizer_arrays`).
     """
 
     epoch: int
     hood: Neighbourhood
     buffers: Arrays
     prunable: tuple[str, ...]
+    optimizer: Arrays = field(default_factory=dict)
 
     def save(self, state: NodeState) -> None:
         """Store it, whole or not at all."""
@@ -109,6 +113,7 @@ class Home:
                 "threshold": np.array([pending.threshold if pending else 0.0]),
                 "prunable": np.frombuffer(text, np.uint8),
                 **{f"buffer.{name}": array for name, array in self.buffers.items()},
+                **{f"optimizer.{name}": array for name, array in self.optimizer.items()},
             },
         )
 
@@ -128,9 +133,12 @@ class Home:
             Pending(sent, payload, float(stored["threshold"][0])) if sent >= 0 else None,
             frozenset(int(j) for j in stored["live"]),
         )
-        buffers = {key.removeprefix("buffer."): a for key, a in stored.items() if key.startswith("buffer.")}
+        buffers, optimizer = (
+            {key.removeprefix(prefix): a for key, a in stored.items() if key.startswith(prefix)}
+            for prefix in ("buffer.", "optimizer.")
+        )
         text = stored["prunable"].tobytes().decode()
-        return cls(epoch, hood, buffers, tuple(text.split("\n")) if text else ())
+        return cls(epoch, hood, buffers, tuple(text.split("\n")) if text else (), optimizer)
 
 
 @dataclass(kw_only=True)
@@ -290,6 +298,7 @@ class GossipLocal(ConversingMethod):
             state=visit.state,
             prunable=list(home.prunable),
         )
+        load_optimizer(model, fit.optimizer, home.optimizer)
         arrays = visit.task.fit(fit, self, visit.task.train_data(visit.node))
         started = time.perf_counter()
         x = self.before_send(layout.flat(arrays), hood, mail.weights, mail.round)
@@ -306,4 +315,5 @@ class GossipLocal(ConversingMethod):
             fit.metrics["entropy-bits-per-parameter"] = sum(entropy_bits(part) for part in parts) / q.size
         pending = Pending(mail.round, payload, self.threshold(fit))
         buffers = {name: arrays[name] for name in home.buffers}
-        return replace(home, hood=hood.sending(x, pending), buffers=buffers), fit.metrics
+        optimizer = optimizer_arrays(model, fit.optimizer)
+        return replace(home, hood=hood.sending(x, pending), buffers=buffers, optimizer=optimizer), fit.metrics

@@ -6,9 +6,10 @@
 
 ``c`` travels with the model under ``control/``; what goes back is ``c + (c_i_new - c_i)``, so that the server's mean
 minus ``c`` is the mean change. A reply may be lost, and its change with it: the new ``c_i`` is pending until the server
-says that it has that round's reply (``confirmed``), and dropped where it has not. Where a reply is quantized, ``c_i``
-is what the server reads of it: else the two would drift apart by a rounding a round, and the corrections would no
-longer add up to nothing.
+says that it has that round's reply (``confirmed``), and dropped where it has not. A node that no longer has the
+``c_i`` that is confirmed trains without a correction and says so (``control-lost``): what it lost is still in ``c``, so
+the server lets all start again at 0. Where a reply is quantized, ``c_i`` is what the server reads of it: else the two
+would drift apart by a rounding a round, and the corrections would no longer add up to nothing.
 """
 
 from dataclasses import dataclass, field
@@ -21,7 +22,8 @@ from flsparse.clients.base import Arrays, Fit, LocalMethod, register, state_arra
 from flsparse.clients.mirror import OWN_CONTROL, PENDING_CONTROL
 from flsparse.clients.protocol import CONTROL
 
-_ROUND = "control-round"
+LOST = "control-lost"  # metric of a node that has not got what the server's variate holds of it
+_ROUND, _OWN_ROUND = "control-round", "control-own-round"  # of the pending and of the confirmed variate
 
 
 @dataclass
@@ -31,7 +33,7 @@ class ControlVariates:
     Attributes
     ----------
     confirmed : int
-        Round of the last reply of this node that the server has; 0: none.
+        Round of the last reply of this node that the server's variate holds; 0: none, so ``c_i`` is 0.
     """
 
     confirmed: int = 0
@@ -39,15 +41,28 @@ class ControlVariates:
     total: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def start(self, fit: Fit) -> None:
-        """Take ``c - c_i`` for every parameter; a node without ``c_i`` starts at 0."""
-        if (pending := fit.state.get(PENDING_CONTROL)) is not None and fit.state.values.get(_ROUND) == self.confirmed:
-            fit.state.put(OWN_CONTROL, pending)
-        fit.state.drop(PENDING_CONTROL)
-        own = fit.state.get(OWN_CONTROL) or {}
+        """Take ``c - c_i`` for every parameter; nothing where ``c_i`` is lost."""
+        own, lost = self._confirmed(fit)
+        if lost:
+            fit.metrics[LOST] = 1.0
         for name, parameter in fit.model.named_parameters():
-            difference = fit.received[CONTROL + name] - own.get(name, np.float32(0))
+            c = fit.received[CONTROL + name]
+            difference = np.zeros_like(c) if lost else c - own.get(name, np.float32(0))
             self.correction[name] = torch.from_numpy(np.array(difference)).to(parameter)
             self.total[name] = torch.zeros_like(parameter)
+
+    def _confirmed(self, fit: Fit) -> tuple[Arrays, bool]:
+        """Return the ``c_i`` that the server's variate holds, and whether it is lost; keep that one alone."""
+        values = fit.state.values
+        if (pending := fit.state.get(PENDING_CONTROL)) is not None and values.get(_ROUND) == self.confirmed:
+            fit.state.put(OWN_CONTROL, pending)
+            values[_OWN_ROUND] = self.confirmed
+        fit.state.drop(PENDING_CONTROL)
+        own = fit.state.get(OWN_CONTROL)
+        if self.confirmed and own is not None and values.get(_OWN_ROUND) == self.confirmed:
+            return own, False
+        fit.state.drop(OWN_CONTROL)
+        return {}, self.confirmed > 0
 
     def correct(self, fit: Fit) -> None:
         """Add the correction to the gradients, and the plain gradients to their sum."""
@@ -74,7 +89,7 @@ class ScaffoldLocal(LocalMethod):
     Attributes
     ----------
     confirmed : int
-        Round of the last reply of this node that the server has; 0: none.
+        Round of the last reply of this node that the server's variate holds; 0: none.
     """
 
     name: ClassVar[str] = "scaffold"

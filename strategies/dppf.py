@@ -193,6 +193,8 @@ class DPPF(LocalSGD):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Address the average, and the control variate behind it, to the sampled workers."""
+        if self.control:
+            self.control.meet(self.nodes.values())
         return super().configure_train(server_round, self._joined(arrays), config, grid)
 
     def configure_evaluate(
@@ -215,7 +217,7 @@ class DPPF(LocalSGD):
         """Move the worker's mirror; note whose control variate is in the server's."""
         super().accept(reply, layers)
         if self.control:
-            self.control.confirmed[self.wire.sender(reply).partition] = self._next_round
+            self.control.accept(self.wire.sender(reply), reply, self._next_round)
         if self._mirrored or self.valley_every:
             arrays = {layer.name: np.array(layer.dense(self.wire.specs[layer.name])) for layer in layers}
             self.workers[self.wire.sender(reply).partition] = arrays
@@ -223,7 +225,7 @@ class DPPF(LocalSGD):
     def after_aggregation(self, arrays: Arrays, server_round: int) -> Arrays:
         """Move the control variate; prune the average where the workers are pruned."""
         if self.control:
-            arrays = self.control.part(arrays, self.round_metrics["replies"] / max(1, len(self.nodes)))
+            arrays = self.control.part(arrays, self.round_metrics["replies"])
         if self.sparsity:
             arrays = prune(arrays, self.round_sparsity(server_round), "global", self.wire.prunable)
         return arrays

@@ -4,9 +4,10 @@ A training message brings a node what its neighbours sent, the reply carries its
 unopened (:mod:`flsparse.strategies.relay`). What is known of the models, the consensus model among it, comes from
 evaluation messages, which are counted apart::
 
-    xbar = mean_i x_i            consensus_error = sum_i ||x_i - xbar||^2 / n
+    xbar = mean_i x_i            consensus_error = sum_i ||x_i - xbar||^2 / n      over the parameters: they gossip
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from logging import INFO, WARNING
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
 from flwr.serverapp import Grid
+from torch import nn
 
 from flsparse import rng
 from flsparse._flwr import log
@@ -34,29 +36,36 @@ _TABLES = 64 * 1024  # bytes, generously: what a coder adds to a small model
 class Gossip(RoundLoop):
     """What all decentralized strategies share on the server.
 
-    Parameters
-    ----------
-    topology : Mapping or Topology
-        Configuration of a graph (see :func:`flsparse.topology.make_topology`), or one that is built.
-    num_nodes : int, optional
-        Nodes of the graph, partition ids 0..num_nodes - 1; needed where ``topology`` is a configuration.
-    gamma : float (default: 1.0)
-        Consensus rate, above 0.
-    decay_rounds : float (default: 0)
-        Both rates fall as ``1 / sqrt(1 + (t - 1) / decay_rounds)``; 0 keeps them constant.
-    evaluate_every : int (default: 1)
-        Rounds between two looks at the nodes' models; the last round always has one.
-    max_backlog : int (default: 16)
-        Rounds that are kept for a node that is away; away for longer, it is given copies anew.
-    fraction_train : float (default: 1.0)
-        Fraction of the nodes that take part in a round, in (0, 1].
-    min_train_nodes : int (default: 1)
-        At least so many nodes take part in a round, where so many are connected.
-    min_available_nodes : int (default: 2)
-        Nodes without which no round starts; the others may leave and come back.
-    **wire
-        Parameters of :class:`RoundLoop`. ``values``, ``rounding`` and ``downlink_values`` mean nothing here, and the
-        hello is always said: neighbours are partition ids.
+        Parameters
+        ----------
+        topology : Mapping or Topology
+            Configuration of a graph (see :func:`flsparse.topology.make_topology`), or one that is built.
+        num_nodes : int, optional
+            Nodes of the graph, partition ids 0..num_nodes - 1; needed where ``topology`` is a configuration.
+        gamma : float (default: 1.0)
+            Consensus rate, above 0.
+        decay_rounds : float (default: 0)
+            Both rates fall as ``1 / sqrt(1 + (t - 1) / decay_rounds)``; 0 keeps them constant.
+        evaluate_every : int (default: 1)
+            Rounds between two looks at the nodes' models; the last round always has one.
+        max_backlog : int (default: 16)
+            Rounds that are kept for a node that is away, where all nodes take part in each; of rounds with a part of the
+            nodes, so many more as that part is smaller. Away for longer, a node is given copies anew.
+        fraction_train : float (default: 1.0)
+    <<<<<<< HEAD
+            Fraction of the nodes that take part in a round, in (0, 1].
+        min_train_nodes : int (default: 1)
+            At least so many nodes take part in a round, where so many are connected.
+        min_available_nodes : int (default: 2)
+            Nodes without which no round starts; the others may leave and come back.
+    =======
+            Fraction of the nodes that take part in a round, in (0, 1]; beside them those who hold copies that one of them
+            lacks.
+        min_train_nodes, min_available_nodes : int (default: 1, 2)
+            As in Flower.
+        **wire
+            Parameters of :class:`RoundLoop`. ``values``, ``rounding`` and ``downlink_values`` mean nothing here, and the
+            hello is always said: neighbours are partition ids.
     """
 
     name = "gossip"
@@ -92,10 +101,14 @@ class Gossip(RoundLoop):
         self.evaluate_every = evaluate_every
         self.fraction_train, self.min_train_nodes = fraction_train, min_train_nodes
         self._min_available_nodes = min_available_nodes
-        self.relay = Relay(topology, max_backlog)
+        # a node that is not drawn is away, too; of fewer nodes a round, more rounds are as many payloads
+        self.relay = Relay(topology, math.ceil(max_backlog * topology.nodes / self._drawn(topology.nodes)))
         self.wire.counts["resynchronized"] = 0
         self._initial: Arrays = {}
         self._initial_id = ""
+        self._names: list[str] = []  # of the model's parameters; empty: all floating arrays
+        self._asked: dict[int, Node] = {}  # nodes of the round, by partition
+        self._told: set[int] = set()  # those that were told what came before it, and did not say that they are lost
 
     @property
     def min_available_nodes(self) -> int:
@@ -105,6 +118,11 @@ class Gossip(RoundLoop):
     def method(self, node: Node, server_round: int) -> Mapping[str, Value]:
         """Name the local method and its rates."""
         return {"method": self.name, "method.gamma": self.gamma, "method.decay_rounds": self.decay_rounds}
+
+    def prepare(self, model: nn.Module) -> nn.Module:
+        """Note the parameters' names: buffers do not gossip."""
+        self._names = [name for name, _ in model.named_parameters()]
+        return super().prepare(model)
 
     def summary(self) -> None:
         """Log the configuration."""
@@ -127,23 +145,54 @@ class Gossip(RoundLoop):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Address to each node of the round what it has to know, and ask it to train."""
-        self._grid, self._arrays = grid, arrays
+        self._grid, self._arrays, self._asked, self._told = grid, arrays, {}, set()
+        self.round_metrics["resync_bytes"] = 0
         self._config = ConfigRecord({**config, "server-round": server_round, "num-rounds": self._num_rounds})
         self.relay.open(server_round)
-        nodes = self._sample(server_round)
+        return self._ask(server_round, self._sample(server_round))
+
+    def _ask(self, server_round: int, nodes: list[Node]) -> list[Message]:
+        """Address those of the nodes that are in step, and any who hold copies that the others need."""
+        self._asked |= {node.partition: node for node in nodes}
+        waiting = self._waiting(server_round)
+        holders = [n for n in self._present() if n.partition not in self._asked] if waiting else []
+        ready = [node for node in nodes if node.partition not in waiting]
+        free = [node for node in holders if not self.relay.waits(node.partition, server_round)]
+        wanted = self.relay.wanted(waiting, [node.partition for node in (*ready, *free)])
+        ready += [node for node in free if node.partition in wanted]
+        self._asked |= {node.partition: node for node in ready}
+        return self._mails(server_round, ready, wanted)
+
+    def _mails(
+        self, server_round: int, nodes: list[Node], wanted: Mapping[int, list[int]], *, with_initial: bool = False
+    ) -> list[Message]:
         mails = [(node, self.relay.mail(node.partition, server_round)) for node in nodes]
-        wanted = self.relay.wanted(node.partition for node in nodes)
+        self._told |= {node.partition for node, mail in mails if mail}
         return [
-            self._message(node, mail, wanted.get(node.partition, []), MessageType.TRAIN) for node, mail in mails if mail
+            self._message(node, mail, wanted.get(node.partition, []), MessageType.TRAIN, with_initial=with_initial)
+            for node, mail in mails
+            if mail
         ]
 
+    def _waiting(self, server_round: int) -> list[int]:
+        """Return the nodes of the round that others have to give copies first."""
+        return [partition for partition in self._asked if self.relay.waits(partition, server_round)]
+
+    def _present(self) -> list[Node]:
+        return [node for node in self.in_partition_order() if node.partition < self.topology.nodes]
+
     def _sample(self, server_round: int) -> list[Node]:
-        nodes = [node for node in self.in_partition_order() if node.partition < self.topology.nodes]
+        nodes = self._present()
         if self.fraction_train == 1.0:
             return nodes
-        wanted = min(len(nodes), max(int(self.fraction_train * len(nodes) + 1e-9), self.min_train_nodes))
-        chosen = rng.stream(self.seed, server_round, -1, "sampling").choice(len(nodes), wanted, replace=False)
+        chosen = rng.stream(self.seed, server_round, -1, "sampling").choice(
+            len(nodes), self._drawn(len(nodes)), replace=False
+        )
         return [nodes[i] for i in sorted(chosen)]
+
+    def _drawn(self, present: int) -> int:
+        """Return how many of so many nodes take part in a round."""
+        return min(present, max(int(self.fraction_train * present + 1e-9), self.min_train_nodes, 1))
 
     def _message(
         self, node: Node, mail: Mail, wanted: list[int], message_type: str, *, with_initial: bool = False
@@ -152,6 +201,7 @@ class Gossip(RoundLoop):
         if mail.starts:
             initial = Codec(values="fp32").encode(self._initial) if with_initial else b""
             mail = replace(mail, initial_id=self._initial_id, initial=initial)
+        self.round_metrics["resync_bytes"] += sum(len(copy) for copy in mail.copies.values())
         if mail.starts or mail.copies:
             mail = replace(mail, prunable=self.wire.prunable)
         mail = replace(mail, wanted=wanted)
@@ -165,24 +215,33 @@ class Gossip(RoundLoop):
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Take the residuals in, unopened; None without a quorum. The model is that of the last evaluation."""
         rows: list[dict[str, float]] = []
-        answers = self._hear(server_round, replies, rows)
-        freed = self.relay.settle()
-        again = [node for node, answer in answers if answer.status == NO_INITIAL or node.partition in freed]
+        again = self._take_in(server_round, replies, rows)
+        if len(rows) + len(again) < self.min_replies and self._waiting(server_round):
+            # those in step are too few: all others are asked, who may have what these lack, or lack it themselves
+            others = [node for node in self._present() if node.partition not in self._asked]
+            messages = self._ask(server_round, others)
+            again += self._take_in(server_round, self._exchange(self._grid, messages), rows)
         if self.relay.must_restart:
             log(WARNING, "Round %d: copies are lost; all nodes start again from the last known model", server_round)
             self._restart(server_round)
             rows, again = [], self._sample(server_round)
-        if again:  # they lack the common initialization, or were told what fits nobody: told anew, within the round
-            mails = [(node, self.relay.mail(node.partition, server_round)) for node in again]
-            messages = [
-                self._message(node, mail, [], MessageType.TRAIN, with_initial=True) for node, mail in mails if mail
-            ]
+        again += [n for p, n in self._asked.items() if p not in self._told and self.relay.returns(p, server_round)]
+        if again:
+            messages = self._mails(server_round, again, {}, with_initial=True)
             self._hear(server_round, self._exchange(self._grid, messages), rows)
+        if waiting := self._waiting(server_round):
+            self.wire.problems.append(f"nodes {waiting} wait for copies of models, from nodes that hold them")
         self.relay.close(server_round)
         self.round_metrics |= {"replies": len(rows), "links": int(self.topology.adjacency.sum())}
         if len(rows) < self.min_replies:
             return None, None
         return self._arrays, MetricRecord(_means(rows))  # type: ignore[arg-type]
+
+    def _take_in(self, server_round: int, replies: Iterable[Message], rows: list[dict[str, float]]) -> list[Node]:
+        """Take in answers; return who is to be told anew: they lack the initialization, or got what fits nobody."""
+        answers = self._hear(server_round, replies, rows)
+        freed = self.relay.settle()
+        return [node for node, answer in answers if answer.status == NO_INITIAL or node.partition in freed]
 
     def _restart(self, server_round: int) -> None:
         self._set_initial(to_numpy(self._arrays))
@@ -194,7 +253,7 @@ class Gossip(RoundLoop):
     ) -> list[tuple[Node, Answer]]:
         """Take in the valid answers; add the metrics of those that count to ``rows``."""
         answers = []
-        carried = 0
+        carried, parameters = 0, sum(array.size for array in self._parameters.values())
         for reply in replies:
             node = self.wire.sender(reply)
             if reply.has_error():
@@ -211,12 +270,13 @@ class Gossip(RoundLoop):
             answers.append((node, answer))
             if answer.status not in (OK, NO_INITIAL):
                 self.wire.counts["resynchronized"] += 1
+                self._told.discard(node.partition)
                 log(WARNING, "Round %d: node %d is out of step", server_round, node.node_id)
             if counts:
                 rows.append(numbers_of(reply))
                 degree = len(self.topology.neighbours(node.partition))
                 carried += degree * len(answer.payload)
-                rows[-1]["bits-per-parameter"] = 8 * len(answer.payload) / self._parameters
+                rows[-1]["bits-per-parameter"] = 8 * len(answer.payload) / parameters
         if training:
             self.round_metrics["graph_bytes"] = self.round_metrics.get("graph_bytes", 0) + carried
         return answers
@@ -233,8 +293,10 @@ class Gossip(RoundLoop):
                 raise ValueError(f"a copy that it hands over has {len(copy)} bytes, of this model {most} at most")
 
     @property
-    def _parameters(self) -> int:
-        return sum(array.size for array in self._initial.values())
+    def _parameters(self) -> Arrays:
+        """What gossips of the common initialization."""
+        names = self._names or [name for name, array in self._initial.items() if array.dtype.kind == "f"]
+        return {name: self._initial[name] for name in names}
 
     # -- a look at the nodes ----------------------------------------------------------------------------------------
 
@@ -273,7 +335,7 @@ class Gossip(RoundLoop):
     def _metrics(self, server_round: int, models: Mapping[int, Arrays], mean: Arrays) -> dict[str, Any]:
         names = self.wire.prunable
         metrics: dict[str, Any] = {
-            "consensus_error": consensus_error(models, mean),
+            "consensus_error": consensus_error(models, mean, list(self._parameters)),
             "node_sparsity": float(np.mean([sparsity_of(arrays, names) for arrays in models.values()])),
             "evaluation_bytes": self.ledger.of_round("evaluation", server_round).payload_bytes,
             "link_bytes": {f"{i}-{j}": count for (i, j), count in sorted(self.relay.link_bytes.items())},
@@ -320,13 +382,12 @@ def mean_model(models: Mapping[int, Arrays]) -> Arrays:
     return mean
 
 
-def consensus_error(models: Mapping[int, Arrays], mean: Arrays) -> float:
-    """Return ``sum_i ||x_i - xbar||^2 / n`` over all floating arrays."""
-    floating = [name for name, array in mean.items() if array.dtype.kind == "f"]
+def consensus_error(models: Mapping[int, Arrays], mean: Arrays, names: list[str]) -> float:
+    """Return ``sum_i ||x_i - xbar||^2 / n`` over the arrays of these names."""
     squares = sum(
         float(np.square(np.asarray(arrays[name], np.float64) - mean[name]).sum())
         for arrays in models.values()
-        for name in floating
+        for name in names
     )
     return squares / len(models)
 

@@ -35,7 +35,8 @@ class Relay:
     epoch : int
         The round after which all copies were the common initialization.
     link_bytes : dict[tuple[int, int], int]
-        Payload bytes by directed link (from, to) of the graph, as if nodes spoke to each other: over the whole run.
+        Bytes of residuals by directed link (from, to) of the graph, as if nodes spoke to each other: over the whole
+        run. Copies that are handed over are not in it: who holds one need not be a neighbour of who lacks it.
     """
 
     def __init__(self, topology: Topology, max_backlog: int = 16) -> None:
@@ -93,15 +94,12 @@ class Relay:
         server_round : int
             The round it is to take part in; in an evaluation, one more than the last round.
         """
+        if self.waits(node, server_round):
+            return None
         base = self._applied.get(node, self.epoch)
-        if node not in self._lost and base + 1 < min(self._log, default=server_round):
-            self._lost.add(node)
         copies: dict[int, bytes] = {}
         if node in self._lost:
-            needed = self._needed(node)
-            if not needed <= set(self._copies):
-                return None
-            base, copies = self._copies_after, {j: self._copies[j] for j in sorted(needed)}
+            base, copies = self._copies_after, {j: self._copies[j] for j in sorted(self._needed(node))}
             self._given.add(node)
         neighbours = self.topology.neighbours(node)
         rounds = range(base + 1, server_round)
@@ -118,19 +116,32 @@ class Relay:
             copies_after=base if copies else 0,
         )
 
+    def waits(self, node: int, server_round: int) -> bool:
+        """Tell whether a node is lost, or was away for longer than the log reaches back, and copies for it lack."""
+        if self._applied.get(node, self.epoch) + 1 < min(self._log, default=server_round):
+            self._lost.add(node)
+        return node in self._lost and not self._needed(node) <= set(self._copies)
+
+    def returns(self, node: int, server_round: int) -> bool:
+        """Tell whether a lost node can be given copies that came after it was to be told."""
+        return node in self._lost - self._given and not self.waits(node, server_round)
+
     def _needed(self, node: int) -> set[int]:
         return {node, *self.topology.neighbours(node)}
 
-    def wanted(self, present: Iterable[int]) -> dict[int, list[int]]:
-        """Return which nodes are to hand over which copies in this round, for those that are lost and present.
+    def wanted(self, waiting: Iterable[int], present: Iterable[int]) -> dict[int, list[int]]:
+        """Return which nodes are to hand over which copies in this round.
 
-        To be asked for after the round's mails, which find out who is lost.
+        Parameters
+        ----------
+        waiting : Iterable[int]
+            Nodes that need copies (see :meth:`waits`).
+        present : Iterable[int]
+            Nodes that can be asked for them; which of these are lost themselves must be known.
         """
         present = set(present)
         asked: dict[int, list[int]] = {}
-        for node in sorted(self._lost & present):
-            if self._needed(node) <= set(self._copies):
-                continue  # it is given them in this round
+        for node in sorted(waiting):
             for copy in sorted(self._needed(node)):  # all of them: copies of different rounds do not go together
                 holders = [j for j in self._holders(copy) if j in present]
                 if holders and not any(copy in copies for copies in asked.values()):

@@ -5,9 +5,15 @@
     c <- c + |S| / N * (mean over the sampled of (c + change of c_m) - c)
 
 Both travel in one payload, so an exchange carries twice the arrays; ``c`` starts at 0.
+
+``c`` is the mean of the ``c_i`` of all N nodes that the server has met; one that is away stays in it, as one that is
+not sampled does. A node that joins has ``c_i = 0``, so ``c`` falls by ``N / (N + 1)``. What a node has lost cannot be
+taken out of ``c`` again, and the corrections would never more add up to nothing: at its next reply, which says so,
+``c`` and all ``c_i`` are set back to 0.
 """
 
 from collections.abc import Iterable, Mapping
+from logging import WARNING
 from typing import Any
 
 import numpy as np
@@ -15,7 +21,9 @@ from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
 from torch import nn
 
+from flsparse._flwr import log
 from flsparse.clients.protocol import CONTROL, to_numpy, to_record
+from flsparse.clients.scaffold import LOST
 from flsparse.codec import Layer
 from flsparse.strategies.fedavg import FedAvg
 from flsparse.strategies.server_optimizer import Arrays
@@ -36,12 +44,25 @@ class ServerControl:
         ``c``.
     confirmed : dict[int, int]
         Round of each node's last accepted reply, by partition: ``c`` holds the change that came with it, and no later.
+        A node that is not there has ``c_i = 0``.
+    met : set[int]
+        Partitions of the nodes that ``c`` is the mean of.
     """
 
     def __init__(self, parameters: list[str]) -> None:
         self.parameters = parameters
         self.arrays: Arrays = {}
         self.confirmed: dict[int, int] = {}
+        self.met: set[int] = set()
+        self._is_lost = False
+
+    def meet(self, nodes: Iterable[Node]) -> None:
+        """Take in nodes that have joined: they stand at 0."""
+        before = len(self.met)
+        self.met |= {node.partition for node in nodes}
+        if 0 < before < len(self.met):
+            share = before / len(self.met)
+            self.arrays = {name: np.asarray(share * c, c.dtype) for name, c in self.arrays.items()}
 
     def join(self, model: ArrayRecord) -> ArrayRecord:
         """Return the model with the control variate behind it."""
@@ -50,28 +71,39 @@ class ServerControl:
         self.arrays = {name: self.arrays.get(name, np.zeros_like(arrays[name])) for name in names}
         return to_record({**arrays, **{CONTROL + name: c for name, c in self.arrays.items()}})
 
-    def part(self, mean: Mapping[str, np.ndarray], share: float) -> Arrays:
-        """Take the nodes' mean apart: return the model, and move the control variate by a share of its change.
+    def accept(self, node: Node, reply: Message, server_round: int) -> None:
+        """Note a reply whose change will be in the control variate, and whether what was in there before is lost."""
+        self.confirmed[node.partition] = server_round
+        self._is_lost |= any(record.get(LOST, 0) for record in reply.content.metric_records.values())
+
+    def part(self, mean: Mapping[str, np.ndarray], replies: int) -> Arrays:
+        """Take the nodes' mean apart: return the model, and move the control variate by its share of the change.
 
         Parameters
         ----------
         mean : Mapping[str, np.ndarray]
             Mean of what the sampled nodes sent.
-        share : float
-            ``|S| / N``: accepted replies over all nodes, in (0, 1].
+        replies : int
+            ``|S|``: those that were accepted.
         """
+        share = replies / max(1, len(self.met))
         for name, c in self.arrays.items():
             self.arrays[name] = np.asarray(c + share * (mean[CONTROL + name] - c), c.dtype)
+        if self._is_lost:
+            log(WARNING, "A node has lost its control variate; all start again at 0")
+            self.arrays, self.confirmed, self._is_lost = {}, {}, False
         return {name: x for name, x in mean.items() if not name.startswith(CONTROL)}
 
     def state_dict(self) -> dict[str, object]:
         """Return the variate and whose changes it holds."""
-        return {"arrays": dict(self.arrays), "confirmed": {str(p): r for p, r in self.confirmed.items()}}
+        confirmed = {str(partition): server_round for partition, server_round in self.confirmed.items()}
+        return {"arrays": dict(self.arrays), "confirmed": confirmed, "met": sorted(self.met)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what :meth:`state_dict` gave."""
         self.arrays = dict(state["arrays"])
         self.confirmed = {int(partition): server_round for partition, server_round in state["confirmed"].items()}
+        self.met = set(state["met"])
 
 
 class Scaffold(FedAvg):
@@ -103,6 +135,7 @@ class Scaffold(FedAvg):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Send the control variate with the model."""
+        self.control.meet(self.nodes.values())
         return super().configure_train(server_round, self.control.join(arrays), config, grid)
 
     def configure_evaluate(
@@ -113,11 +146,11 @@ class Scaffold(FedAvg):
 
     def accept(self, reply: Message, layers: list[Layer]) -> None:
         """Note the node's round."""
-        self.control.confirmed[self.wire.sender(reply).partition] = self._next_round
+        self.control.accept(self.wire.sender(reply), reply, self._next_round)
 
     def after_aggregation(self, arrays: Arrays, server_round: int) -> Arrays:
         """Move the control variate; return the model."""
-        return self.control.part(arrays, self.round_metrics["replies"] / max(1, len(self.nodes)))
+        return self.control.part(arrays, self.round_metrics["replies"])
 
     def state_dict(self) -> dict[str, object]:
         """Return FedAvg's state and the control variate."""

@@ -38,11 +38,14 @@ def test_a_home_is_stored_and_found_again(pending, size, monkeypatch, tmp_path):
     assert Home.load(state) is None
     copies = {j: np.full(size, j, np.float32) for j in (0, 3, 7)}
     hood = Neighbourhood(3, 4, np.arange(size, dtype=np.float32), copies, pending, frozenset({0}))
-    Home(2, hood, {"bn.tracked": np.array(9)}, ("a.weight", "b.weight")).save(state)
+    optimizer = {"momentum_buffer|a.weight": np.ones(3, np.float32)}
+    Home(2, hood, {"bn.tracked": np.array(9)}, ("a.weight", "b.weight"), optimizer).save(state)
     found = Home.load(state)
     assert found is not None
     assert (found.epoch, found.prunable, found.buffers["bn.tracked"]) == (2, ("a.weight", "b.weight"), 9)
     assert (found.hood.node, found.hood.round, found.hood.live) == (3, 4, {0})
+    assert list(found.optimizer) == list(optimizer)
+    np.testing.assert_array_equal(found.optimizer["momentum_buffer|a.weight"], optimizer["momentum_buffer|a.weight"])
     assert found.hood.pending == pending
     np.testing.assert_array_equal(found.hood.x, hood.x)
     assert {j: c[0] for j, c in found.hood.copies.items()} == {0: 0, 3: 3, 7: 7}

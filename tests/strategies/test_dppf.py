@@ -27,16 +27,24 @@ def _state_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLSPARSE_STATE_DIR", str(tmp_path / "state"))
 
 
-def digits(nodes: int = 3, norm: str = "group") -> Task:
+def digits(nodes: int = 3, norm: str = "group", partition: dict[str, Any] | None = None) -> Task:
     return build_task(
         {
             "dataset": {"name": "digits", "train_samples": 150, "validation_fraction": 0.0},
             "model": {"name": "cnn", "width": 4, "norm": norm},
-            "partition": {"kind": "iid"},
+            "partition": partition or {"kind": "iid"},
             "num_clients": nodes,
             "seed": 0,
         }
     )
+
+
+def uneven() -> Task:
+    """Return nodes of which one has far more examples than another, so that weights show."""
+    task = digits(norm="batch", partition={"kind": "dirichlet", "alpha": 0.3})
+    sizes = sorted(len(task.train_data(node)) for node in range(3))
+    assert 1.5 * sizes[0] < sizes[-1]
+    return task
 
 
 def grid_of(task: Task) -> InProcessGrid:
@@ -252,7 +260,7 @@ def test_resume_equals_the_uninterrupted_run(make: Any) -> None:
 
 
 def test_batch_norm_is_estimated_at_the_average() -> None:
-    task = digits(norm="batch")
+    task = uneven()
     *_, usual = run(LocalSGD(statistics_samples=0, **RAW), task, rounds=2)
     *_, never = run(LocalSGD(statistics_every=0, **RAW), task, rounds=2)
     a, b = to_numpy(usual.arrays), to_numpy(never.arrays)
@@ -290,6 +298,33 @@ def test_nodes_measure_the_valley_on_their_own_data() -> None:
     assert here.mean_valley == pytest.approx(loop.valley.mean_valley, abs=0.05)
 
 
+def test_the_losses_of_a_valley_are_over_the_examples_of_all_nodes() -> None:
+    """A node counts by its examples, at the average and on the way from it."""
+    task = uneven()
+    loop = DPPF(valley_every=1, valley_samples=0, valley_steps=2, valley_step=0.2, statistics_samples=0, **RAW)
+    (report,) = run(loop, task, rounds=1)
+    assert loop.valley is not None
+
+    from flsparse.valley import loss_on, mean_valley
+
+    model = task.model()
+    arrays = to_numpy(report.arrays)
+    load_arrays(model, arrays)
+    names = [name for name, _ in model.named_parameters()]
+    average = {name: arrays[name] for name in names}
+    workers = [{name: worker[name] for name in names} for _, worker in sorted(loop.workers.items())]
+    nodes = [task.sample(task.train_data(node), 0) for node in range(3)]
+    sizes = np.array([sum(len(targets) for _, targets in batches) for batches in nodes])
+    curves = []
+    for batches in nodes:
+        here = mean_valley(loss_on(model, batches), average, workers, kappa=1e6, step=0.2, max_steps=2)
+        curves.append([[loss for _, loss in curve] for curve in here.curves])
+    expected = np.average(curves, axis=0, weights=sizes)
+    assert np.abs(expected - np.mean(curves, axis=0)).max() > 1e-3
+    for p, losses in report.metrics["valley_losses"].items():
+        np.testing.assert_allclose(losses, expected[int(p)][: len(losses)], rtol=1e-4)
+
+
 def test_a_valley_along_a_subset_and_coded(caplog: pytest.LogCaptureFixture) -> None:
     loop = DPPF(valley_every=1, valley_steps=3, valley_names=["12.weight"], control_variates=True, **CODED)
     reports = run(loop, rounds=2)
@@ -319,11 +354,14 @@ def assert_control_is_the_nodes_mean(loop: Any, grid: InProcessGrid) -> None:
     from flsparse import _flwr
 
     own = []
-    for partition, packed in grid._states.items():
-        state = _flwr.unpack_records(packed)
-        round_ = state.config_records["flsparse"]["control-round"]
-        is_confirmed = loop.control.confirmed.get(partition) == round_
-        own.append(state.array_records.get("flsparse.control-pending" if is_confirmed else "flsparse.control"))
+    for partition in loop.control.met:
+        confirmed = loop.control.confirmed.get(partition, 0)
+        if not confirmed:
+            own.append(None)
+            continue
+        state = _flwr.unpack_records(grid._states[partition])
+        is_last = confirmed == state.config_records["flsparse"]["control-round"]
+        own.append(state.array_records["flsparse.control-pending" if is_last else "flsparse.control"])
     for name, c in loop.control.arrays.items():
         mean = np.mean([np.zeros_like(c) if o is None else o[name].numpy() for o in own], axis=0)
         np.testing.assert_allclose(c, mean, rtol=1e-4, atol=1e-6)
@@ -367,6 +405,78 @@ def test_a_message_that_never_came_leaves_a_confirmed_control_variate() -> None:
     loop.callbacks.append(lambda _: assert_control_is_the_nodes_mean(loop, inner))
     reports = run(loop, task, rounds=3, grid=Deaf(inner, lambda reply: [reply]), momentum=0.0)
     assert [r.metrics["replies"] for r in reports] == [3, 2, 3]
+
+
+CONTROLLED = [
+    lambda **more: Scaffold(**RAW, **more),
+    lambda **more: DPPF(control_variates=True, **CODED, **more),
+]
+
+
+@pytest.mark.parametrize("make", CONTROLLED)
+@pytest.mark.parametrize("lost", [[1], [0, 1, 2]])
+@pytest.mark.parametrize("reply", ["arrives", "is lost once"])
+def test_where_a_control_variate_is_lost_all_start_again(make: Any, lost: list[int], reply: str) -> None:
+    task, loop = digits(), make()
+    inner = grid_of(task)
+    size: dict[int, float] = {}
+    detected = 4 if reply == "is lost once" and lost == [1] else 3
+
+    def lose(message: Message) -> list[Message]:
+        hit = reply == "is lost once" and loop._next_round == 3 and inner._partitions[message.metadata.src_node_id] == 1
+        return broken(message) if hit and packed_payload(message.content) else [message]
+
+    def forget(report: RoundReport) -> None:
+        size[report.server_round] = sum(float(np.abs(c).sum()) for c in loop.control.arrays.values())
+        if report.server_round < 3 or report.server_round >= detected:
+            assert_control_is_the_nodes_mean(loop, inner)
+        if report.server_round == 2:
+            for partition in lost:
+                inner._states.pop(partition)
+
+    loop.callbacks.append(forget)
+    reports = run(loop, task, rounds=5, grid=TamperedGrid(inner, lose), momentum=0.0)
+    assert [r.server_round for r in reports if "control_lost" in r.metrics] == [detected]
+    assert size[detected] == 0 < size[detected + 1]
+
+
+@pytest.mark.parametrize("make", CONTROLLED)
+@pytest.mark.parametrize("away", [lambda r: r < 3, lambda r: r >= 3, lambda r: r == 2], ids=["join", "leave", "return"])
+def test_nodes_that_come_and_go_leave_the_control_variate_a_mean(make: Any, away: Any) -> None:
+    task, loop = digits(nodes=4), make()
+    inner = grid_of(task)
+
+    class Partly(TamperedGrid):
+        hidden = away(1)
+
+        def get_node_ids(self) -> Any:
+            return [n for n in inner.get_node_ids() if not (self.hidden and inner._partitions[n] in (1, 3))]
+
+    grid = Partly(inner, lambda reply: [reply])
+
+    def move(report: RoundReport) -> None:
+        assert_control_is_the_nodes_mean(loop, inner)
+        assert report.metrics["replies"] == (2 if grid.hidden else 4)
+        assert "control_lost" not in report.metrics
+        grid.hidden = away(report.server_round + 1)
+
+    loop.callbacks.append(move)
+    run(loop, task, rounds=5, grid=grid, momentum=0.0)
+    assert loop.control.met == {0, 1, 2, 3}
+
+
+def test_control_variates_of_a_resumed_run_whose_nodes_went_on_start_again() -> None:
+    task, first, second = digits(), Scaffold(**RAW), Scaffold(**RAW)
+    grid = grid_of(task)
+    saved: list[Any] = []
+    first.callbacks.append(lambda report: saved.append((first.state_dict(), report.arrays)))
+    run(first, task, rounds=4, grid=grid, momentum=0.0)
+    initial_arrays(second, task)
+    second.load_state_dict(saved[1][0])
+    assert second.control.met == {0, 1, 2}
+    second.callbacks.append(lambda _: assert_control_is_the_nodes_mean(second, grid))
+    reports = run(second, task, rounds=5, grid=grid, arrays=saved[1][1], momentum=0.0)
+    assert ["control_lost" in r.metrics for r in reports] == [True, False, False]
 
 
 @pytest.mark.parametrize("optimizer", [{"server_optimizer": "adam", "server_lr": 0.01}, {"server_lr": 0.5}])

@@ -38,11 +38,11 @@ def digits(num_nodes=4, seed=0):
     )
 
 
-def run(strategy, task, *, rounds=3, grid=None, steps=1, **start):
+def run(strategy, task, *, rounds=3, grid=None, steps=1, momentum=0.0, **start):
     reports = []
     strategy.callbacks.append(reports.append)
     grid = grid or InProcessGrid(device_app(lambda _: task), task.num_nodes)
-    config = ConfigRecord({**CONFIG, "local-steps": steps})
+    config = ConfigRecord({**CONFIG, "local-steps": steps, "momentum": momentum})
     strategy.start(grid, initial_arrays(strategy, task), num_rounds=rounds, train_config=config, **start)
     return reports
 
@@ -51,25 +51,27 @@ def graph(name="ring", nodes=4):
     return make_topology({"name": name}, nodes, 0)
 
 
-def local_steps(task, node, x, server_round, rounds, steps=1):
+def local_steps(task, node, x, server_round, rounds, steps=1, rate=1.0):
     """Return a node's weights after plain local training, by the library's own loop."""
     model = task.model()
     names = list(state_arrays(model))
     load_arrays(model, dict(zip(names, x, strict=True)))
     config = {**CONFIG, "local-steps": steps, "server-round": server_round, "num-rounds": rounds}
     optimizer = task.optimizer(model, config)
+    for group in optimizer.param_groups:
+        group["lr"] *= rate
     fit = Fit(model, optimizer, {}, server_round, rounds, node, 0, config, None)
     return list(task.fit(fit, FedAvgLocal(), task.train_data(node)).values())
 
 
-def reference(task, weights, rounds, *, dither=None, mu=0.0, gamma=1.0, old_copies=False):
+def reference(task, weights, rounds, *, dither=None, mu=0.0, gamma=1.0, old_copies=False, decay=0):
     """Run the algorithms as they stand on paper, array by array."""
     start = list(state_arrays(task.model()).values())
     n = len(weights)
     x = [[a.copy() for a in start] for _ in range(n)]
     copies = [[a.copy() for a in start] for _ in range(n)]
 
-    def pulled(x, copies):
+    def pulled(x, copies, gamma):
         mixed = []
         for i in range(n):
             pull = [sum(weights[i, j] * (copies[j][k] - copies[i][k]) for j in range(n)) for k in range(len(start))]
@@ -77,9 +79,10 @@ def reference(task, weights, rounds, *, dither=None, mu=0.0, gamma=1.0, old_copi
         return mixed
 
     for t in range(1, rounds + 1):
-        x = [local_steps(task, i, x[i], t, rounds) for i in range(n)]
+        rate = (1 + (t - 1) / decay) ** -0.5 if decay else 1.0
+        x = [local_steps(task, i, x[i], t, rounds, rate=rate) for i in range(n)]
         if old_copies:
-            x = pulled(x, copies)
+            x = pulled(x, copies, gamma * rate)
         for i in range(n):
             stream = rng.stream(0, t, i, "dither")
             for k, a in enumerate(x[i]):
@@ -89,8 +92,8 @@ def reference(task, weights, rounds, *, dither=None, mu=0.0, gamma=1.0, old_copi
                     q, step = dither.quantize((a - copies[i][k]).ravel(), stream)
                     copies[i][k] = copies[i][k] + dequantize(q, step).reshape(a.shape)
         if not old_copies:
-            x = pulled(x, copies)
-        x = [[soft_threshold(a, 0.1 * mu) if a.ndim > 1 else a for a in model] for model in x]
+            x = pulled(x, copies, gamma * rate)
+        x = [[soft_threshold(a, 0.1 * rate * mu) if a.ndim > 1 else a for a in model] for model in x]
     return x
 
 
@@ -138,6 +141,37 @@ def test_the_whole_algorithm_in_its_order(norm):
             assert np.abs(got - wanted).max() < 1e-5 + 0.1 * 0.02  # a sum's last bit may fall on either side of 0
 
 
+@pytest.mark.parametrize("old_copies", [False, True])
+def test_both_rates_fall(old_copies):
+    task, topology = digits(), graph()
+    make = ChocoSGD if old_copies else MalcomPSGD
+    more = {} if old_copies else {"norm": "max", "mu": 0.0}
+    run(strategy := make(topology=topology, levels=4, gamma=0.6, decay_rounds=1, **more), task, rounds=5)
+    expected = reference(task, topology.weights, 5, dither=Dither(4), gamma=0.6, old_copies=old_copies, decay=1)
+    assert_models(strategy, expected)
+
+
+def test_momentum_goes_on_where_it_was():
+    """One node that mixes with nobody: four rounds of a step are one round of four, from the same batches."""
+    task = build_task(
+        {
+            "dataset": {"name": "digits", "train_samples": 32, "validation_fraction": 0.0},
+            "model": {"name": "mlp", "hidden": 16},
+            "partition": {"kind": "iid"},
+            "num_clients": 1,
+            "seed": 0,
+        }
+    )
+    models = {}
+    for rounds, steps, momentum in ((4, 1, 0.9), (1, 4, 0.9), (4, 1, 0.0)):
+        loop = DPSGD(topology=graph(nodes=1), min_available_nodes=1)
+        run(loop, task, rounds=rounds, steps=steps, momentum=momentum)
+        models[rounds, momentum] = loop.node_models[0]
+    for name, array in models[4, 0.9].items():
+        np.testing.assert_allclose(array, models[1, 0.9][name], rtol=1e-4, atol=1e-6)
+    assert any(np.abs(array - models[4, 0.0][name]).max() > 1e-3 for name, array in models[4, 0.9].items())
+
+
 def test_choco_mixes_with_the_old_copies():
     task, topology = digits(), graph()
     strategy = ChocoSGD(topology=topology, levels=4, gamma=0.6)
@@ -180,6 +214,27 @@ def test_metrics_and_the_consensus_model():
     assert metrics["worst_node_accuracy"] <= metrics["mean_node_accuracy"] <= 1
     assert 0 < metrics["node_sparsity"] < 1
     assert 0 < metrics["entropy_bits_per_parameter"] < metrics["bits_per_parameter"] < 32
+
+
+def test_what_does_not_gossip_is_no_lack_of_consensus():
+    """On the complete graph D-PSGD's nodes agree after each exchange, but each has batch-norm statistics of its own."""
+    task = build_task(
+        {
+            "dataset": {"name": "digits", "train_samples": 100},
+            "model": {"name": "cnn", "width": 4, "norm": "batch"},
+            "partition": {"kind": "dirichlet_equal", "alpha": 1.0},
+            "num_clients": 3,
+            "seed": 0,
+        }
+    )
+    loop = DPSGD(topology=graph("complete", 3))
+    (report,) = run(loop, task, rounds=1)
+    assert report.metrics["consensus_error"] < 1e-9
+    statistics = [np.concatenate([a for n, a in m.items() if "running_" in n]) for m in loop.node_models.values()]
+    assert np.std(statistics, axis=0).max() > 1e-3
+    assert report.metrics["bits_per_parameter"] == pytest.approx(
+        32, abs=8 * 40 / sum(p.numel() for p in task.model().parameters())
+    )
 
 
 def test_bytes_by_link_and_as_the_relay_carried_them():
@@ -336,7 +391,7 @@ def test_a_residual_that_fits_nobody_is_struck_out_and_its_sender_resynchronized
     inner, grid = lying(task, lambda answer, n: garbage(answer, n) if n == 1 else answer)
     loop = MalcomPSGD(topology=graph(topology))
     reports = run(loop, task, rounds=5, grid=grid)
-    assert [r.metrics["replies"] for r in reports] == [4, 3, 4, 4, 4]
+    assert [r.metrics["replies"] for r in reports] == [4] * 5  # found out by the evaluation
     assert loop.relay.epoch == 0
     assert copies_agree(inner, task) == [5] * 4
 
@@ -433,7 +488,11 @@ def test_a_node_that_lost_its_state_gets_copies_from_its_neighbours():
 
     loop.callbacks.append(forget)
     reports = run(loop, task, rounds=6, grid=inner)
-    assert [r.metrics["replies"] for r in reports] == [4, 4, 3, 3, 4, 4]
+    assert [r.metrics["replies"] for r in reports] == [4, 4, 3, 4, 4, 4]
+    dense = 4 * sum(p.numel() for p in task.model().parameters())
+    resent = [r.metrics["resync_bytes"] for r in reports]
+    assert sum(resent) == 3 * dense  # its own and its neighbours'
+    assert sum(resent[:3]) == 0
     assert loop.wire.counts["resynchronized"] >= 1
     assert loop.relay.epoch == 0
     assert copies_agree(inner, task) == [6] * 4
@@ -480,6 +539,71 @@ def test_a_part_of_the_nodes_takes_part():
     reports = run(loop, task, rounds=5, grid=inner)
     assert [r.metrics["replies"] for r in reports] == [2] * 5
     copies_agree(inner, task)
+
+
+def test_few_of_many_nodes_a_round_go_on_without_a_fault():
+    """With 2 of 20 nodes a round, many are away for longer than 16 rounds: once no one was in step any more."""
+    task = digits(20)
+    inner = InProcessGrid(device_app(lambda _: task), 20)
+    loop = MalcomPSGD(topology=graph(nodes=20), fraction_train=0.1, evaluate_every=50)
+    reports = run(loop, task, rounds=60, grid=inner)
+    assert [r.metrics["replies"] for r in reports] == [2] * 60
+    assert loop.wire.counts["resynchronized"] == loop.relay.epoch == 0
+    copies_agree(inner, task)
+
+
+@pytest.mark.parametrize(("fraction", "nodes", "name"), [(0.5, 8, "ring"), (0.25, 16, "ring"), (0.5, 9, "torus")])
+def test_a_part_of_the_nodes_goes_on_where_all_have_forgotten(fraction, nodes, name):
+    task = digits(nodes)
+    inner = InProcessGrid(device_app(lambda _: task), nodes)
+    loop = MalcomPSGD(topology=graph(name, nodes), fraction_train=fraction)
+    drawn = int(fraction * nodes)
+
+    def forget(report):
+        if report.server_round == 3:
+            inner._states.clear()
+
+    loop.callbacks.append(forget)
+    reports = run(loop, task, rounds=6, grid=inner)
+    assert [r.metrics["replies"] for r in reports] == [drawn] * 6
+    assert loop.relay.epoch == 3
+    copies_agree(inner, task)
+
+
+def test_copies_are_fetched_from_nodes_that_were_not_drawn():
+    task = digits(8)
+    inner = InProcessGrid(device_app(lambda _: task), 8)
+    loop = MalcomPSGD(topology=graph(nodes=8), fraction_train=0.125, seed=1)
+
+    def forget(report):
+        if report.server_round == 20:
+            for node in (1, 2):
+                inner._states.pop(node)
+
+    loop.callbacks.append(forget)
+    reports = run(loop, task, rounds=40, grid=inner)
+    assert all(r.metrics["replies"] >= 1 for r in reports)
+    assert loop.relay.epoch == 0
+    assert not loop.relay._lost
+    copies_agree(inner, task)
+
+
+def test_when_nobody_who_is_there_has_the_copies_the_round_says_so():
+    task = digits()
+    inner = InProcessGrid(device_app(lambda _: task), 4)
+    grid = Absent(inner, inner.get_node_ids()[1])
+    loop = MalcomPSGD(topology=graph("complete"))
+
+    def forget(report):
+        grid.is_away = report.server_round == 2
+        if report.server_round == 2:
+            for node_id, partition in inner._partitions.items():
+                if node_id != grid.away:
+                    inner._states.pop(partition)
+
+    loop.callbacks.append(forget)
+    with pytest.raises(RoundFailed, match="wait for copies"):
+        run(loop, task, rounds=4, grid=grid)
 
 
 def test_a_round_without_replies_fails():
