@@ -36,36 +36,31 @@ _TABLES = 64 * 1024  # bytes, generously: what a coder adds to a small model
 class Gossip(RoundLoop):
     """What all decentralized strategies share on the server.
 
-        Parameters
-        ----------
-        topology : Mapping or Topology
-            Configuration of a graph (see :func:`flsparse.topology.make_topology`), or one that is built.
-        num_nodes : int, optional
-            Nodes of the graph, partition ids 0..num_nodes - 1; needed where ``topology`` is a configuration.
-        gamma : float (default: 1.0)
-            Consensus rate, above 0.
-        decay_rounds : float (default: 0)
-            Both rates fall as ``1 / sqrt(1 + (t - 1) / decay_rounds)``; 0 keeps them constant.
-        evaluate_every : int (default: 1)
-            Rounds between two looks at the nodes' models; the last round always has one.
-        max_backlog : int (default: 16)
-            Rounds that are kept for a node that is away, where all nodes take part in each; of rounds with a part of the
-            nodes, so many more as that part is smaller. Away for longer, a node is given copies anew.
-        fraction_train : float (default: 1.0)
-    <<<<<<< HEAD
-            Fraction of the nodes that take part in a round, in (0, 1].
-        min_train_nodes : int (default: 1)
-            At least so many nodes take part in a round, where so many are connected.
-        min_available_nodes : int (default: 2)
-            Nodes without which no round starts; the others may leave and come back.
-    =======
-            Fraction of the nodes that take part in a round, in (0, 1]; beside them those who hold copies that one of them
-            lacks.
-        min_train_nodes, min_available_nodes : int (default: 1, 2)
-            As in Flower.
-        **wire
-            Parameters of :class:`RoundLoop`. ``values``, ``rounding`` and ``downlink_values`` mean nothing here, and the
-            hello is always said: neighbours are partition ids.
+    Parameters
+    ----------
+    topology : Mapping or Topology
+        Configuration of a graph (see :func:`flsparse.topology.make_topology`), or one that is built.
+    num_nodes : int, optional
+        Nodes of the graph, partition ids 0..num_nodes - 1; needed where ``topology`` is a configuration.
+    gamma : float (default: 1.0)
+        Consensus rate, above 0.
+    decay_rounds : float (default: 0)
+        Both rates fall as ``1 / sqrt(1 + (t - 1) / decay_rounds)``; 0 keeps them constant.
+    evaluate_every : int (default: 1)
+        Rounds between two looks at the nodes' models; the last round always has one.
+    max_backlog : int (default: 16)
+        Rounds that are kept for a node that is away, where all nodes take part in each; of rounds with a part of the
+        nodes, so many more as that part is smaller. Away for longer, a node is given copies anew.
+    fraction_train : float (default: 1.0)
+        Fraction of the nodes that take part in a round, in (0, 1]; beside them those who hold copies that one of them
+        lacks.
+    min_train_nodes : int (default: 1)
+        At least so many nodes take part in a round, where so many are connected.
+    min_available_nodes : int (default: 2)
+        Nodes without which no round starts; the others may leave and come back.
+    **wire
+        Parameters of :class:`RoundLoop`. ``values``, ``rounding`` and ``downlink_values`` mean nothing here, and the
+        hello is always said: neighbours are partition ids.
     """
 
     name = "gossip"
