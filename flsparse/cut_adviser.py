@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from rich import box
 from rich.table import Table
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
@@ -19,6 +20,8 @@ from flsparse.codec import MaskEncoding
 from flsparse.codec.mask_encoding import unmask
 from flsparse.cutting import candidates, cut_model
 
+_LEGEND = """±: can be negative, so signs are coded too
+bits: of one coded activation; error: relative, in the 2-norm"""
 GRID = tuple((r, b) for b in (1, 2, 3, 4) for r in (0.9, 0.95, 0.98, 0.99, 0.995, 0.999))
 
 
@@ -191,13 +194,26 @@ def choose_settings(
 
 
 def advice_table(rows: Sequence[Advice], batch_size: int) -> Table:
-    """Return advice as a table, a line a cut."""
-    table = Table(title=f"where to cut: one step on a device, a batch of {batch_size}")
-    for column in ("cut", "activations", "params", "MFLOP", "memory MB", "dense kB", "coded kB", "bits", "error"):
-        table.add_column(column, justify="left" if column in ("cut", "activations") else "right", overflow="fold")
+    """Return advice as a table, a line a cut; 80 columns hold it, long names of cuts fold."""
+    table = Table(
+        title=f"where to cut: one step on a device, a batch of {batch_size}",
+        caption=_LEGEND,
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
+    )
+    table.add_column("cut", overflow="fold")
+    table.add_column("activations", no_wrap=True)
+    for column in ("params\nk", "work\nMFLOP", "memory\nMB", "dense\nkB", "coded\nkB", "bits\n", "error\n"):
+        table.add_column(column, justify="right", no_wrap=True)
     for row in rows:
         shape = "x".join(map(str, row.shape)) + ("" if row.rectified else " ±")
-        cells = (f"{row.parameters:,}", f"{row.flops / 1e6:.1f}", f"{row.memory_bytes / 1e6:.2f}")
-        sizes = (f"{row.dense_bytes / 1e3:.0f}", f"{row.coded_bytes / 1e3:.1f}", f"{row.bits:.2f}", f"{row.error:.3f}")
-        table.add_row(row.cut, shape, *cells, *sizes)
+        counts = (row.parameters / 1e3, row.flops / 1e6, row.memory_bytes / 1e6)
+        cells = map(_short, (*counts, row.dense_bytes / 1e3, row.coded_bytes / 1e3))
+        table.add_row(row.cut, shape, *cells, f"{row.bits:.2f}", f"{row.error:.3f}")
     return table
+
+
+def _short(value: float) -> str:
+    """Return a number with two decimals below 10, one below 100, none above."""
+    return f"{value:,.{2 if value < 9.995 else 1 if value < 99.95 else 0}f}"

@@ -45,8 +45,8 @@ def percent(fraction: float | None) -> str:
 
 
 def ratio(value: float | None) -> str:
-    """Return a ratio as ``12x``, a dash for none."""
-    return "-" if value is None else f"{value:.1f}x" if value < 100 else f"{value:.0f}x"
+    """Return a ratio as ``12x``, a dash for none and for 0, the ratio of nothing sent."""
+    return "-" if not value else f"{value:.1f}x" if value < 100 else f"{value:.0f}x"
 
 
 def read_summary(run_folder: Path | str) -> dict[str, Any]:
@@ -91,8 +91,9 @@ def run_table(summary: Mapping[str, Any]) -> Table:
     baseline = " activations" if summary["strategy"] == "split_ms" else ""
     for direction in ("uplink", "downlink"):
         sent, framed = summary.get(f"{direction}_bytes", 0), summary.get(f"{direction}_wire_bytes", 0)
-        smaller = f"{ratio(summary.get(f'{direction}_ratio'))} smaller than dense{baseline}"
-        note = f"{smaller}; {human_bytes(framed)} framed"
+        times = summary.get(f"{direction}_ratio")
+        smaller = f"{ratio(times)} smaller than dense{baseline}; " if times else ""
+        note = f"{smaller}{human_bytes(framed)} framed"
         table.add_row(direction, human_bytes(sent), note)
     if "evaluation_bytes" in summary:
         table.add_row(
