@@ -11,6 +11,7 @@ import math
 import os
 import re
 import sys
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -116,10 +117,11 @@ def _check_strategy(cfg: Mapping[str, Any]) -> None:
 
 
 def _check_folder(folders: Sequence[str], *, sweep: bool) -> None:
-    """Refuse an output_dir that holds a run or cannot be written to, before Hydra puts its own files there."""
+    """Refuse an output_dir that holds runs or cannot be written to, before Hydra puts its own files there."""
     for folder in map(Path, folders[-1:]):
-        if not sweep and holds_a_run(folder):
-            raise SettingsError(f"{folder} holds a run: choose another output_dir, or go on with it (resume={folder})")
+        jobs = sorted(each for each in folder.glob("*/") if holds_a_run(each)) if sweep else []
+        for run in [folder] * holds_a_run(folder) + jobs[:1]:
+            raise SettingsError(f"{folder} holds a run: choose another output_dir, or go on with it (resume={run})")
         there = next(each for each in (folder, *folder.absolute().parents) if each.exists())
         if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
             raise SettingsError(f"output_dir={folder}: {there} is not a folder that can be written to")
@@ -250,12 +252,19 @@ def _print(cfg: dict[str, Any]) -> int:
 class Comparison(Callback):
     """Prints one table when a sweep has ended (a Hydra callback, named in ``conf/config.yaml``)."""
 
+    started = 0.0
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Note when: what is older in the folder is not of this sweep."""
+        Comparison.started = time.time() - 1.0  # file systems' clocks are coarse
+
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Compare the jobs' summaries; leave with exit code 1 when one of them has none."""
         sweep = Path(config.hydra.sweep.dir)
-        jobs = sorted((path.parent.parent for path in sweep.glob("*/.hydra/overrides.yaml")), key=_job_number)
+        records = [path for path in sweep.glob("*/.hydra/overrides.yaml") if self._is_new(path)]
+        jobs = sorted((path.parent.parent for path in records), key=_job_number)
         labels, what = _labels([list(OmegaConf.load(job / ".hydra" / "overrides.yaml")) for job in jobs])
-        summaries = [read_summary(job) if (job / "summary.json").is_file() else {} for job in jobs]
+        summaries = [read_summary(job) if self._is_new(job / "summary.json") else {} for job in jobs]
         done = {name: each for name, each in zip(labels, summaries, strict=True) if each.get("status") == "completed"}
         if done:
             _console.print(comparison_table(list(done.values()), list(done), what))
@@ -263,6 +272,9 @@ class Comparison(Callback):
         if len(done) < len(jobs):
             _say(f"{len(jobs) - len(done)} of {len(jobs)} runs failed", _errors)
             sys.exit(1)
+
+    def _is_new(self, path: Path) -> bool:
+        return path.is_file() and path.stat().st_mtime >= self.started
 
 
 def _labels(overrides: Sequence[Sequence[str]]) -> tuple[list[str], str]:
