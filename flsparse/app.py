@@ -77,6 +77,7 @@ def _run(arguments: Sequence[str]) -> int:
         return _hand_over(arguments)
     for cfg in jobs:
         _check_strategy(cfg)
+        _check_machine(cfg)
     for note in dict.fromkeys(note for cfg in jobs for note in without_effect(cfg, given)):
         _say(f"flsparse: note: {note}", _errors)
     if resumed:
@@ -114,6 +115,17 @@ def _check_strategy(cfg: Mapping[str, Any]) -> None:
         message = str(error)
         named = re.match(r"\w+", message)
         raise SettingsError(f"strategy.{message}" if named and named[0] in cfg["strategy"] else message) from error
+
+
+def _check_machine(cfg: Mapping[str, Any]) -> None:
+    """Refuse a simulation whose nodes do not fit this machine."""
+    from flsparse.runtime.simulation import check_resources
+
+    try:
+        if cfg["runtime"]["name"] == "simulation":
+            check_resources(cfg["runtime"])
+    except ValueError as error:
+        raise SettingsError(str(error)) from error
 
 
 def _check_folder(folders: Sequence[str], *, sweep: bool) -> None:

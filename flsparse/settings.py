@@ -91,6 +91,8 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "fraction_train": _FRACTION,
     "threads": _at_least(1),
     "runtime.name": _one_of("inprocess", "simulation", "deployment"),
+    "runtime.num_cpus": _POSITIVE,
+    "runtime.num_gpus": _NOT_NEGATIVE,
     "evaluate.every": _at_least(1),
     "evaluate.on": _one_of("test", "validation"),
     "partition.alpha": _POSITIVE,

@@ -126,6 +126,9 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         (["strategy=split_ms", "cut=conv7", "dry_run=true"], "no layer 'conv7'"),
         (["strategy=split_ms", "cut=2", "strategy.bits=99"], "strategy.bits=99 is not"),
         (["runtime=deployment", "superlink=there"], "superlink=there is impossible: it is HOST:PORT"),
+        (["runtime=simulation", "runtime.num_cpus=9999"], "runtime.num_cpus=9999 of one node is more than the "),
+        (["runtime=simulation", "runtime.num_gpus=999"], "runtime.num_gpus=999 of one node is more than the "),
+        (["runtime=simulation", "runtime.num_gpus=-1"], "runtime.num_gpus=-1 is impossible"),
         ([f"output_dir={__file__}"], "is not a folder that can be written to"),
     ],
 )
