@@ -130,6 +130,8 @@ def _check_machine(cfg: Mapping[str, Any]) -> None:
 
 def _check_folder(folders: Sequence[str], *, sweep: bool) -> None:
     """Refuse an output_dir that holds runs or cannot be written to, before Hydra puts its own files there."""
+    if folders and not folders[-1].strip("'\""):
+        raise SettingsError("output_dir= is empty: it is the run's folder; leave it out for one below runs/")
     for folder in map(Path, folders[-1:]):
         jobs = sorted(each for each in folder.glob("*/") if holds_a_run(each)) if sweep else []
         for run in [folder] * holds_a_run(folder) + jobs[:1]:

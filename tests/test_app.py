@@ -129,6 +129,9 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         (["runtime=simulation", "runtime.num_cpus=9999"], "runtime.num_cpus=9999 of one node is more than the "),
         (["runtime=simulation", "runtime.num_gpus=999"], "runtime.num_gpus=999 of one node is more than the "),
         (["runtime=simulation", "runtime.num_gpus=-1"], "runtime.num_gpus=-1 is impossible"),
+        (["evaluate.on=validation", "dataset.validation_fraction=0"], "set dataset.validation_fraction above 0"),
+        (["strategy=dppf", "strategy.valley_names=foo"], "valley_names=foo is impossible: it is a list"),
+        (["output_dir="], "output_dir= is empty"),
         ([f"output_dir={__file__}"], "is not a folder that can be written to"),
     ],
 )
