@@ -203,7 +203,12 @@ def _job(config: DictConfig) -> float:
     if sweeping:
         _console.rule(f"{settings.job.num}: {' '.join(settings.overrides.task)}", align="left")
     cfg: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
-    summary = _launch(cfg, show=not sweeping)
+    try:
+        summary = _launch(cfg, show=not sweeping)
+    except KeyboardInterrupt:
+        if sweeping:
+            _compare(Path(settings.sweep.dir))
+        raise
     if summary is None:
         return math.nan if sweeping else sys.exit(1)
     accuracy = summary.get("final_accuracy")
@@ -273,22 +278,28 @@ class Comparison(Callback):
         Comparison.started = time.time() - 1.0  # file systems' clocks are coarse
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Compare the jobs' summaries; leave with exit code 1 when one of them has none."""
-        sweep = Path(config.hydra.sweep.dir)
-        records = [path for path in sweep.glob("*/.hydra/overrides.yaml") if self._is_new(path)]
-        jobs = sorted((path.parent.parent for path in records), key=_job_number)
-        labels, what = _labels([list(OmegaConf.load(job / ".hydra" / "overrides.yaml")) for job in jobs])
-        summaries = [read_summary(job) if self._is_new(job / "summary.json") else {} for job in jobs]
-        done = {name: each for name, each in zip(labels, summaries, strict=True) if each.get("status") == "completed"}
-        if done:
-            _console.print(comparison_table(list(done.values()), list(done), what))
-        _say(f"run folders: {_shown(sweep)}/\nplot: python -m flsparse.report {_shown(sweep)}")
-        if len(done) < len(jobs):
-            _say(f"{len(jobs) - len(done)} of {len(jobs)} runs failed", _errors)
+        """Compare the jobs; leave with exit code 1 when one of them failed."""
+        done, jobs = _compare(Path(config.hydra.sweep.dir))
+        if done < jobs:
+            _say(f"{jobs - done} of {jobs} runs failed", _errors)
             sys.exit(1)
 
-    def _is_new(self, path: Path) -> bool:
-        return path.is_file() and path.stat().st_mtime >= self.started
+
+def _compare(sweep: Path) -> tuple[int, int]:
+    """Print a table of a sweep's jobs that are done; return their number and that of all that have started."""
+
+    def is_new(path: Path) -> bool:
+        return path.is_file() and path.stat().st_mtime >= Comparison.started
+
+    records = [path for path in sweep.glob("*/.hydra/overrides.yaml") if is_new(path)]
+    jobs = sorted((path.parent.parent for path in records), key=_job_number)
+    labels, what = _labels([list(OmegaConf.load(job / ".hydra" / "overrides.yaml")) for job in jobs])
+    summaries = [read_summary(job) if is_new(job / "summary.json") else {} for job in jobs]
+    done = {name: each for name, each in zip(labels, summaries, strict=True) if each.get("status") == "completed"}
+    if done:
+        _console.print(comparison_table(list(done.values()), list(done), what))
+    _say(f"run folders: {_shown(sweep)}/\nplot: python -m flsparse.report {_shown(sweep)}")
+    return len(done), len(jobs)
 
 
 def _labels(overrides: Sequence[Sequence[str]]) -> tuple[list[str], str]:

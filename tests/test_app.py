@@ -311,6 +311,16 @@ def test_a_sweep_goes_on_after_a_failed_run_and_ends_with_an_error(
     assert "1 of 3 runs failed" in captured.err
 
 
+def test_a_sweep_that_is_interrupted_shows_what_is_done(
+    run: Run, launched: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("-m", "num_rounds=2,7,3", "output_dir=sweep") == 130
+    assert len(launched) == 2
+    captured = capsys.readouterr()
+    assert "90.0 %" in captured.out
+    assert "flsparse resume=sweep/1-" in captured.err
+
+
 def test_an_interrupted_run_says_how_to_go_on_and_goes_on(
     run: Run, launched: list[Any], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

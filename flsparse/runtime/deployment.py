@@ -13,10 +13,9 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
 from logging import WARNING
 from pathlib import Path
 from typing import IO, Any
@@ -84,7 +83,6 @@ def run_deployed(cfg: Mapping[str, Any], observers: Sequence[Observer] = ()) -> 
     """
     folder = Path(cfg.get("resume") or cfg["output_dir"]).absolute()
     with ExitStack() as stack:
-        stack.enter_context(_terminable())
         work = Path(tempfile.mkdtemp(prefix="flsparse-"))
         stack.callback(shutil.rmtree, work, ignore_errors=True)
         processes = Processes(folder / "logs", work)
@@ -360,23 +358,6 @@ def _finish(
         logs = f"in {processes.logs}" if processes.logs.exists() else "where the SuperLink runs"
         raise DeploymentError(f"the run failed: {summary['error']}; logs are {logs}")
     return summary
-
-
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """Turn SIGTERM into SystemExit for a while, so that the processes are ended then too."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def leave(number: int, frame: object) -> None:
-        raise SystemExit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _written_after(path: Path, moment: float) -> bool:
