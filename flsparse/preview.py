@@ -109,8 +109,8 @@ def preview(cfg: Mapping[str, Any]) -> Preview:
     plain = task.model()
     names = prunable_names(plain)
     strategy = make_strategy(cfg, names)
+    parameters = sum(each.numel() for each in plain.parameters())  # without the buffers of batch norm
     arrays = state_arrays(strategy.prepare(plain))
-    parameters = sum(array.size for array in arrays.values())
     sparsity = float(getattr(strategy, "sparsity", 0.0))
     pruned = prune_global(arrays, sparsity, names)
 
