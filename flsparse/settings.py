@@ -116,7 +116,11 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     ),
     "model.width": _at_least(1),
     "superlink": (
-        lambda value: isinstance(value, str) and re.fullmatch(r".+:\d+", value) is not None,
+        lambda value: (
+            isinstance(value, str)
+            and re.fullmatch(r".+:\d{1,5}", value) is not None
+            and int(value.rpartition(":")[2]) < 2**16
+        ),
         "HOST:PORT, where a SuperLink listens",
     ),
     "codec.values": _VALUES,
