@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -78,7 +79,9 @@ def run_simulated(cfg: Mapping[str, Any], observers: Sequence[Observer] = ()) ->
                 num_supernodes=int(cfg["num_clients"]),
                 backend_config=backend_config(cfg.get("runtime") or {}),
             )
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SystemExit) as leave:
+            if isinstance(leave, SystemExit):  # Ray makes it of SIGTERM, and aborts the process 3 s later: too soon
+                signal.alarm(int(_STOP_S))
             stop.set()
             if not done.wait(_STOP_S) or not summaries:
                 raise
