@@ -11,6 +11,7 @@ import math
 import os
 import re
 import sys
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -76,6 +77,7 @@ def _run(arguments: Sequence[str]) -> int:
         return _hand_over(arguments)
     for cfg in jobs:
         _check_strategy(cfg)
+        _check_machine(cfg)
     for note in dict.fromkeys(note for cfg in jobs for note in without_effect(cfg, given)):
         _say(f"flsparse: note: {note}", _errors)
     if resumed:
@@ -115,11 +117,25 @@ def _check_strategy(cfg: Mapping[str, Any]) -> None:
         raise SettingsError(f"strategy.{message}" if named and named[0] in cfg["strategy"] else message) from error
 
 
+def _check_machine(cfg: Mapping[str, Any]) -> None:
+    """Refuse a simulation whose nodes do not fit this machine."""
+    from flsparse.runtime.simulation import check_resources
+
+    try:
+        if cfg["runtime"]["name"] == "simulation":
+            check_resources(cfg["runtime"])
+    except ValueError as error:
+        raise SettingsError(str(error)) from error
+
+
 def _check_folder(folders: Sequence[str], *, sweep: bool) -> None:
-    """Refuse an output_dir that holds a run or cannot be written to, before Hydra puts its own files there."""
+    """Refuse an output_dir that holds runs or cannot be written to, before Hydra puts its own files there."""
+    if folders and not folders[-1].strip("'\""):
+        raise SettingsError("output_dir= is empty: it is the run's folder; leave it out for one below runs/")
     for folder in map(Path, folders[-1:]):
-        if not sweep and holds_a_run(folder):
-            raise SettingsError(f"{folder} holds a run: choose another output_dir, or go on with it (resume={folder})")
+        jobs = sorted(each for each in folder.glob("*/") if holds_a_run(each)) if sweep else []
+        for run in [folder] * holds_a_run(folder) + jobs[:1]:
+            raise SettingsError(f"{folder} holds a run: choose another output_dir, or go on with it (resume={run})")
         there = next(each for each in (folder, *folder.absolute().parents) if each.exists())
         if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
             raise SettingsError(f"output_dir={folder}: {there} is not a folder that can be written to")
@@ -187,7 +203,12 @@ def _job(config: DictConfig) -> float:
     if sweeping:
         _console.rule(f"{settings.job.num}: {' '.join(settings.overrides.task)}", align="left")
     cfg: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
-    summary = _launch(cfg, show=not sweeping)
+    try:
+        summary = _launch(cfg, show=not sweeping)
+    except KeyboardInterrupt:
+        if sweeping:
+            _compare(Path(settings.sweep.dir))
+        raise
     if summary is None:
         return math.nan if sweeping else sys.exit(1)
     accuracy = summary.get("final_accuracy")
@@ -250,19 +271,35 @@ def _print(cfg: dict[str, Any]) -> int:
 class Comparison(Callback):
     """Prints one table when a sweep has ended (a Hydra callback, named in ``conf/config.yaml``)."""
 
+    started = 0.0
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Note when: what is older in the folder is not of this sweep."""
+        Comparison.started = time.time() - 1.0  # file systems' clocks are coarse
+
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Compare the jobs' summaries; leave with exit code 1 when one of them has none."""
-        sweep = Path(config.hydra.sweep.dir)
-        jobs = sorted((path.parent.parent for path in sweep.glob("*/.hydra/overrides.yaml")), key=_job_number)
-        labels, what = _labels([list(OmegaConf.load(job / ".hydra" / "overrides.yaml")) for job in jobs])
-        summaries = [read_summary(job) if (job / "summary.json").is_file() else {} for job in jobs]
-        done = {name: each for name, each in zip(labels, summaries, strict=True) if each.get("status") == "completed"}
-        if done:
-            _console.print(comparison_table(list(done.values()), list(done), what))
-        _say(f"run folders: {_shown(sweep)}/\nplot: python -m flsparse.report {_shown(sweep)}")
-        if len(done) < len(jobs):
-            _say(f"{len(jobs) - len(done)} of {len(jobs)} runs failed", _errors)
+        """Compare the jobs; leave with exit code 1 when one of them failed."""
+        done, jobs = _compare(Path(config.hydra.sweep.dir))
+        if done < jobs:
+            _say(f"{jobs - done} of {jobs} runs failed", _errors)
             sys.exit(1)
+
+
+def _compare(sweep: Path) -> tuple[int, int]:
+    """Print a table of a sweep's jobs that are done; return their number and that of all that have started."""
+
+    def is_new(path: Path) -> bool:
+        return path.is_file() and path.stat().st_mtime >= Comparison.started
+
+    records = [path for path in sweep.glob("*/.hydra/overrides.yaml") if is_new(path)]
+    jobs = sorted((path.parent.parent for path in records), key=_job_number)
+    labels, what = _labels([list(OmegaConf.load(job / ".hydra" / "overrides.yaml")) for job in jobs])
+    summaries = [read_summary(job) if is_new(job / "summary.json") else {} for job in jobs]
+    done = {name: each for name, each in zip(labels, summaries, strict=True) if each.get("status") == "completed"}
+    if done:
+        _console.print(comparison_table(list(done.values()), list(done), what))
+    _say(f"run folders: {_shown(sweep)}/\nplot: python -m flsparse.report {_shown(sweep)}")
+    return len(done), len(jobs)
 
 
 def _labels(overrides: Sequence[Sequence[str]]) -> tuple[list[str], str]:

@@ -61,7 +61,7 @@ class Preview:
 
 
 def rehearse(cfg: Mapping[str, Any]) -> Task:
-    """Build all that a run needs and send two test images through the model, so that a run fails now or not for this.
+    """Build all that a run needs and send two images through the model, so that a run fails now or not for this.
 
     Returns
     -------
@@ -76,7 +76,7 @@ def rehearse(cfg: Mapping[str, Any]) -> Task:
     task = build_task(cfg)
     plain = task.model()
     model = make_strategy(cfg, prunable_names(plain)).prepare(plain).eval()
-    data = task.test_data()
+    data = task.validation_data() if cfg["evaluate"]["on"] == "validation" else task.test_data()
     with torch.no_grad():
         model(data.prepare(data.all_inputs[data.index[:2]].to(task.device)))
     return task
@@ -110,8 +110,8 @@ def preview(cfg: Mapping[str, Any]) -> Preview:
     plain = task.model()
     names = prunable_names(plain)
     strategy = make_strategy(cfg, names)
+    parameters = sum(each.numel() for each in plain.parameters())  # without the buffers of batch norm
     arrays = state_arrays(strategy.prepare(plain))
-    parameters = sum(array.size for array in arrays.values())
     sparsity = float(getattr(strategy, "sparsity", 0.0))
     pruned = prune_global(arrays, sparsity, names)
 

@@ -82,6 +82,7 @@ def _one_of(*choices: str) -> tuple[Callable[[Any], bool], str]:
 _POSITIVE = (lambda value: _number(value) and value > 0, "a number above 0")
 _NOT_NEGATIVE = (lambda value: _number(value) and value >= 0, "a number, 0 or more")
 _FRACTION = (lambda value: _number(value) and 0 < value <= 1, "a fraction of the nodes, above 0 and at most 1")
+_SWITCH = (lambda value: isinstance(value, bool), "true or false")
 _VALUES = _one_of("raw", "fp32", "fp16", "int8", "int4")
 
 _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
@@ -91,6 +92,8 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "fraction_train": _FRACTION,
     "threads": _at_least(1),
     "runtime.name": _one_of("inprocess", "simulation", "deployment"),
+    "runtime.num_cpus": _POSITIVE,
+    "runtime.num_gpus": _NOT_NEGATIVE,
     "evaluate.every": _at_least(1),
     "evaluate.on": _one_of("test", "validation"),
     "partition.alpha": _POSITIVE,
@@ -102,13 +105,22 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "client.local_steps": _at_least(0),
     "client.momentum": (lambda value: _number(value) and 0 <= value < 1, "a number in [0, 1)"),
     "client.weight_decay": _NOT_NEGATIVE,
+    "client.clip_grad": _NOT_NEGATIVE,
+    "dataset.std": (
+        lambda value: all(_number(each) and each > 0 for each in (value if isinstance(value, list) else [value])),
+        "a number above 0, or one for each channel",
+    ),
     "device": (
         lambda value: isinstance(value, str) and re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", value) is not None,
         "cpu, cuda, cuda:N, mps, or auto: a GPU where there is one",
     ),
     "model.width": _at_least(1),
     "superlink": (
-        lambda value: isinstance(value, str) and re.fullmatch(r".+:\d+", value) is not None,
+        lambda value: (
+            isinstance(value, str)
+            and re.fullmatch(r".+:\d{1,5}", value) is not None
+            and int(value.rpartition(":")[2]) < 2**16
+        ),
         "HOST:PORT, where a SuperLink listens",
     ),
     "codec.values": _VALUES,
@@ -118,6 +130,11 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
         lambda value: _number(value) and 0 <= value < 1,
         "the fraction of zeros, at least 0 and below 1 (0.95 keeps one weight in twenty)",
     ),
+    "strategy.ramp": _SWITCH,
+    "strategy.reprune": _SWITCH,
+    "strategy.activation_pruning": _SWITCH,
+    "strategy.control_variates": _SWITCH,
+    "strategy.entropy": _SWITCH,
     "strategy.activation_threshold": _one_of("frozen", "exact"),
     "strategy.alpha": (lambda value: _number(value) and 0 < value <= 1, "the pull, above 0 and at most 1"),
     "strategy.lambda_": _NOT_NEGATIVE,
@@ -126,6 +143,10 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "strategy.uplink_density": (lambda value: _number(value) and 0 < value <= 1, "a fraction, above 0 and at most 1"),
     "strategy.qsr": _NOT_NEGATIVE,
     "strategy.valley_every": _at_least(0),
+    "strategy.valley_names": (
+        lambda value: isinstance(value, list) and all(isinstance(each, str) for each in value),
+        "a list of parameters' names, [A,B]",
+    ),
     "strategy.statistics_every": _at_least(0),
     "strategy.server_lr": _POSITIVE,
     "strategy.min_replies": _at_least(1),
@@ -168,6 +189,11 @@ def check(cfg: Mapping[str, Any]) -> None:
             raise SettingsError(f"{key}={value} is impossible: it is {words}")
     if lookup(cfg, "client.local_epochs") == 0 and not lookup(cfg, "client.local_steps"):
         raise SettingsError("client.local_epochs=0 and client.local_steps=0: nodes would not train; set one of them")
+    if lookup(cfg, "strategy.name") == "split_ms" and (clip := lookup(cfg, "client.clip_grad")):
+        raise SettingsError(
+            f"client.clip_grad={clip} is impossible with strategy=split_ms, where no side has the whole gradient: "
+            "set it to 0"
+        )
     _check_nodes(cfg)
 
 

@@ -117,6 +117,14 @@ def is_connected(adjacency: Adjacency) -> bool:
     return bool(nx.is_connected(nx.from_numpy_array(adjacency)))
 
 
+def _beyond_reach(adjacency: Adjacency) -> set[int]:
+    """Return the nodes to which no path leads from node 0."""
+    import networkx as nx
+
+    reached: set[int] = nx.node_connected_component(nx.from_numpy_array(adjacency), 0)
+    return set(range(len(adjacency))) - reached
+
+
 def metropolis(adjacency: Adjacency) -> Matrix:
     """Return the Metropolis weights of a graph.
 
@@ -151,7 +159,11 @@ def check_mixing(weights: Matrix) -> None:
     if (off := np.flatnonzero(np.abs(sums - 1) > _TOLERANCE)).size:
         raise ValueError(f"row {off[0]} of the mixing matrix sums to {sums[off[0]]}, not to 1")
     if not is_connected(_edges_of(weights)):
-        raise ValueError("the graph of the mixing matrix falls into parts that never hear of each other")
+        away = min(_beyond_reach(_edges_of(weights)))
+        raise ValueError(
+            f"the graph of the mixing matrix falls into parts that never hear of each other: no path leads from node 0 "
+            f"to node {away}; give W[i][{away}] a weight, i a node that is reached"
+        )
     if spectral_gap(weights) <= _TOLERANCE:  # connected, so -1 is an eigenvalue: two sides that only swap their models
         raise ValueError(
             "the graph does not mix: the spectral gap of W is 0, not above it; give a node some W[i][i] > 0"
@@ -263,7 +275,14 @@ def _given(settings: Mapping[str, Any], nodes: int) -> Topology:
     if len(settings) != 1:
         raise ValueError("topology=given needs topology.edges, pairs of nodes, or topology.weights, the rows of W")
     if "edges" in settings:
-        return Topology("given", metropolis(from_edges(nodes, settings["edges"])))
+        adjacency = from_edges(nodes, settings["edges"])
+        if not is_connected(adjacency):
+            away = _beyond_reach(adjacency)
+            raise ValueError(
+                f"topology.edges reach {nodes - len(away)} of num_clients={nodes} nodes from node 0, but not node "
+                f"{min(away)}: add edges that reach all (topology.edges=[[0,1],[1,2],...]), or set num_clients to fit"
+            )
+        return Topology("given", metropolis(adjacency))
     rows = settings["weights"]
     if any(len(row) != len(rows) for row in rows):
         raise ValueError("topology.weights is not square: as many rows as columns")

@@ -20,7 +20,7 @@ from torch import nn
 
 from flsparse._flwr import log
 from flsparse.clients.device import asked_method
-from flsparse.clients.protocol import RECORD, record_of, to_numpy
+from flsparse.clients.protocol import RECORD, STYPE, record_of, to_numpy
 from flsparse.codec import Codec, Layer, Reference
 from flsparse.codec.wire import VERSION
 from flsparse.metering.ledger import Ledger
@@ -235,6 +235,8 @@ class RoundLoop(Strategy):
 
     def _why_failed(self, server_round: int) -> str:
         reasons = "; ".join(self.wire.problems[:3]) or "no reply came before the deadline"
+        if f"Unsupported serialization type for numpy conversion: '{STYPE}'" in reasons:  # Flower's, from a node
+            reasons += ". The nodes' app lacks the mod that unpacks the model: ClientApp(mods=[CompressMod()])"
         return f"round {server_round} had fewer than min_replies={self.min_replies} valid replies: {reasons}"
 
     # -- nodes ------------------------------------------------------------------------------------------------------

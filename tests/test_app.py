@@ -1,6 +1,7 @@
 """The application from its command line: what is refused, what runs, where it leaves its folders, how it ends."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -125,6 +126,12 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         (["strategy=split_ms", "cut=conv7", "dry_run=true"], "no layer 'conv7'"),
         (["strategy=split_ms", "cut=2", "strategy.bits=99"], "strategy.bits=99 is not"),
         (["runtime=deployment", "superlink=there"], "superlink=there is impossible: it is HOST:PORT"),
+        (["runtime=simulation", "runtime.num_cpus=9999"], "runtime.num_cpus=9999 of one node is more than the "),
+        (["runtime=simulation", "runtime.num_gpus=999"], "runtime.num_gpus=999 of one node is more than the "),
+        (["runtime=simulation", "runtime.num_gpus=-1"], "runtime.num_gpus=-1 is impossible"),
+        (["evaluate.on=validation", "dataset.validation_fraction=0"], "set dataset.validation_fraction above 0"),
+        (["strategy=dppf", "strategy.valley_names=foo"], "valley_names=foo is impossible: it is a list"),
+        (["output_dir="], "output_dir= is empty"),
         ([f"output_dir={__file__}"], "is not a folder that can be written to"),
     ],
 )
@@ -150,6 +157,33 @@ def test_a_folder_that_holds_a_run_is_left_as_it_is(
     assert "go on with it (resume=done)" in capsys.readouterr().err
     assert [each.name for each in (tmp_path / "done").iterdir()] == [ended]
     assert not launched
+
+
+@pytest.mark.parametrize(("held", "mend"), [("sweep", "resume=sweep"), ("sweep/0-topk", "resume=sweep/0-topk")])
+def test_a_sweep_leaves_a_folder_that_holds_runs_as_it_is(
+    held: str, mend: str, run: Run, launched: list[Any], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / held).mkdir(parents=True)
+    (tmp_path / held / "metrics.jsonl").touch()
+    before = sorted(tmp_path.rglob("*"))
+    assert run("-m", "seed=1,2", "output_dir=sweep") == 2
+    assert f"sweep holds a run: choose another output_dir, or go on with it ({mend})" in capsys.readouterr().err
+    assert sorted(tmp_path.rglob("*")) == before
+    assert not launched
+
+
+def test_the_table_of_a_sweep_is_of_its_own_jobs(
+    run: Run, launched: list[Any], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """What an earlier sweep left there that measured nothing is none of them."""
+    assert run("-m", "num_rounds=13", "seed=1,2,3", "output_dir=sweep") == 1
+    for record in tmp_path.glob("sweep/*/.hydra/overrides.yaml"):
+        os.utime(record, (1e9, 1e9))
+    capsys.readouterr()
+    assert run("-m", "seed=5,6", "output_dir=sweep") == 0
+    captured = capsys.readouterr()
+    assert "failed" not in captured.err
+    assert " 5 " in captured.out
 
 
 def test_a_run_with_all_its_rounds_is_not_resumed(
@@ -275,6 +309,16 @@ def test_a_sweep_goes_on_after_a_failed_run_and_ends_with_an_error(
     captured = capsys.readouterr()
     assert "num_rounds" in captured.out
     assert "1 of 3 runs failed" in captured.err
+
+
+def test_a_sweep_that_is_interrupted_shows_what_is_done(
+    run: Run, launched: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("-m", "num_rounds=2,7,3", "output_dir=sweep") == 130
+    assert len(launched) == 2
+    captured = capsys.readouterr()
+    assert "90.0 %" in captured.out
+    assert "flsparse resume=sweep/1-" in captured.err
 
 
 def test_an_interrupted_run_says_how_to_go_on_and_goes_on(

@@ -12,6 +12,7 @@ from flsparse.preview import preview
 from flsparse.runtime.federation import make_strategy
 from flsparse.settings import check
 from flsparse.strategies import STRATEGIES
+from flsparse.tasks import build_task
 
 CONF = files("flsparse.conf")
 NEEDS = {("dataset", "hf"): ["dataset.repo=ylecun/mnist"]}
@@ -101,3 +102,8 @@ def test_a_preview_counts_control_variates(strategy: list[str]) -> None:
     assert doubled.parameters == plain.parameters
     assert doubled.dense_bytes == 2 * plain.dense_bytes
     assert doubled.downlink_bytes > 1.8 * plain.downlink_bytes
+
+
+def test_a_preview_counts_no_buffers() -> None:
+    cfg = composed("model=resnet20", "model.norm=batch", "strategy=fedavg")
+    assert preview(cfg).parameters == sum(each.numel() for each in build_task(cfg).model().parameters())

@@ -42,6 +42,11 @@ def test_possible_settings_pass() -> None:
         ("client", "lr", "fast"),
         ("client", "momentum", 1.0),
         ("client", "batch_size", 0),
+        ("client", "clip_grad", -1),
+        ("dataset", "std", 0),
+        ("dataset", "std", [0.5, 0]),
+        ("strategy", "ramp", "maybe"),
+        ("strategy", "valley_names", "foo"),
         ("client", "local_epochs", 0),
         ("codec", "values", "int3"),
         ("strategy", "sparsity", 1.2),
@@ -80,3 +85,11 @@ def test_dotted_keys() -> None:
     assert lookup({"a": {"b": 1}}, "a.b") == 1
     assert lookup({"a": {"b": 1}}, "a.c") is None
     assert lookup({"a": 1}, "a.b.c") is None
+
+
+def test_split_learning_does_not_clip() -> None:
+    cfg = possible()
+    cfg["strategy"] = {"name": "split_ms"}
+    cfg["client"]["clip_grad"] = 1.0
+    with pytest.raises(SettingsError, match=r"client.clip_grad=1.0 is impossible with strategy=split_ms"):
+        check(cfg)

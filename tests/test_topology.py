@@ -75,7 +75,11 @@ def test_a_matrix_that_does_not_mix_is_refused(weights, what):
         ({"name": "ring", "probability": 0.5}, "not a setting of ring"),
         ({"name": "given"}, "needs topology.edges"),
         ({"name": "given", "edges": [[0, 0]]}, "not a pair of different nodes"),
-        ({"name": "given", "edges": [[0, 1]]}, "falls into parts"),
+        (
+            {"name": "given", "edges": [[0, 1]]},
+            "edges reach 2 of num_clients=4 nodes from node 0, but not node 2",
+        ),
+        ({"name": "given", "weights": np.eye(4).tolist()}, "no path leads from node 0 to node 1"),
         ({"name": "given", "weights": [[1.0]]}, "1 rows, but there are 4 nodes"),
         ({"name": "given", "weights": [[1.0], [1.0, 2.0]]}, "not square"),
     ],

@@ -13,19 +13,21 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
+from logging import WARNING
 from pathlib import Path
 from typing import IO, Any
 
-from flsparse.report.run_folder import RunFolder, read_rows
+from flsparse._flwr import log
+from flsparse.report.run_folder import SCHEMA_VERSION, RunFolder, read_rows
 from flsparse.runtime.federation import Observer
 
 _CONNECTION = "flsparse"
 _PATIENCE = 6  # looks in a row that a SuperLink may leave unanswered
 _POLL_S, _STATUS_POLL_S, _START_S = 0.5, 10.0, 60.0
+_REACH_S = 10.0  # for a SuperLink that is said to be up
 _STOP_S = 60.0  # a ServerApp learns that it is to stop with its next request, or by its next heartbeat
 _APP = """\
 [build-system]
@@ -72,7 +74,7 @@ def run_deployed(cfg: Mapping[str, Any], observers: Sequence[Observer] = ()) -> 
     -------
     dict
         The summary, with ``flwr_inbound_bytes`` and ``flwr_outbound_bytes``: what Flower itself counted, both ways,
-        HTTP aside. The processes' logs stay in ``logs/`` of the run folder.
+        HTTP aside. The logs of the processes started here stay in ``logs/`` of the run folder.
 
     Raises
     ------
@@ -80,16 +82,11 @@ def run_deployed(cfg: Mapping[str, Any], observers: Sequence[Observer] = ()) -> 
         A process ended early, or the run failed; the message names the log to read.
     """
     folder = Path(cfg.get("resume") or cfg["output_dir"]).absolute()
-    logs = folder / "logs"
-    logs.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
-        stack.enter_context(_terminable())
         work = Path(tempfile.mkdtemp(prefix="flsparse-"))
         stack.callback(shutil.rmtree, work, ignore_errors=True)
-        processes = Processes(logs, work)
+        processes = Processes(folder / "logs", work)
         stack.callback(processes.stop)
-        address = cfg.get("superlink") or _start_federation(processes, int(cfg["num_clients"]))
-        cli = Cli(work, str(address), (cfg.get("runtime") or {}).get("root_certificates"), processes.environment)
         sent = dict(cfg) | {"output_dir": str(folder)}
         if cfg.get("resume"):
             sent["resume"] = str(folder)
@@ -98,7 +95,18 @@ def run_deployed(cfg: Mapping[str, Any], observers: Sequence[Observer] = ()) -> 
         info = {"first_round": 1, "num_rounds": cfg["num_rounds"], "num_nodes": cfg["num_clients"]}
         for observer in observers:
             observer.on_start(info | {"output_dir": str(folder), "config": dict(cfg)})
-        return _follow(cli, cli.start(sent), folder, processes, observers)
+        theirs = str(cfg.get("superlink") or "")
+        certificates = (cfg.get("runtime") or {}).get("root_certificates")
+        try:
+            if theirs:
+                _reach(theirs)
+            address = theirs or _start_federation(processes, int(cfg["num_clients"]))
+            cli = Cli(work, address, certificates, processes.environment)
+            run_id = cli.start(sent, _REACH_S if theirs else _START_S)
+            return _follow(cli, run_id, folder, processes, observers)
+        except DeploymentError as error:
+            _leave_summary(folder, cfg, error)
+            raise
 
 
 class Processes:
@@ -126,18 +134,19 @@ class Processes:
 
     def start(self, name: str, *command: str) -> None:
         """Start a process in a session of its own: Ctrl-C reaches the launcher alone, which then ends it."""
-        log = open(self.logs / f"{name}.log", "wb")  # noqa: SIM115
+        self.logs.mkdir(parents=True, exist_ok=True)
+        file = open(self.logs / f"{name}.log", "wb")  # noqa: SIM115
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self.environment, start_new_session=True
+            command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=self.environment, start_new_session=True
         )
-        self._running[name] = process, log
+        self._running[name] = process, file
 
     def check(self) -> None:
         """Raise DeploymentError where a process has ended."""
         for name, (process, _) in self._running.items():
             if process.poll() is not None:
-                log = self.logs / f"{name}.log"
-                raise DeploymentError(f"{name} ended with exit code {process.returncode}; see {log}:\n{_tail(log)}")
+                file = self.logs / f"{name}.log"
+                raise DeploymentError(f"{name} ended with exit code {process.returncode}; see {file}:\n{_tail(file)}")
 
     def stop(self) -> None:
         """End all processes and their children, kindly at first."""
@@ -149,8 +158,8 @@ class Processes:
             for process, _ in self._running.values():
                 with suppress(subprocess.TimeoutExpired):
                     process.wait(max(0.1, end - time.monotonic()))
-        for _, log in self._running.values():
-            log.close()
+        for _, file in self._running.values():
+            file.close()
         self._running.clear()
 
 
@@ -166,22 +175,25 @@ class Cli:
             f'[superlink]\ndefault = "{_CONNECTION}"\n\n[superlink.{_CONNECTION}]\naddress = "{address}"\n{security}\n'
         )
 
-    def start(self, cfg: Mapping[str, Any]) -> str:
-        """Send the app and start a run; return its id."""
+    def start(self, cfg: Mapping[str, Any], patience_s: float) -> str:
+        """Send the app and start a run, trying again for so many seconds; return its id."""
         app = self._work / "app"
         app.mkdir()
         (app / "pyproject.toml").write_text(_APP)
         override = self._work / "override.toml"
         override.write_text(f"cfg = {json.dumps(json.dumps(cfg))}\n")  # a JSON string is a TOML basic string
-        end = time.monotonic() + _START_S
+        began, told = time.monotonic(), False
         while True:  # the SuperLink may still be starting
             answer = self._call("run", str(app), _CONNECTION, "--run-config", str(override))
             if answer.get("success"):
                 return str(answer["run-id"])
-            if time.monotonic() > end:
-                raise DeploymentError(
-                    f"the SuperLink at {self._address} did not take the run: {answer.get('error-message', answer)}"
-                )
+            said = str(answer.get("error-message", answer)).splitlines()
+            reason = " ".join(line.strip() for line in said if line.strip() and not line.startswith("Using SuperLink"))
+            if time.monotonic() - began > patience_s:
+                raise DeploymentError(f"the SuperLink at {self._address} did not take the run: {reason}")
+            if not told:
+                log(WARNING, "The SuperLink at %s has not taken the run yet, trying again: %s", self._address, reason)
+                told = True
             time.sleep(1.0)
 
     def status(self, run_id: str) -> dict[str, Any]:
@@ -205,6 +217,52 @@ class Cli:
             answer = {}
         said = [line.strip() for line in f"{done.stdout}\n{done.stderr}".splitlines() if line.strip()]
         return answer or {"success": False, "error-message": said[-1] if said else f"exit code {done.returncode}"}
+
+
+def _reach(address: str) -> None:
+    """Wait a little for somebody to listen at an address; Flower's own tries are slow, and do not say why they fail.
+
+    Raises
+    ------
+    DeploymentError
+        Nobody does.
+    """
+    host, _, port = address.rpartition(":")
+    began, told = time.monotonic(), False
+    while True:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=_REACH_S).close()
+            return
+        except OSError as error:
+            if time.monotonic() - began > _REACH_S:
+                raise DeploymentError(
+                    f"no SuperLink can be reached at {address}: {error.strerror or error}; start one there, or leave "
+                    "superlink= out to have one for this run"
+                ) from error
+            if not told:
+                log(WARNING, "Waiting for the SuperLink at %s: %s", address, error.strerror or error)
+                told = True
+        time.sleep(1.0)
+
+
+def _leave_summary(folder: Path, cfg: Mapping[str, Any], error: DeploymentError) -> None:
+    """Write that a run failed where its ServerApp has not written anything itself."""
+    file = folder / "summary.json"
+    if file.exists():
+        return
+    summary = {
+        "schema_version": SCHEMA_VERSION,
+        "status": "failed",
+        "error": f"{type(error).__name__}: {error}",
+        "strategy": cfg["strategy"]["name"],
+        "dataset": cfg["dataset"]["name"],
+        "model": cfg["model"]["name"],
+        "seed": cfg["seed"],
+        "num_clients": cfg["num_clients"],
+        "rounds": len(read_rows(folder / "metrics.jsonl")),
+        "final_accuracy": None,
+    }
+    file.write_text(json.dumps(summary, indent=2) + "\n")
 
 
 def _start_federation(processes: Processes, num_nodes: int) -> str:
@@ -289,32 +347,17 @@ def _finish(
                 observer.on_end(known)
             return known
         details = record.get("status-details", "")
-        log = processes.logs / "superlink.log"
-        raise DeploymentError(f"the run is {status} {details}; see {log}:\n{_tail(log)}")
+        text = processes.logs / "superlink.log"
+        where = f"{text}:\n{_tail(text)}" if text.exists() else "the logs where the SuperLink runs"
+        raise DeploymentError(f"the run is {status} {details}; see {where}")
     summary: dict[str, Any] = json.loads(file.read_text()) | measured
     file.write_text(json.dumps(summary, indent=2) + "\n")
     for observer in observers:
         observer.on_end(summary)
     if summary["status"] == "failed":
-        raise DeploymentError(f"the run failed: {summary['error']}; logs are in {processes.logs}")
+        logs = f"in {processes.logs}" if processes.logs.exists() else "where the SuperLink runs"
+        raise DeploymentError(f"the run failed: {summary['error']}; logs are {logs}")
     return summary
-
-
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """Turn SIGTERM into SystemExit for a while, so that the processes are ended then too."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def leave(number: int, frame: object) -> None:
-        raise SystemExit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _written_after(path: Path, moment: float) -> bool:

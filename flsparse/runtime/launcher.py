@@ -2,7 +2,9 @@
 
 import os
 import shutil
+import signal
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +18,7 @@ RUNTIMES = ("inprocess", "simulation", "deployment")
 
 
 def launch(cfg: Mapping[str, Any], observers: Sequence[Observer] = ()) -> dict[str, Any]:
-    """Run the federation of a composed configuration, and return its summary.
+    """Run the federation of a composed configuration, and return its summary; SIGTERM ends it as Ctrl-C does.
 
     Parameters
     ----------
@@ -38,8 +40,9 @@ def launch(cfg: Mapping[str, Any], observers: Sequence[Observer] = ()) -> dict[s
     if name == "deployment":
         from flsparse.runtime.deployment import run_deployed
 
-        return run_deployed(cfg, observers)
-    with _node_files(cfg.get("resume") or cfg.get("output_dir")):
+        with _terminable():
+            return run_deployed(cfg, observers)
+    with _terminable(), _node_files(cfg.get("resume") or cfg.get("output_dir")):
         if name == "simulation":
             from flsparse.runtime.simulation import run_simulated
 
@@ -62,3 +65,21 @@ def _node_files(run_folder: str | Path | None) -> Iterator[None]:
     finally:
         del os.environ[STATE_DIR]
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Take SIGTERM, by which schedulers end a job, for Ctrl-C as long as the block lasts; in the main thread alone."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, frame: object) -> None:
+        signal.signal(number, signal.SIG_IGN)  # a second one must not interrupt the saving
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -2,11 +2,13 @@
 
 import logging
 import os
+import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
@@ -43,9 +45,12 @@ def run_simulated(cfg: Mapping[str, Any], observers: Sequence[Observer] = ()) ->
     ------
     ImportError
         Ray is not installed.
+    ValueError
+        A node wants more than this machine has.
     Exception
         What the server raised.
     """
+    check_resources(cfg.get("runtime") or {})
     for key, value in _QUIET.items():
         os.environ.setdefault(key, value)
     try:
@@ -74,11 +79,32 @@ def run_simulated(cfg: Mapping[str, Any], observers: Sequence[Observer] = ()) ->
                 num_supernodes=int(cfg["num_clients"]),
                 backend_config=backend_config(cfg.get("runtime") or {}),
             )
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SystemExit) as leave:
+            if isinstance(leave, SystemExit):  # Ray makes it of SIGTERM, and aborts the process 3 s later: too soon
+                signal.alarm(int(_STOP_S))
             stop.set()
             if not done.wait(_STOP_S) or not summaries:
                 raise
     return summaries[0]
+
+
+def check_resources(runtime: Mapping[str, Any]) -> None:
+    """Refuse a node that does not fit this machine: the engine would try for minutes, and not say why in the end.
+
+    Raises
+    ------
+    ValueError
+        ``num_cpus`` or ``num_gpus`` of one node is more than there is here. What a cluster has is not known here.
+    """
+    if runtime.get("ray_address"):
+        return
+    for key, there, mend in (
+        ("num_cpus", os.cpu_count() or 1, "a node needs 1 at least"),
+        ("num_gpus", torch.cuda.device_count(), "0 trains on CPUs, a fraction shares a GPU among nodes"),
+    ):
+        wanted = runtime.get(key) or 0
+        if wanted > there:
+            raise ValueError(f"runtime.{key}={wanted} of one node is more than the {there} of this machine; {mend}")
 
 
 def backend_config(runtime: Mapping[str, Any]) -> dict[str, Any]:

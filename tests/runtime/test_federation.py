@@ -1,6 +1,7 @@
 """A whole run in process: its folder, resuming, interruption, failure."""
 
 import json
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,23 @@ def test_resuming_equals_not_stopping(config: Config, tmp_path: Path, strategy: 
         assert array.tobytes() == run[name].tobytes()
     rows = [deterministic(read_rows(tmp_path / name / "metrics.jsonl")) for name in ("whole", "run")]
     assert rows[0] == rows[1]
+
+
+def test_sigterm_ends_a_run_as_ctrl_c_does(config: Config, tmp_path: Path) -> None:
+    class Scheduler(Recorder):
+        def on_round(self, row: dict[str, Any]) -> None:
+            signal.raise_signal(signal.SIGTERM)
+
+        def on_end(self, summary: dict[str, Any]) -> None:
+            signal.raise_signal(signal.SIGTERM)  # an impatient second one
+
+    before = signal.getsignal(signal.SIGTERM)
+    summary = launch(config(), [Scheduler()])
+    assert (summary["status"], summary["rounds"]) == ("interrupted", 1)
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "interrupted"
+    assert (tmp_path / "run" / "model.safetensors").exists()
+    assert not (tmp_path / "run" / "nodes").exists()
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_a_run_that_was_killed_before_its_summary_is_finished(config: Config, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from flsparse.checkpoint import load_checkpoint, save_checkpoint
 from flsparse.clients import CompressMod, device_app
 from flsparse.clients.protocol import to_numpy, to_record
 from flsparse.runtime import InProcessGrid
-from flsparse.strategies import Compressed
+from flsparse.strategies import Compressed, RoundFailed
 from flsparse.strategies import FedAvg as OurFedAvg
 
 EVERYBODY = {"fraction_train": 1.0, "fraction_evaluate": 0.0, "min_train_nodes": 4, "min_available_nodes": 4}
@@ -130,6 +130,20 @@ def test_lossless_compression_equals_the_plain_strategy():
     # Flower samples with the global generator and sums in the order of its messages
     for x, y in zip(to_numpy(compressed.arrays).values(), to_numpy(raw.arrays).values(), strict=True):
         np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6)
+
+
+def test_an_app_without_the_mod_is_told_so():
+    app = ClientApp()
+
+    @app.train()
+    def train(message, context):
+        return Message(RecordDict({"arrays": to_record(to_numpy(message.content["arrays"]))}), reply_to=message)
+
+    strategy = Compressed(FedAvg(**EVERYBODY))
+    with pytest.raises(
+        RoundFailed, match=r"lacks the mod that unpacks the model: ClientApp\(mods=\[CompressMod\(\)\]\)$"
+    ):
+        strategy.start(InProcessGrid(app, 4), initial_arrays(strategy, digits()), num_rounds=1)
 
 
 def test_evaluation_messages_are_packed_and_counted():
