@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from flsparse.codec import bits
-from flsparse.codec.specs import DTYPES, FLOATS, ArraySpec, Specs
+from flsparse.codec.specs import DTYPES, ArraySpec, Specs
 from flsparse.codec.wire import Reader
 
 BOUNDS = {"int8": 127, "int4": 7}
@@ -33,20 +33,20 @@ class Layout:
 
 def by_dtype(specs: Specs, names: Iterable[str]) -> list[list[str]]:
     """Group names by dtype, in the order of ``DTYPES``."""
-    lists: dict[str, list[str]] = {dtype: [] for dtype in DTYPES}
+    lists: dict[np.dtype, list[str]] = {np.dtype(each): [] for each in DTYPES}
     for name in names:
-        lists[specs[name].dtype.name].append(name)
+        lists[specs[name].dtype].append(name)
     return [names for names in lists.values() if names]
 
 
 def _floating(specs: Specs) -> list[str]:
-    return [name for name, spec in specs.items() if spec.dtype.name in FLOATS and spec.size]
+    return [name for name, spec in specs.items() if spec.dtype.kind == "f" and spec.size]
 
 
 def layout_of(specs: Specs, sparse: set[str]) -> Layout:
     """Lay arrays out, given the names of the sparse ones."""
     floating = _floating(specs)
-    others = [name for name, spec in specs.items() if spec.dtype.name not in FLOATS]
+    others = [name for name, spec in specs.items() if spec.dtype.kind != "f"]
     return Layout(
         [name for name in floating if name in sparse],
         [name for name in floating if name not in sparse],

@@ -98,14 +98,15 @@ def quantize(x: Floats, step: float, bound: int, rng: np.random.Generator | None
     return np.clip(scaled, -bound, bound).astype(np.int16)
 
 
-def dequantize(q: NDArray[np.integer], step: float, base: np.ndarray | None, dtype: np.dtype) -> np.ndarray:
-    """Return ``base + q * step`` rounded to ``dtype`` and saturated at its largest finite value."""
+def dequantize(q: NDArray[np.integer], step: float | Floats, base: np.ndarray | None, dtype: np.dtype) -> np.ndarray:
+    """Return ``base + q * step``, one step or one each, rounded to ``dtype`` and saturated at its largest value."""
     with np.errstate(over="ignore"):
-        x = q * np.float64(step)
+        x = q * np.asarray(step, np.float64)
         if base is not None:
             x += base
     limit = float(np.finfo(dtype).max)
-    return np.clip(x, -limit, limit).astype(dtype)
+    out: np.ndarray = np.clip(x, -limit, limit).astype(dtype)
+    return out
 
 
 def log_code(x: np.ndarray) -> Floats:

@@ -202,15 +202,37 @@ def read_dense(reader: Reader, runs: list[DenseRun], bound: int) -> list[np.ndar
     for fine, most in ((False, bound), (True, quant.FINE_BOUND)):
         streams[fine] = symbols.decode_integers(reader, sum(run.size for run in runs if run.fine == fine))
         _check_range(streams[fine], most)
-    out = []
-    for step, logarithm, run in zip(steps, logarithms, runs, strict=True):
-        q = streams[run.fine][at[run.fine] : at[run.fine] + run.size]
+    parts: list[Integers] = []
+    groups: dict[object, list[int]] = {}
+    for i, (logarithm, run) in enumerate(zip(logarithms, runs, strict=True)):
+        parts.append(streams[run.fine][at[run.fine] : at[run.fine] + run.size])
         at[run.fine] += run.size
-        if not logarithm:
-            out.append(quant.dequantize(q, step, run.base, run.dtype))
-            continue
-        require(run.fine and (run.base is None or bool((run.base > 0).all())), "a logarithm of what is not positive")
-        with np.errstate(over="ignore"):
-            x = q * np.float64(step)
-        out.append(quant.log_value(x if run.base is None else x + quant.log_code(run.base), run.dtype))
+        require(run.fine or not logarithm, "a logarithm of a large array")
+        key = (bool(logarithm), run.dtype) if run.fine else i  # small arrays are many: alike ones go together
+        groups.setdefault(key, []).append(i)
+    out: list[np.ndarray] = [np.empty(0)] * len(runs)
+    for members in groups.values():
+        some, sizes = [runs[i] for i in members], [runs[i].size for i in members]
+        q, base = _joined([parts[i] for i in members]), None
+        if some[0].base is not None:
+            base = _joined([run.base for run in some if run.base is not None])
+        step = np.repeat([steps[i] for i in members], sizes)
+        values = _dense_values(q, step, base, some[0].dtype, logarithm=bool(logarithms[members[0]]))
+        for i, value in zip(members, np.split(values, np.cumsum(sizes)[:-1]), strict=True):
+            out[i] = value
     return out
+
+
+def _joined(parts: list[np.ndarray]) -> np.ndarray:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def _dense_values(
+    q: Integers, step: Floats, base: np.ndarray | None, dtype: np.dtype, *, logarithm: bool
+) -> np.ndarray:
+    if not logarithm:
+        return quant.dequantize(q, step, base, dtype)
+    require(base is None or bool((base > 0).all()), "a logarithm of what is not positive")
+    with np.errstate(over="ignore"):
+        x = q * step
+    return quant.log_value(x if base is None else x + quant.log_code(base), dtype)
