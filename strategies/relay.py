@@ -49,6 +49,7 @@ class Relay:
         self._applied: dict[int, int] = {}  # last round that a node confirmed; absent: it has not started
         self._lost: set[int] = set()
         self._misfits: dict[int, tuple[int, int]] = {}  # by node: sender and round of what did not fit its copy
+        self._accused: dict[int, int] = {}  # senders that are resynchronized on one node's word: whose
         self._asked: dict[int, list[int]] = {}  # copies asked for in this round, by holder
         self._times_asked: Counter[int] = Counter()  # by copy
         self._given: set[int] = set()  # nodes that were sent the present copies
@@ -78,6 +79,10 @@ class Relay:
             if any(self._applied.get(j, self.epoch) >= server_round for j in self.topology.neighbours(sender)):
                 self._lost.add(node)
                 continue
+            if node in (self._accused[j] for j in self._accused if j != sender):  # one at a time on one node's word
+                self._lost.add(node)
+                continue
+            self._accused[sender] = node
             self._lost.add(sender)
             for letters in (letters for r, letters in self._log.items() if r >= server_round):
                 letters.pop(sender, None)
@@ -164,7 +169,7 @@ class Relay:
         """Forget everything: after round ``epoch`` all copies are a common model again."""
         self.epoch = epoch
         self._log = {r: {} for r in self._log if r > epoch}
-        self._applied, self._lost, self._misfits = {}, set(), {}
+        self._applied, self._lost, self._misfits, self._accused = {}, set(), {}, {}
         self._copies, self._copies_after, self._given, self._asked = {}, -1, set(), {}
 
     # -- from the nodes ---------------------------------------------------------------------------------------------
@@ -200,6 +205,7 @@ class Relay:
                 raise ValueError(f"it brings copies of {sorted(unasked)} that it was not asked for")
         self._applied[node] = answer.applied
         self._lost.discard(node)
+        self._accused.pop(node, None)
         self._misfits.pop(node, None)
         if not training or node in self._log.get(server_round, {}):
             return False
@@ -246,6 +252,7 @@ class Relay:
             "applied": {str(j): r for j, r in self._applied.items()},
             "lost": sorted(self._lost),
             "misfits": {str(j): list(misfit) for j, misfit in self._misfits.items()},
+            "accused": {str(j): by for j, by in self._accused.items()},
             "link_bytes": {f"{i}-{j}": count for (i, j), count in self.link_bytes.items()},
         }
 
@@ -258,6 +265,7 @@ class Relay:
         self._applied = {int(j): r for j, r in state["applied"].items()}
         self._lost = set(state["lost"])
         self._misfits = {int(j): (sender, r) for j, (sender, r) in state["misfits"].items()}
+        self._accused = {int(j): by for j, by in state["accused"].items()}
         links = (key.split("-") for key in state["link_bytes"])
         self.link_bytes = {(int(i), int(j)): state["link_bytes"][f"{i}-{j}"] for i, j in links}
         self._copies, self._copies_after = {}, -1

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from flsparse.clients.mail import LOST, OK, Answer, from_bytes, to_bytes
@@ -145,6 +145,7 @@ def test_holders_of_a_copy_never_disagree(data, graph, backlog):
     assert all(set(node.hood.copies) == {node.partition, *relay.topology.neighbours(node.partition)} for node in nodes)
 
 
+@example(graph="ring", moves=["ok", "ok", "ok", "blames", "garbage", "blames"], away=[0, 0, 0, 2, 0, 2, 0, 0])
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     graph=st.sampled_from(["ring", "complete"]),
