@@ -159,6 +159,16 @@ def test_a_folder_that_holds_a_run_is_left_as_it_is(
     assert not launched
 
 
+def test_a_run_that_measured_nothing_may_be_tried_again_in_its_folder(
+    run: Run, launched: list[Any], tmp_path: Path
+) -> None:
+    (tmp_path / "failed").mkdir()
+    (tmp_path / "failed" / "metrics.jsonl").touch()
+    (tmp_path / "failed" / "summary.json").write_text('{"status": "failed", "rounds": 0}')
+    assert run("output_dir=failed") == 0
+    assert len(launched) == 1
+
+
 @pytest.mark.parametrize(("held", "mend"), [("sweep", "resume=sweep"), ("sweep/0-topk", "resume=sweep/0-topk")])
 def test_a_sweep_leaves_a_folder_that_holds_runs_as_it_is(
     held: str, mend: str, run: Run, launched: list[Any], capsys: pytest.CaptureFixture[str], tmp_path: Path

@@ -34,8 +34,16 @@ class RunFolderError(RuntimeError):
 
 
 def holds_a_run(path: Path) -> bool:
-    """Tell whether a folder holds what a run has measured."""
-    return any((path / name).exists() for name in ("summary.json", "metrics.jsonl"))
+    """Tell whether a folder holds a run: one that goes on, or has measured something before it ended."""
+    summary, metrics = path / "summary.json", path / "metrics.jsonl"
+    if metrics.exists() and metrics.stat().st_size:
+        return True
+    try:
+        return bool(json.loads(summary.read_text(encoding="utf-8"))["rounds"])
+    except (FileNotFoundError, NotADirectoryError):
+        return metrics.exists()  # its first round goes on
+    except (ValueError, KeyError, TypeError):
+        return True
 
 
 class RunFolder:
