@@ -32,14 +32,14 @@ from flsparse.clients.base import state_arrays
 from flsparse.clients.protocol import to_numpy, to_record
 from flsparse.clients.split_ms import SplitMSLocal, batches_of_a_pass
 from flsparse.clients.split_protocol import Part
-from flsparse.codec import PayloadError, decode_activations, decode_gradient, encode_gradient
+from flsparse.codec import PayloadError, decode_activations, encode_gradient
 from flsparse.codec.errors import require
 from flsparse.cutting import default_head
 from flsparse.metering.ledger import Direction
 from flsparse.schedules import learning_rate
 from flsparse.strategies.base import numbers_of
 from flsparse.strategies.fedavg import FedAvg
-from flsparse.strategies.split_top import Received, Top
+from flsparse.strategies.split_top import Received, Tally, Top, decode_head_gradient
 from flsparse.strategies.split_wire import SplitWire
 from flsparse.strategies.wire import Node, Value
 
@@ -213,7 +213,7 @@ class SplitMS(FedAvg):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Lead the nodes through the round's steps, then average their bottoms; None without a quorum."""
-        self._tally = _Tally()
+        self._tally = Tally()
         for step in range(self._steps):
             self.top.begin_step()
             lead = self._through_heads if self.asked.head else self._to_the_loss
@@ -333,7 +333,7 @@ class SplitMS(FedAvg):
             node_id = self.wire.sender(reply).node_id
             try:
                 pairs = zip(gradients, onward[node_id], strict=True)
-                found = self.top.from_the_head(waiting[node_id], [_whole_gradient(*pair) for pair in pairs])
+                found = self.top.from_the_head(waiting[node_id], [decode_head_gradient(*pair) for pair in pairs])
             except _OF_ONE_NODE as error:
                 self._refuse(reply, error)
                 continue
@@ -375,24 +375,6 @@ class SplitMS(FedAvg):
         self._batches_done = int(state["batches_done"])  # type: ignore[call-overload]
 
 
-class _Tally:
-    """What the server sees of a round's training."""
-
-    def __init__(self) -> None:
-        self.loss, self.correct, self.elements = 0.0, 0, 0
-        self.samples_of: Counter[int] = Counter()  # by node
-
-    @property
-    def samples(self) -> int:
-        return self.samples_of.total()
-
-    def add(self, node_id: int, batches: list[Received], loss: float = 0.0, correct: int = 0) -> None:
-        self.loss += loss
-        self.correct += correct
-        self.samples_of[node_id] += sum(len(batch) for batch in batches)
-        self.elements += sum(batch.smashed.numel() for batch in batches)
-
-
 def _most_common(shapes: list[tuple[int, ...]]) -> tuple[int, ...] | None:
     """Return the shape that most have, of several the one with the fewest values; None where there is none.
 
@@ -401,9 +383,3 @@ def _most_common(shapes: list[tuple[int, ...]]) -> tuple[int, ...] | None:
     """
     counts = Counter(shape for shape in shapes if prod(shape) and shape)
     return min(counts, key=lambda shape: (-counts[shape], prod(shape)), default=None)
-
-
-def _whole_gradient(part: Part, sent: Part) -> Tensor:
-    """Decode the gradient of what was sent to a head."""
-    require(part.shape == sent.shape, f"a gradient of {part.shape} came for {sent.shape}")
-    return torch.from_numpy(decode_gradient(part.data, part.shape, np.ones(prod(part.shape), np.bool_)))

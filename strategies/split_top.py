@@ -4,8 +4,10 @@ L_m = mean over node m's samples of CE(top(a), y)          gradients for the nod
 top <- top - lr * sum_m n_m dL_m/dtop / sum_m n_m          once a step, from all nodes
 """
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from math import prod
 
 import numpy as np
 import torch
@@ -15,7 +17,7 @@ from torch.nn.functional import cross_entropy
 from flsparse.clients import split_protocol as split
 from flsparse.clients.base import load_arrays
 from flsparse.clients.split_protocol import Part
-from flsparse.codec import decode_activations
+from flsparse.codec import decode_activations, decode_gradient
 from flsparse.codec.errors import require
 from flsparse.strategies.downlink import LARGEST_WEIGHT
 
@@ -56,6 +58,32 @@ class Received:
 
     def __len__(self) -> int:
         return len(self.smashed)
+
+
+def decode_head_gradient(part: Part, sent: Part) -> Tensor:
+    """Decode the gradient of what was sent to a head; PayloadError where it is damaged or shaped otherwise."""
+    require(part.shape == sent.shape, f"a gradient of {part.shape} came for {sent.shape}")
+    return torch.from_numpy(decode_gradient(part.data, part.shape, np.ones(prod(part.shape), np.bool_)))
+
+
+class Tally:
+    """What the server sees of a round's training: summed loss, correct predictions, activations, samples by node id."""
+
+    def __init__(self) -> None:
+        self.loss, self.correct, self.elements = 0.0, 0, 0
+        self.samples_of: Counter[int] = Counter()
+
+    @property
+    def samples(self) -> int:
+        """Samples of all nodes."""
+        return self.samples_of.total()
+
+    def add(self, node_id: int, batches: Sequence[Received], loss: float = 0.0, correct: int = 0) -> None:
+        """Enter one node's batches of one step."""
+        self.loss += loss
+        self.correct += correct
+        self.samples_of[node_id] += sum(len(batch) for batch in batches)
+        self.elements += sum(batch.smashed.numel() for batch in batches)
 
 
 class Top:
