@@ -67,16 +67,6 @@ class Limits:
             raise ValueError(f"the server asks for {value}, but this device's owner set {name}={limit}")
 
 
-def passes(batches: int, examples: int, batch_size: int) -> float:
-    """Return how many passes over the data so many batches are; a single left-over sample joins the batch before it.
-
-    >>> passes(4, 9, 4), passes(4, 10, 4), passes(1, 1, 4)
-    (2.0, 1.3333333333333333, 1.0)
-    """
-    whole, left = divmod(examples, max(batch_size, 1))
-    return batches / max(1, whole + (left > 1))
-
-
 class CompressMod:
     """Flower mod that unpacks what comes in and packs what goes out.
 

@@ -22,7 +22,7 @@ from flsparse.clients.base import (
     load_arrays,
     make_method,
 )
-from flsparse.clients.compress import CompressMod, Limits, passes
+from flsparse.clients.compress import CompressMod, Limits
 from flsparse.clients.probes import METRICS, STATISTICS, VALLEY, answer_statistics, answer_valley
 from flsparse.clients.protocol import (
     CONTROL,
@@ -37,6 +37,7 @@ from flsparse.clients.protocol import (
 from flsparse.clients.split_device import split_function
 from flsparse.clients.state import NodeState
 from flsparse.codec.wire import VERSION
+from flsparse.schedules import batches_of_a_pass
 
 CONFIG = "config"
 
@@ -152,7 +153,7 @@ def partition_id(context: Context) -> int:
 def _epochs(config: Mapping[str, Scalar], examples: int) -> float:
     """Return the passes over the local data that a message asks for, in epochs or in steps, read as training does."""
     if (steps := int(config.get("local-steps", 0))) > 0:
-        return passes(steps, examples, int(config.get("batch-size", 1)))
+        return steps / batches_of_a_pass(examples, max(1, int(config.get("batch-size", 1))))
     return int(config.get("local-epochs", 1))
 
 

@@ -24,10 +24,11 @@ from flsparse.clients import protocol
 from flsparse.clients import split_protocol as split
 from flsparse.clients.base import Arrays, Scalar, TaskLike, load_arrays, state_arrays
 from flsparse.clients.compress import Limits
-from flsparse.clients.split_ms import SplitMSLocal, batch_positions, batches_of_a_pass
+from flsparse.clients.split_ms import SplitMSLocal, batch_positions
 from flsparse.clients.split_protocol import Part
 from flsparse.clients.state import NodeState
 from flsparse.codec import Codec, Reference, decode_activations, decode_gradient, encode_gradient
+from flsparse.schedules import batches_of_a_pass
 from flsparse.torch_rng import seeded
 
 _cut: WeakKeyDictionary[TaskLike, dict[tuple[str, str], list[nn.Module]]] = WeakKeyDictionary()

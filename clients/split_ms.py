@@ -20,6 +20,7 @@ from flsparse.clients.base import LocalMethod, register
 from flsparse.codec import make_activation_codec
 from flsparse.codec.activations import ActivationCodec
 from flsparse.cutting import cut_model
+from flsparse.schedules import batches_of_a_pass
 
 
 @register
@@ -75,18 +76,6 @@ class SplitMSLocal(LocalMethod):
     def parts(self, model: nn.Module) -> list[nn.Module]:
         """Cut a model: bottom, the server's part and, where the labels stay on the device, the head."""
         return [*cut_model(model, [self.cut, self.head] if self.head else [self.cut])]
-
-
-def batches_of_a_pass(size: int, batch_size: int) -> int:
-    """Return how many batches hold all of a node's samples once: a single left-over sample joins the batch before it.
-
-    Both sides count with this: the server how many steps a round has, the device what its owner allows.
-
-    >>> [batches_of_a_pass(size, 16) for size in (1, 16, 17, 18, 65)]
-    [1, 1, 1, 2, 4]
-    """
-    whole, left = divmod(size, batch_size)
-    return max(1, whole + (left > 1))
 
 
 def batch_positions(size: int, batch_size: int, index: int, seed: int, node: int) -> np.ndarray:

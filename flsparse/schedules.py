@@ -1,4 +1,4 @@
-"""Learning rates by round, and local steps by learning rate."""
+"""Learning rates by round, local steps by learning rate, and batches by the amount of data."""
 
 from math import cos, floor, pi
 
@@ -66,3 +66,15 @@ def quadratic_synchronization(rate: float, coefficient: float, at_least: int, at
     [4, 6, 25, 64]
     """
     return min(max(at_least, floor((coefficient / rate) ** 2)), max(at_least, at_most))
+
+
+def batches_of_a_pass(size: int, batch_size: int) -> int:
+    """Return how many batches hold all of a node's samples once: a single left-over sample joins the batch before it.
+
+    The server counts with this how many steps a round has, the device what its owner allows.
+
+    >>> [batches_of_a_pass(size, 16) for size in (1, 16, 17, 18, 65)]
+    [1, 1, 1, 2, 4]
+    """
+    whole, left = divmod(size, batch_size)
+    return max(1, whole + (left > 1))

@@ -30,13 +30,13 @@ from flsparse._flwr import log
 from flsparse.clients import split_protocol as split
 from flsparse.clients.base import state_arrays
 from flsparse.clients.protocol import to_numpy, to_record
-from flsparse.clients.split_ms import SplitMSLocal, batches_of_a_pass
+from flsparse.clients.split_ms import SplitMSLocal
 from flsparse.clients.split_protocol import Part
 from flsparse.codec import PayloadError, decode_activations, encode_gradient
 from flsparse.codec.errors import require
 from flsparse.cutting import default_head
 from flsparse.metering.ledger import Direction
-from flsparse.schedules import learning_rate
+from flsparse.schedules import batches_of_a_pass, learning_rate
 from flsparse.strategies.base import numbers_of
 from flsparse.strategies.fedavg import FedAvg
 from flsparse.strategies.split_top import Received, Tally, Top, decode_head_gradient
