@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from flsparse.batch_norm import statistics_names
 from flsparse.codec import ArraySpec, Codec, Reference, decode, specs_of
 
 Arrays = dict[str, np.ndarray]
@@ -40,9 +41,17 @@ class Broadcast:
     model: Mapping[str, np.ndarray]
 
     def lost(self) -> Arrays:
-        """Return ``x - r'`` of the floating arrays: what the receiver's model lacks."""
-        arrays = self.reference.arrays
-        return {name: x - arrays[name] for name, x in self.model.items() if x.dtype.kind == "f"}
+        """Return ``x - r'``, what the receiver's weights lack, by name."""
+        return {name: self.model[name] - self.reference.arrays[name] for name in rounded_names(self.model)}
+
+
+def rounded_names(model: Mapping[str, np.ndarray]) -> list[str]:
+    """Return the names of the arrays whose rounding is given back: floating ones, without batch-norm statistics.
+
+    A node's statistics forget what they started from; a variance that has shrunk would be pushed below 0.
+    """
+    statistics = set(statistics_names(model))
+    return [name for name, x in model.items() if x.dtype.kind == "f" and name not in statistics]
 
 
 class Downlink:

@@ -21,6 +21,7 @@ from flsparse._flwr import log
 from flsparse.clients.protocol import to_numpy, to_record
 from flsparse.codec import Accumulator, Layer, Reference
 from flsparse.strategies.base import LARGEST, RoundLoop, numbers_of
+from flsparse.strategies.downlink import rounded_names
 from flsparse.strategies.server_optimizer import Arrays, ServerOptimizer
 from flsparse.strategies.wire import Node, Value
 
@@ -189,14 +190,15 @@ class FedAvg(RoundLoop):
         return weight, numbers
 
     def _give_back_rounding(self, mean: Arrays, references: dict[str, Weighted]) -> Arrays:
+        """Add what the nodes' broadcasts lacked of the model to their mean."""
         if not self.wire.downlink.uses_references:
             return mean
         total = sum(r.weight for r in references.values())
         given = dict(mean)
-        for name, x in self._model.items():
-            if x.dtype.kind == "f":
-                received = sum(r.reference.arrays[name] * np.float32(r.weight / total) for r in references.values())
-                given[name] = np.asarray(mean[name] + (x - received), x.dtype)
+        for name in rounded_names(self._model):
+            x = self._model[name]
+            received = sum(r.reference.arrays[name] * np.float32(r.weight / total) for r in references.values())
+            given[name] = np.asarray(mean[name] + (x - received), x.dtype)
         return given
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:

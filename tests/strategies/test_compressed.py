@@ -21,7 +21,7 @@ from flsparse.checkpoint import load_checkpoint, save_checkpoint
 from flsparse.clients import CompressMod, device_app
 from flsparse.clients.protocol import to_numpy, to_record
 from flsparse.runtime import InProcessGrid
-from flsparse.strategies import Compressed, RoundFailed
+from flsparse.strategies import Compressed, RoundFailed, TopK
 from flsparse.strategies import FedAvg as OurFedAvg
 
 EVERYBODY = {"fraction_train": 1.0, "fraction_evaluate": 0.0, "min_train_nodes": 4, "min_available_nodes": 4}
@@ -64,6 +64,22 @@ def gaussian():
 def test_rounding_the_broadcast_is_no_training(strategy):
     result = strategy().start(answering(lambda arrays: arrays), to_record(gaussian()), num_rounds=4)
     np.testing.assert_allclose(to_numpy(result.arrays)["w"], gaussian()["w"], atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [lambda: Compressed(FedAvg(**EVERYBODY)), OurFedAvg, lambda: TopK(sparsity=0.5)],
+    ids=["Compressed", "ours", "TopK"],
+)
+def test_a_variance_that_shrinks_stays_a_variance(strategy):
+    """A dying channel's running variance loses most of itself in every local training."""
+    spread = {"0.weight": gaussian()["w"], "1.running_mean": np.ones(64, np.float32)}
+    spread["1.running_var"] = np.linspace(0.1, 3.0, 64, dtype=np.float32)
+    fade = np.where(np.arange(64) % 2, 1.0, 0.01).astype(np.float32)
+    grid = answering(lambda arrays: {n: a * fade if n == "1.running_var" else a for n, a in arrays.items()})
+    found = to_numpy(strategy().start(grid, to_record(spread), num_rounds=5).arrays)["1.running_var"]
+    np.testing.assert_allclose(found[1::2], spread["1.running_var"][1::2], rtol=0.1)
+    assert 0 < found[::2].min() <= found[::2].max() < 1e-8
 
 
 def test_what_an_app_prunes_stays_pruned():
