@@ -6,6 +6,7 @@ the report are here, what travels is in :mod:`flsparse.strategies.wire`.
 
 import time
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -121,7 +122,7 @@ class RoundLoop(Strategy):
         self.round_metrics: dict[str, Any] = {}
         self._mute: set[int] = set()
         self._num_rounds = 1
-        self._next_round = 1
+        self._first_round = self._next_round = 1
 
     @property
     def ledger(self) -> Ledger:
@@ -170,7 +171,14 @@ class RoundLoop(Strategy):
         ------
         RoundFailed
             A round had fewer than ``min_replies`` valid replies.
+        ValueError
+            The strategy has already run as many rounds.
         """
+        if self._first_round < self._next_round > num_rounds:
+            raise ValueError(
+                f"this strategy has run {self._next_round - 1} rounds already: make a new one to train anew, or ask "
+                f"for more than num_rounds={num_rounds} to go on"
+            )
         train_config = ConfigRecord() if train_config is None else train_config
         self._evaluate_fn, self._exchange_s = evaluate_fn, min(timeout, self.round_timeout_s or timeout)
         self.open(initial_arrays)
@@ -349,9 +357,9 @@ class RoundLoop(Strategy):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` gave; a hello asks the nodes anew what they hold."""
-        self._next_round = state["next_round"]
+        self._first_round = self._next_round = state["next_round"]
         self.ledger.load_state_dict(state["ledger"])
-        self.wire.counts.update(state["counts"])
+        self.wire.counts = Counter(state["counts"])
         self.wire.downlink.load_state_dict(state["references"])
         self.nodes = {int(i): Node(int(i), 0, held) for i, held in state.get("held", {}).items()}
 

@@ -10,6 +10,7 @@ Node m trained from r_m, a rounded copy of x. The inner strategy compares with x
     y_m + (x - r_m)              0 where the node pruned: y_m = 0, and r_m was not
 """
 
+import inspect
 from collections import Counter
 from collections.abc import Iterable
 from logging import INFO
@@ -121,10 +122,10 @@ class Compressed(RoundLoop):
     def state_dict(self) -> dict[str, Any]:
         """Return the round loop's state, and of the inner strategies the attributes that hold floats or arrays.
 
-        What Flower's strategies keep in another form, such as a privacy accountant of their own, starts anew.
+        Arguments of their constructors are the caller's. What Flower's strategies keep in another form, such as a
+        privacy accountant of their own, starts anew.
         """
-        kept = [{k: v for k, v in vars(each).items() if _is_state(v)} for each in _chain(self.strategy)]
-        return {**super().state_dict(), "inner": kept}
+        return {**super().state_dict(), "inner": [_state_of(each) for each in _chain(self.strategy)]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` gave."""
@@ -173,6 +174,11 @@ def _chain(strategy: Strategy) -> list[Strategy]:
     while isinstance(inner := getattr(chain[-1], "strategy", None), Strategy):
         chain.append(inner)
     return chain
+
+
+def _state_of(strategy: Strategy) -> dict[str, object]:
+    given = {name for cls in type(strategy).__mro__ for name in inspect.signature(cls).parameters}
+    return {name: value for name, value in vars(strategy).items() if name not in given and _is_state(value)}
 
 
 def _is_state(value: object) -> bool:

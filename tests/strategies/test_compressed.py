@@ -196,3 +196,9 @@ def test_a_resumed_run_goes_on_with_the_inner_strategies_moments(inner, names, t
         saved, loaded = (attrgetter(name)(each.strategy) for each in (strategy, again))
         assert saved
         np.testing.assert_equal(loaded, saved)
+
+
+def test_a_loaded_state_leaves_the_callers_arguments_alone():
+    saved, again = Compressed(FedAdam(eta=0.1, **EVERYBODY)), Compressed(FedAdam(eta=0.01, fraction_train=0.5))
+    again.load_state_dict(saved.state_dict())
+    assert (again.strategy.eta, again.strategy.fraction_train) == (0.01, 0.5)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from federation_kit import TamperedGrid, copy, digits, initial_arrays, run
-from flwr.app import Error, Message, MetricRecord
+from flwr.app import Array, ArrayRecord, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
 
@@ -232,16 +232,34 @@ def test_quorum():
         run(SparsyFed(sparsity=0.9, min_replies=4), task, rounds=1, grid=grid)
 
 
-def test_an_app_without_our_mod_is_named(caplog):
+def _without_reading(message):
+    return ArrayRecord({"w": Array(np.zeros(3, np.float32))})
+
+
+def _as_the_quickstart_does(message):
+    return ArrayRecord(message.content["arrays"].to_torch_state_dict())
+
+
+@pytest.mark.parametrize("train_on", [_without_reading, _as_the_quickstart_does])
+def test_an_app_without_our_mod_is_told_which_one_it_lacks(train_on):
     app = ClientApp()
 
     @app.train()
     def train(message, context):
-        return Message(message.content, reply_to=message)
+        metrics = MetricRecord({"num-examples": 1})
+        return Message(RecordDict({"arrays": train_on(message), "metrics": metrics}), reply_to=message)
 
-    task = digits()
-    with pytest.raises(RoundFailed):
-        run(FedAvg(round_timeout_s=5), task, rounds=1, grid=InProcessGrid(app, 2))
+    with pytest.raises(RoundFailed, match="CompressMod"):
+        run(FedAvg(round_timeout_s=5), digits(), rounds=1, grid=InProcessGrid(app, 2))
+
+
+def test_a_strategy_that_has_run_its_rounds_says_so_and_goes_on_where_more_are_asked_for():
+    task, strategy = digits(), FedAvg(**RAW)
+    grid = InProcessGrid(device_app(lambda _: task), 4)
+    run(strategy, task, rounds=1, grid=grid)
+    with pytest.raises(ValueError, match="has run 1 rounds already: make a new one"):
+        run(strategy, task, rounds=1, grid=grid)
+    assert [report.server_round for report in run(strategy, task, rounds=2, grid=grid)][-1] == 2
 
 
 def test_resume_equals_the_uninterrupted_run():
@@ -254,7 +272,10 @@ def test_resume_equals_the_uninterrupted_run():
     first = SparsyFed(sparsity=0.9, ramp=False, hello=True, server_optimizer="adam", server_lr=0.1)
     *_, middle = run(first, task, rounds=2, grid=grid)
     second = SparsyFed(sparsity=0.9, ramp=False, hello=True, server_optimizer="adam", server_lr=0.1)
-    second.load_state_dict(first.state_dict())
+    first.wire.counts["failures"] = 2
+    for _ in range(2):  # it replaces what is there, counts too
+        second.load_state_dict(first.state_dict())
+    assert second.state_dict()["counts"] == first.state_dict()["counts"]
     reports = []
     second.callbacks.append(reports.append)
     from federation_kit import TRAINING
