@@ -241,7 +241,9 @@ def _launch(cfg: dict[str, Any], *, show: bool) -> dict[str, Any] | None:
     if summary["status"] == "interrupted" and not summary["rounds"]:
         raise KeyboardInterrupt
     if summary["status"] == "interrupted":
-        _say(f"Stopped after round {summary['rounds']}. To go on: flsparse resume={_shown(folder)}", _errors)
+        rounds, saved = summary["rounds"], summary.get("checkpoint_round", summary["rounds"])
+        since = "" if saved == rounds else f" after round {saved}, the last that was saved"
+        _say(f"Stopped after round {rounds}. To go on{since}: flsparse resume={_shown(folder)}", _errors)
         raise KeyboardInterrupt("said")
     if show and "strategy" in summary:
         _console.print(run_table(summary))

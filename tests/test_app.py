@@ -66,7 +66,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         )
         summary = SUMMARY | {"strategy": cfg["strategy"]["name"]}
         if cfg["num_rounds"] == 7:
-            return summary | {"status": "interrupted", "rounds": 3}
+            return summary | {"status": "interrupted", "rounds": 3, "checkpoint_round": 2}
         (folder / "summary.json").write_text(json.dumps(summary))
         return summary
 
@@ -335,7 +335,10 @@ def test_an_interrupted_run_says_how_to_go_on_and_goes_on(
     run: Run, launched: list[Any], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     assert run("strategy=topk", "num_rounds=7", "output_dir=half") == 130
-    assert "flsparse resume=half" in capsys.readouterr().err
+    assert (
+        "after round 3. To go on after round 2, the last that was saved: flsparse resume=half"
+        in capsys.readouterr().err
+    )
     assert run("resume=half", "num_rounds=2") == 0
     again = launched[-1]
     assert (again["strategy"]["name"], again["num_rounds"], again["resume"]) == ("topk", 2, "half")

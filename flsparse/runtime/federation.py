@@ -165,7 +165,7 @@ class _Run:
         self.scores: dict[str, float | None] = {"accuracy": None, "loss": None, "best_accuracy": None}
         self.node_scores: dict[str, float] = {}  # of decentralized runs
         self.started = self.saved = time.monotonic()
-        self.save_seconds = 0.0
+        self.save_seconds, self.saved_round = 0.0, 0
         self.folder: RunFolder | None = None
         resume = cfg.get("resume")
         if resume:
@@ -289,13 +289,14 @@ class _Run:
             },
             self._node_files if in_process else None,
         )
-        self.saved = time.monotonic()
+        self.saved, self.saved_round = time.monotonic(), self.last_round
         self.save_seconds = self.saved - now
 
     def _resume(self, run_folder: Path | str) -> None:
         state = read_checkpoint(run_folder)
         refuse_changes(run_folder, state["config"], self.cfg)
-        self.last_round, self.arrays = state["round"], state["arrays"]
+        self.last_round = self.saved_round = state["round"]
+        self.arrays = state["arrays"]
         self.scores, self.seconds_before = state["scores"], state["wall_seconds"]
         self.strategy.load_state_dict(state["strategy"])
         self.counts = dict(self.strategy.wire.counts)
@@ -320,6 +321,7 @@ class _Run:
             "seed": int(self.cfg["seed"]),
             "num_clients": int(self.cfg["num_clients"]),
             "rounds": self.last_round,
+            "checkpoint_round": self.saved_round,
             "final_accuracy": self.scores["accuracy"],
             "best_accuracy": self.scores["best_accuracy"],
             "final_loss": self.scores["loss"],

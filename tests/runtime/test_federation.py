@@ -116,6 +116,7 @@ def test_resuming_equals_not_stopping(config: Config, tmp_path: Path, strategy: 
     resumed = launch(config(strategy=chosen, resume=str(tmp_path / "run")), [recorder])
     first = recorder.calls[0][1]["first_round"]
     assert 1 < first <= 4
+    assert first == interrupted["checkpoint_round"] + 1
     assert resumed["status"] == "completed"
     whole, run = (read_checkpoint(tmp_path / name)["arrays"] for name in ("whole", "run"))
     for name, array in whole.items():
