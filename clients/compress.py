@@ -60,6 +60,11 @@ class Limits:
     max_memory_bytes: int = 0
     max_state_bytes: int = 1024**3
 
+    def __post_init__(self) -> None:
+        for name, limit in vars(self).items():
+            if limit < 0:
+                raise ValueError(f"{name}={limit} must be at least 0, which is no limit")
+
     def check(self, name: str, value: float) -> None:
         """Raise ValueError where a value exceeds the limit of this name."""
         limit = getattr(self, name)

@@ -29,6 +29,7 @@ from flsparse.clients.protocol import (
     RECORD,
     Blueprint,
     arrayrecord_key,
+    config_of,
     opaque_payload,
     record_of,
     to_numpy,
@@ -38,8 +39,6 @@ from flsparse.clients.split_device import split_function
 from flsparse.clients.state import NodeState
 from flsparse.codec.wire import VERSION
 from flsparse.schedules import batches_of_a_pass
-
-CONFIG = "config"
 
 
 def device_app(load_task: Callable[[Context], TaskLike], limits: Limits | None = None) -> ClientApp:
@@ -64,14 +63,14 @@ def device_app(load_task: Callable[[Context], TaskLike], limits: Limits | None =
         if not isinstance(method, ConversingMethod):
             return None
         limits.check("max_payload_bytes", len(opaque_payload(message.content) or b""))
-        config = _plain(message.content.config_records.get(CONFIG, ConfigRecord()))
+        config = _plain(config_of(message.content))
         state = NodeState(context, limits.max_state_bytes)
         return Visit(message.content, method, asked, config, task, partition_id(context), state, limits)
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
         task, node = load_task(context), partition_id(context)
-        config = _plain(message.content.config_records[CONFIG])
+        config = _plain(config_of(message.content))
         data = task.train_data(node)
         limits.check("max_local_epochs", _epochs(config, len(data)))
         if (visit := conversation(message, context, task)) is not None:
@@ -117,7 +116,7 @@ def device_app(load_task: Callable[[Context], TaskLike], limits: Limits | None =
     def valley(message: Message, context: Context) -> Message:
         task, state = load_task(context), NodeState(context, limits.max_state_bytes)
         _, model, _ = _prepared(message, task)
-        asked = message.content.config_records[CONFIG]
+        asked = config_of(message.content)
         return Message(answer_valley(model, _sample(message, context, task), asked, state), reply_to=message)
 
     @app.query()
@@ -159,7 +158,7 @@ def _epochs(config: Mapping[str, Scalar], examples: int) -> float:
 
 def _sample(message: Message, context: Context, task: TaskLike) -> list[tuple[Tensor, Tensor]]:
     """Return the sample of the node's data that a message asks to measure on."""
-    samples = message.content.config_records[CONFIG].get("samples", 0)
+    samples = config_of(message.content).get("samples", 0)
     return task.sample(task.train_data(partition_id(context)), int(samples))  # type: ignore[arg-type]
 
 

@@ -81,6 +81,11 @@ def record_of(content: RecordDict) -> ConfigRecord:
     return content.config_records.get(RECORD, ConfigRecord())
 
 
+def config_of(content: RecordDict) -> ConfigRecord:
+    """Return the strategy's record, whatever its ``configrecord_key``: the one beside ours; empty where it has none."""
+    return next((record for key, record in content.config_records.items() if key != RECORD), ConfigRecord())
+
+
 def to_numpy(record: ArrayRecord) -> dict[str, np.ndarray]:
     """Return an array record's arrays as NumPy arrays, in order."""
     return {name: array.numpy() for name, array in record.items()}

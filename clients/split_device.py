@@ -144,7 +144,7 @@ class Device:
             raise ValueError(f"a message of split learning asks for the method {method.name!r}")
         if len(data) == 0:
             raise ValueError("this node has no training data")
-        config = dict(content.config_records["config"].items())
+        config = dict(protocol.config_of(content).items())
         arrays = protocol.to_numpy(content.array_records[protocol.arrayrecord_key(content)])
         if not (asked["hold"] and state.held):
             state.put(_RECEIVED, arrays)

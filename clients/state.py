@@ -6,6 +6,7 @@ written whole or not at all. A file that is gone is a state that is gone: caller
 """
 
 import os
+import sys
 import threading
 import time
 from collections import OrderedDict
@@ -44,12 +45,13 @@ class NodeState:
         Flower's context of the node.
     max_bytes : int
         Bound of what all nodes of all runs keep on this machine's disk, in bytes; the oldest references go first.
+        0: none.
     """
 
     def __init__(self, context: Context, max_bytes: int = 1024**3) -> None:
         self._context = context
         self._run_dir = state_dir() / f"run-{context.run_id}"
-        self._max_bytes = max_bytes
+        self._max_bytes = max_bytes or sys.maxsize
         if _KEY not in context.state:
             context.state[_KEY] = ConfigRecord()
 

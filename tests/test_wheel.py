@@ -1,5 +1,7 @@
 """The built wheel and sdist hold everything that the tree holds; the linked folders are easily lost."""
 
+import json
+import os
 import subprocess
 import sys
 import tarfile
@@ -56,3 +58,18 @@ def test_the_sdist_is_complete(built: Path) -> None:
         names = {name.partition("/")[2] for name in archive.getnames()}
     assert tracked_package_files() <= names
     assert {"pyproject.toml", "README.md", "LICENSE"} <= names
+
+
+@pytest.mark.slow
+def test_the_wheel_alone_runs_the_demo(built: Path, tmp_path: Path) -> None:
+    """From a folder without the tree; the interpreter's own packages are there for what the wheel depends on."""
+    (wheel,) = built.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "site")
+    script = "import flsparse, runpy, sys; print(flsparse.__file__); runpy.run_module('flsparse', run_name='__main__')"
+    command = [sys.executable, "-c", script, "experiment=demo", "num_rounds=2", "output_dir=run"]
+    environment = os.environ | {"PYTHONPATH": str(tmp_path / "site")}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.splitlines()[0] == str(tmp_path / "site" / "flsparse" / "__init__.py")
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["rounds"] == 2

@@ -53,9 +53,21 @@ def client_app(cfg: dict[str, Any]) -> ClientApp:
 
 
 def owner_limits() -> Limits:
-    """Return the limits that a device's owner set as ``FLSPARSE_MAX_...`` in the environment; none by default."""
-    names = {field.name: f"FLSPARSE_{field.name.upper()}" for field in fields(Limits)}
-    return Limits(**{name: int(os.environ[variable]) for name, variable in names.items() if variable in os.environ})
+    """Return the limits that a device's owner set as ``FLSPARSE_MAX_...`` in the environment; none by default.
+
+    Raises
+    ------
+    ValueError
+        One of them is not a whole number from 0.
+    """
+    limits = {}
+    for name in (field.name for field in fields(Limits)):
+        variable = f"FLSPARSE_{name.upper()}"
+        if (text := os.environ.get(variable)) is not None:
+            if not text.strip().isdecimal():
+                raise ValueError(f"{variable}={text!r} is not a whole number from 0, such as 10485760; 0 is no limit")
+            limits[name] = int(text)
+    return Limits(**limits)
 
 
 def _constant(cfg: str) -> Callable[[Context], Task]:

@@ -25,6 +25,7 @@ from flsparse.report.run_folder import SCHEMA_VERSION, RunFolder, read_rows
 from flsparse.runtime.federation import Observer
 
 _CONNECTION = "flsparse"
+_SUPERLINK = "superlink"
 _PATIENCE = 6  # looks in a row that a SuperLink may leave unanswered
 _POLL_S, _STATUS_POLL_S, _START_S = 0.5, 10.0, 60.0
 _REACH_S = 10.0  # for a SuperLink that is said to be up
@@ -131,6 +132,7 @@ class Processes:
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
         }
         self._running: dict[str, tuple[subprocess.Popen[bytes], IO[bytes]]] = {}
+        self._ended: set[str] = set()
 
     def start(self, name: str, *command: str) -> None:
         """Start a process in a session of its own: Ctrl-C reaches the launcher alone, which then ends it."""
@@ -142,11 +144,18 @@ class Processes:
         self._running[name] = process, file
 
     def check(self) -> None:
-        """Raise DeploymentError where a process has ended."""
-        for name, (process, _) in self._running.items():
-            if process.poll() is not None:
-                file = self.logs / f"{name}.log"
-                raise DeploymentError(f"{name} ended with exit code {process.returncode}; see {file}:\n{_tail(file)}")
+        """Warn of a node that has ended, the others go on; raise DeploymentError for the SuperLink or the last node."""
+        codes = {name: process.poll() for name, (process, _) in self._running.items()}
+        ended = [name for name, code in codes.items() if code is not None]
+        nodes = [name for name in codes if name != _SUPERLINK]
+        for name in ended:
+            file = self.logs / f"{name}.log"
+            what = f"{name} ended with exit code {codes[name]}; see {file}"
+            if name == _SUPERLINK or set(nodes) <= set(ended):
+                raise DeploymentError(f"{what}:\n{_tail(file)}")
+            if name not in self._ended:
+                self._ended.add(name)
+                log(WARNING, "%s", what)
 
     def stop(self) -> None:
         """End all processes and their children, kindly at first."""
@@ -270,7 +279,7 @@ def _start_federation(processes: Processes, num_nodes: int) -> str:
     port, *node_ports = _free_ports(num_nodes + 1)
     address = f"127.0.0.1:{port}"
     offline = "--disable-runtime-dependency-installation"
-    processes.start("superlink", "flower-superlink", "--insecure", offline, "--host", "127.0.0.1", "--port", str(port))
+    processes.start(_SUPERLINK, "flower-superlink", "--insecure", offline, "--host", "127.0.0.1", "--port", str(port))
     end = time.monotonic() + _START_S
     while not _listens(port):
         processes.check()

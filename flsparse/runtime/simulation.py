@@ -85,6 +85,7 @@ def run_simulated(cfg: Mapping[str, Any], observers: Sequence[Observer] = ()) ->
             stop.set()
             if not done.wait(_STOP_S) or not summaries:
                 raise
+            signal.alarm(0)
     return summaries[0]
 
 

@@ -179,3 +179,10 @@ def test_files_that_vanish_while_the_bound_is_checked_do_no_harm(monkeypatch, tm
     gone = tmp_path / "run-7" / "node-1" / "gone.safetensors"
     monkeypatch.setattr(Path, "rglob", lambda *_: iter([gone]))
     NodeState(context).hold(Reference(LARGE))
+
+
+def test_no_bound_is_no_bound():
+    context, _ = node()
+    unbounded = NodeState(context, max_bytes=0)
+    unbounded.put("residual", LARGE)
+    assert unbounded.get("residual") is not None

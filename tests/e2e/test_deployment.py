@@ -53,8 +53,29 @@ def test_two_rounds_over_a_superlink_equal_two_rounds_in_process(tmp_path: Path)
 
 
 def test_a_run_that_cannot_start_says_why_and_leaves_no_process(tmp_path: Path) -> None:
-    with pytest.raises(DeploymentError, match=r"evaluate.on='train'|finished:failed"):
+    with pytest.raises(DeploymentError, match=r"evaluate.on='train'"):
         launch(deployed(tmp_path / "run", evaluate={"on": "train"}))
+    assert not children_of_run(tmp_path)
+
+
+def test_a_node_that_dies_leaves_the_run_to_the_others(tmp_path: Path) -> None:
+    class Killer:
+        def on_start(self, info: dict[str, Any]) -> None:
+            pass
+
+        def on_round(self, row: dict[str, Any]) -> None:
+            if row["server_round"] == 1:
+                for pid in children_of_run(tmp_path, "supernode-1.log"):
+                    os.kill(pid, signal.SIGKILL)
+
+        def on_end(self, summary: dict[str, Any]) -> None:
+            pass
+
+    strategy = {"name": "sparsyfed", "round_timeout_s": 20}
+    summary = launch(deployed(tmp_path / "run", num_rounds=4, strategy=strategy), [Killer()])
+    assert (summary["status"], summary["rounds"]) == ("completed", 4)
+    assert [row["replies"] for row in read_rows(tmp_path / "run" / "metrics.jsonl")][-1] == 1
+    assert not children_of_run(tmp_path)
 
 
 def test_ctrl_c_ends_the_run_and_its_processes(tmp_path: Path) -> None:
@@ -76,17 +97,19 @@ def test_ctrl_c_ends_the_run_and_its_processes(tmp_path: Path) -> None:
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["status"] == "interrupted"
     assert summary["rounds"] == len(read_rows(tmp_path / "run" / "metrics.jsonl"))
-    assert not [pid for pid in children_of_run(tmp_path) if pid != os.getpid()]
+    assert not children_of_run(tmp_path)
 
 
-def children_of_run(folder: Path) -> list[int]:
-    """Return processes whose environment or files name this run (Linux)."""
+def children_of_run(folder: Path, log: str = "") -> list[int]:
+    """Return processes other than this one that write into the run's logs, or into one of them (Linux)."""
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
         try:
             targets = [os.readlink(each) for each in (entry / "fd").iterdir()]
         except OSError:
             continue
-        if any(target.startswith(str(folder / "run" / "logs")) for target in targets):
+        if int(entry.name) != os.getpid() and any(
+            target.startswith(str(folder / "run" / "logs" / log)) for target in targets
+        ):
             found.append(int(entry.name))
     return found

@@ -1,11 +1,12 @@
-"""The ready-made ServerApp on its way out."""
+"""The ready-made ServerApp on its way out, and the limits of a device's owner."""
 
 import signal
 import threading
 
 import pytest
 
-from flsparse.runtime.apps import saves_before_exit
+from flsparse.clients import Limits
+from flsparse.runtime.apps import owner_limits, saves_before_exit
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -38,3 +39,14 @@ def test_without_a_signal_and_beside_the_main_thread_nothing_changes() -> None:
         assert signal.getsignal(signal.SIGTERM) != handlers[1]
     assert inside == handlers[1:]
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
+
+
+def test_an_owners_limits_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLSPARSE_MAX_PAYLOAD_BYTES", "1000")
+    assert owner_limits() == Limits(max_payload_bytes=1000)
+    for text in ("10MB", "-1", "", "1.5"):
+        monkeypatch.setenv("FLSPARSE_MAX_LOCAL_EPOCHS", text)
+        with pytest.raises(ValueError, match=f"FLSPARSE_MAX_LOCAL_EPOCHS='{text}' is not a whole number from 0"):
+            owner_limits()
+    with pytest.raises(ValueError, match="max_state_bytes=-1 must be at least 0"):
+        Limits(max_state_bytes=-1)

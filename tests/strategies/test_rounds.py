@@ -226,6 +226,13 @@ def test_a_node_that_never_replies_is_left_behind_at_the_deadline():
     assert report.metrics["failures"] == 1
 
 
+def test_records_may_have_other_names():
+    named = {"arrayrecord_key": "model", "configrecord_key": "settings"}
+    plain, (renamed,) = (run(FedAvg(**RAW, **names), digits(), rounds=1) for names in ({}, named))
+    for name, array in to_numpy(renamed.arrays).items():
+        np.testing.assert_array_equal(array, to_numpy(plain[0].arrays)[name])
+
+
 def test_quorum():
     task, grid = tampered(only_training(lambda reply: damage_payload(reply, flip)))
     with pytest.raises(RoundFailed, match="min_replies=4"):
