@@ -1,5 +1,12 @@
 """The same run in process and on Flower's Ray engine: the same weights, the same payload bytes."""
 
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,3 +44,42 @@ def test_what_the_server_raises_comes_out(tmp_path: Path) -> None:
     cfg = small_config(runtime={"name": "simulation"}, output_dir=str(tmp_path / "run"), evaluate={"on": "train"})
     with pytest.raises(ValueError, match=r"evaluate.on='train'"):
         launch(cfg)
+
+
+@pytest.fixture
+def ray_cluster(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
+    """Start a Ray cluster of its own, with a folder for what its nodes keep; yield its address."""
+    monkeypatch.setenv("FLSPARSE_STATE_DIR", str(tmp_path / "nodes"))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    ray = str(Path(sys.executable).parent / "ray")
+    with tempfile.TemporaryDirectory(prefix="ray") as short:  # the path of a socket has 107 characters at most
+        command = [ray, "start", "--head", "--block", f"--port={port}", "--num-cpus=2", f"--temp-dir={short}"]
+        cluster = subprocess.Popen(
+            [*command, "--include-dashboard=false", "--disable-usage-stats"],
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        assert cluster.stdout is not None
+        while "runtime started" not in (line := cluster.stdout.readline()):
+            assert line, "the cluster did not start"
+        yield f"127.0.0.1:{port}"
+        os.killpg(cluster.pid, signal.SIGTERM)
+        cluster.communicate(timeout=60)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.filterwarnings("ignore")
+def test_a_cluster_that_is_up_is_used_and_left_up(ray_cluster: str, tmp_path: Path) -> None:
+    theirs = {"name": "simulation", "num_cpus": 1, "num_gpus": 0.0, "ray_address": ray_cluster}
+    there, here = (
+        launch(small_config(num_rounds=2, runtime=runtime, output_dir=str(tmp_path / runtime["name"])))
+        for runtime in (theirs, {"name": "inprocess"})
+    )
+    for key in ("uplink_bytes", "downlink_bytes", "final_accuracy", "final_loss", "failures"):
+        assert there[key] == here[key]
+    with socket.create_connection(("127.0.0.1", int(ray_cluster.rpartition(":")[2])), timeout=10):
+        pass
