@@ -3,7 +3,9 @@
     python benchmarks/bench_aggregation.py [--nodes 10 100] [--sparsity 0.95]
 
 ResNet-18 (CIFAR stem). Replies are in memory as they arrive: coded payloads on our side, Flower's dense records on the
-other. Times are CPU time of the aggregation alone; the peak is what it allocates on top of the replies.
+other. Ours twice: supports that all nodes share, as once masks have settled, and supports of each node's own inside the
+broadcast's, as before that. Times are CPU time of the aggregation alone; the peak is what it allocates on top of the
+replies.
 """
 
 import argparse
@@ -13,6 +15,7 @@ import sys
 import time
 import tracemalloc
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 from rich.console import Console
@@ -20,11 +23,14 @@ from rich.table import Table
 
 from flsparse.sparsity import default_prunable, prune_global
 
+RESULTS = Path(__file__).parent / "results" / "aggregation.json"
 DISTINCT = 10  # updates that are made; more nodes repeat them
+DROPPED = 0.2  # of the broadcast's support, by each node whose support is its own
+SIDES = {"flowers": "Flower FedAvg, dense", "settled": "flsparse, one support", "moving": "flsparse, own supports"}
 
 
-def updates(num_nodes: int, sparsity: float):
-    """Yield (reference arrays, trained arrays) of each node: a shared support, values moved a little."""
+def updates(num_nodes: int, sparsity: float, dropped: float = 0.0):
+    """Yield (reference arrays, trained arrays) of each node: values moved a little, some of the weights dropped."""
     from flsparse.clients import state_arrays
     from flsparse.tasks.models import build_model
 
@@ -33,14 +39,15 @@ def updates(num_nodes: int, sparsity: float):
     received = prune_global(arrays, sparsity, default_prunable(arrays))
     for node in range(num_nodes):
         generator = np.random.default_rng(node)
-        yield received, {name: _moved(array, generator) for name, array in received.items()}
+        yield received, {name: _moved(array, generator, dropped) for name, array in received.items()}
 
 
-def _moved(array: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+def _moved(array: np.ndarray, generator: np.random.Generator, dropped: float) -> np.ndarray:
     if array.dtype.kind != "f":
         return array
     step = generator.laplace(scale=0.002, size=array.shape).astype(array.dtype)
-    return np.where(array != 0, array + step, 0).astype(array.dtype)
+    kept = (array != 0) & ((array.ndim < 2) | (generator.random(array.shape) >= dropped))
+    return np.where(kept, array + step, 0).astype(array.dtype)
 
 
 def measured(aggregate: Callable[[], object], num_nodes: int, replies: int) -> dict[str, float]:
@@ -55,16 +62,16 @@ def measured(aggregate: Callable[[], object], num_nodes: int, replies: int) -> d
     return {"ms a node": 1e3 * seconds / num_nodes, "more MB": peak / 1e6, "replies MB": replies / 1e6}
 
 
-def ours(num_nodes: int, sparsity: float) -> dict[str, float]:
+def ours(num_nodes: int, sparsity: float, dropped: float) -> dict[str, float]:
     """Decode and accumulate coded payloads."""
     from flsparse.codec import Accumulator, Codec, Reference, decode_layers
 
-    codec, payloads = Codec(values="int4"), []
-    for received, trained in updates(min(num_nodes, DISTINCT), sparsity):
-        if not payloads:
+    codec, distinct = Codec(values="int4"), []
+    for received, trained in updates(min(num_nodes, DISTINCT), sparsity, dropped):
+        if not distinct:
             reference = Reference(received)
-        payloads.append(codec.encode(trained, reference=reference))
-    payloads *= num_nodes // len(payloads)
+        distinct.append(codec.encode(trained, reference=reference))
+    payloads = [distinct[node % DISTINCT] for node in range(num_nodes)]
 
     def aggregate() -> object:
         accumulator = Accumulator(reference.specs)
@@ -94,24 +101,30 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--nodes", type=int, nargs="*", default=[10, 100])
     parser.add_argument("--sparsity", type=float, default=0.95)
-    parser.add_argument("--side", choices=("ours", "flowers"), help=argparse.SUPPRESS)
+    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.side == "flowers":
+        print(json.dumps(flowers(arguments.nodes[0], arguments.sparsity)))
+        return
     if arguments.side:
-        side = ours if arguments.side == "ours" else flowers
-        print(json.dumps(side(arguments.nodes[0], arguments.sparsity)))
+        print(json.dumps(ours(arguments.nodes[0], arguments.sparsity, DROPPED if arguments.side == "moving" else 0.0)))
         return
     table = Table("nodes", "side", "ms a node", "replies in memory, MB", "more at the peak, MB", "ratio of times")
+    rows = []
     for nodes in arguments.nodes:
-        results = {}
-        for side in ("flowers", "ours"):
+        results: dict[str, dict[str, float]] = {}
+        for side, label in SIDES.items():
             command = [sys.executable, __file__, "--side", side, "--nodes", str(nodes)]
             command += ["--sparsity", str(arguments.sparsity)]
-            results[side] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-        for side, of in results.items():
+            done = subprocess.run(command, check=True, capture_output=True, text=True)
+            of = results[side] = json.loads(done.stdout)
             ratio = results["flowers"]["ms a node"] / of["ms a node"]
             cells = (f"{of['ms a node']:.1f}", f"{of['replies MB']:.1f}", f"{of['more MB']:.0f}", f"{ratio:.1f}x")
-            table.add_row(str(nodes), {"flowers": "Flower FedAvg, dense"}.get(side, "flsparse"), *cells)
+            table.add_row(str(nodes), label, *cells)
+            rows.append({"nodes": nodes, "sparsity": arguments.sparsity, "side": label, **of, "ratio": ratio})
     Console().print(table)
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(json.dumps(rows, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What a round costs beside training: in process against Flower's Ray engine, and memory with 1,000 nodes.
 
-    python benchmarks/bench_round_overhead.py [--out benchmarks/results/round_overhead.json]
+    python benchmarks/bench_round_overhead.py [--rounds 5] [--nodes 10]
 
 The app is a NumPy one that hands back what it gets, so that nothing but the runtime is measured; strategy and messages
 are the same in both. Memory is the resident set after a round of FedAvg over all nodes, each of which sends a dense
@@ -24,6 +24,7 @@ from flwr.serverapp import Grid, ServerApp
 from flsparse.runtime import InProcessGrid
 from flsparse.strategies import FedAvg
 
+RESULTS = Path(__file__).parent / "results" / "round_overhead.json"
 PARAMETERS = 90_000
 
 
@@ -92,7 +93,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--nodes", type=int, default=10)
-    parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     logging.getLogger("flwr").setLevel(logging.WARNING)
 
@@ -108,10 +108,9 @@ def main() -> None:
     dense = 1000 * PARAMETERS * 4 / 1e6
     print(f"1000 nodes in process: {first} MB after round 1, {last} MB after round {args.rounds}; ", end="")
     print(f"all replies of a round would be {dense:.0f} MB; {np.median(many['round_seconds']):.2f} s a round")
-    if args.out:
-        result = {"nodes": args.nodes, "in_process": here, "simulation": ray, "in_process_1000_nodes": many}
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(result | {"python": sys.version.split()[0]}, indent=2) + "\n")
+    result = {"nodes": args.nodes, "in_process": here, "simulation": ray, "in_process_1000_nodes": many}
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(json.dumps(result | {"python": sys.version.split()[0]}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

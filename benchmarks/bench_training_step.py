@@ -14,7 +14,6 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 
 from flsparse.metering.flops import training_flops
 from flsparse.sparsity import layer_densities, prunable_names, prune_global, sparsify
+from flsparse.tasks.models import build_model
 
 RESULTS = Path(__file__).parent / "results" / "training_step.json"
 VARIANTS: dict[str, dict[str, Any] | None] = {
@@ -33,57 +33,13 @@ VARIANTS: dict[str, dict[str, Any] | None] = {
 }
 
 
-class Block(nn.Module):
-    """Two convolutions and a shortcut without parameters."""
-
-    def __init__(self, channels: int, out_channels: int, stride: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(channels, out_channels, 3, stride, padding=1, bias=False)
-        self.norm1 = nn.BatchNorm2d(out_channels)
-        self.relu1 = nn.ReLU()
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
-        self.norm2 = nn.BatchNorm2d(out_channels)
-        self.relu2 = nn.ReLU()
-        self.stride, self.new_channels = stride, out_channels - channels
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the block's output."""
-        shortcut = x[:, :, :: self.stride, :: self.stride]
-        if self.new_channels:
-            half = self.new_channels // 2
-            shortcut = nn.functional.pad(shortcut, (0, 0, 0, 0, half, self.new_channels - half))
-        return self.relu2(self.norm2(self.conv2(self.relu1(self.norm1(self.conv1(x))))) + shortcut)
-
-
-def resnet20() -> nn.Module:
-    """Build ResNet-20 for CIFAR with a module for every ReLU."""
-    layers: list[nn.Module] = [nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU()]
-    channels = 16
-    for width in (16, 32, 64):
-        for _ in range(3):
-            layers.append(Block(channels, width, 1 if channels == width else 2))
-            channels = width
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
-
-
-def cnn() -> nn.Module:
-    """Build the net of 90 k parameters for 28x28 images."""
-    layers: list[nn.Module] = []
-    for channels, width, kernel in ((1, 16, 5), (16, 32, 3), (32, 64, 3)):
-        layers += [nn.Conv2d(channels, width, kernel, 2, kernel // 2, bias=False), nn.GroupNorm(4, width), nn.ReLU()]
-    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(1024, 64), nn.ReLU(), nn.Linear(64, 10))
-
-
-MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, int, int]]] = {
-    "cnn": (cnn, (1, 28, 28)),
-    "resnet20": (resnet20, (3, 32, 32)),
-}
+SHAPES = {"cnn": (1, 28, 28), "resnet20": (3, 32, 32)}
 
 
 def prepare(model_name: str, variant: str, sparsity: float) -> nn.Module:
     """Build one variant with its weights pruned, the same weights in all of them."""
     torch.manual_seed(0)
-    model = MODELS[model_name][0]()
+    model = build_model({"name": model_name}, SHAPES[model_name], 10)
     options = VARIANTS[variant]
     if options is not None:
         sparsify(model, **options)
@@ -99,7 +55,7 @@ class Trainer:
     def __init__(self, model_name: str, variant: str, batch: int, sparsity: float) -> None:
         self.model = prepare(model_name, variant, sparsity)
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=1e-3)
-        self.x = torch.randn(batch, *MODELS[model_name][1])
+        self.x = torch.randn(batch, *SHAPES[model_name])
         self.y = torch.randint(10, (batch,))
 
     def loss(self) -> Tensor:

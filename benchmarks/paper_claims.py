@@ -1,6 +1,6 @@
 """The claims of the SparsyFed paper (arXiv 2504.05153), on small networks and real data.
 
-    python benchmarks/paper_claims.py --data ROOT --claim knob regrowth agreement resnet20
+    python benchmarks/paper_claims.py --data ROOT --claim knob regrowth resnet20
 
 knob       everything fixed, only the target sparsity varies, on three data sets
 regrowth   weights that come back in a round of local training, and the masks' agreement, against Top-K at alpha 0.1

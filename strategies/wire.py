@@ -108,7 +108,8 @@ class Wire:
         self._exchange = _Exchange()
 
     def __str__(self) -> str:
-        return f"{self.values} ({self.rounding}) up, {self.downlink.codec.values} down"
+        whole, delta = self.downlink.codec.values, self.downlink.delta_codec.values
+        return f"{self.values} ({self.rounding}) up, {whole}{'' if delta == whole else f' (deltas {delta})'} down"
 
     @property
     def specs(self) -> dict[str, ArraySpec]:
