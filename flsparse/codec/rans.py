@@ -25,6 +25,7 @@ from flsparse.codec.wire import Reader, Writer
 _LOW = 1 << 16
 _ROWS = 1024  # a lane costs about 3 bytes, a row a dozen NumPy calls
 _SCALAR = 12 * 1024
+_MANY = 1 << 16  # from here on twice as fast for some 0.05 bits a symbol
 _GATHER = 1 << 14  # table look-ups for this many symbols at once
 _MAX_LANES = 1 << 13
 _LANE_BYTES = 4
@@ -33,7 +34,8 @@ _RENORM, _WORD = np.uint32(32 - BITS), np.uint32(16)
 
 def lane_count(symbols: int) -> int:
     """Return how many lanes carry this many symbols; both ends work it out alike."""
-    return 1 if symbols <= _SCALAR else min(symbols // _ROWS, _MAX_LANES)
+    rows = _ROWS if symbols <= _MANY else _ROWS // 2
+    return 1 if symbols <= _SCALAR else min(symbols // rows, _MAX_LANES)
 
 
 def overhead(symbols: int) -> int:

@@ -1,11 +1,12 @@
 """What both ends know before a payload travels: names, shapes and dtypes, and the reference model."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 from types import MappingProxyType
+from typing import Any, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 FLOATS = ("float16", "float32", "float64")
 INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 DTYPES = (*FLOATS, *INTEGERS, "bool")  # a dtype's place in this list is its id in fingerprints
+Derived = TypeVar("Derived")
 _IDS = {np.dtype(name): i for i, name in enumerate(DTYPES)}
 
 
@@ -118,6 +120,7 @@ class Reference:
         self.arrays: Mapping[str, np.ndarray] = MappingProxyType(frozen)
         self._supports: dict[str, NDArray[np.int64]] = {}
         self._kept: dict[str, np.ndarray] = {}
+        self._derived: tuple[object, Any] = (None, None)
 
     @cached_property
     def id(self) -> str:
@@ -156,6 +159,14 @@ class Reference:
             self._kept[name] = self.flat(name)[positions]
             self._kept[name].flags.writeable = False
         return self._kept[name]
+
+    def once(self, key: object, derive: Callable[[], Derived]) -> Derived:
+        """Return what follows from the arrays; what was derived last is kept: many payloads name one model."""
+        known, derived = self._derived  # one read: another thread may replace both
+        if known != key:
+            derived = derive()
+            self._derived = key, derived
+        return cast(Derived, derived)
 
     def flat(self, name: str) -> np.ndarray:
         """Return one array as 1-D, without a copy."""

@@ -11,7 +11,7 @@ group: large
           outside its support cost only what they are worth. One byte ``sub`` follows.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -67,22 +67,52 @@ class Known:
         depths: np.ndarray = np.minimum(steps.max(initial=0) - steps, _OCTAVES << sub)
         return depths.astype(np.uint8)
 
+    def by_depth(self, sub: int) -> "ByDepth":
+        """Return the support sorted by depth; the reference keeps that of a sparse model for the next payload."""
+
+        def sort() -> ByDepth:
+            depths, levels = self.depths(sub), _levels(sub)
+            blocks = _blocks(depths, levels)
+            return ByDepth(np.bincount(depths, minlength=levels).tolist(), list(blocks) if few else blocks)
+
+        few = 2 * self.nnz <= sum(self.reference.specs[name].size for name in self.names)
+        return self.reference.once((sub, *self.names), sort) if few else sort()
+
+
+Block = tuple[slice, NDArray[np.int32], list[int]]
+
+
+@dataclass(frozen=True)
+class ByDepth:
+    """A support sorted by depth.
+
+    Parameters
+    ----------
+    sizes : list of int
+        Elements at each depth.
+    blocks : iterable of (slice, np.ndarray, list of int)
+        Parts of the support with the order that sorts each by depth, and the number of its elements at each.
+    """
+
+    sizes: list[int]
+    blocks: Iterable[Block]
+
 
 def _levels(sub: int) -> int:
     return (_OCTAVES << sub) + 1
 
 
-def _blocks(depths: NDArray[np.uint8], levels: int) -> Iterator[tuple[slice, NDArray[np.intp], list[int]]]:
-    """Yield blocks of the support with the order that sorts each by depth, and the number of its elements per depth."""
+def _blocks(depths: NDArray[np.uint8], levels: int) -> Iterator[Block]:
     for start in range(0, depths.size, _BLOCK):
         own = slice(start, start + _BLOCK)
-        yield own, np.argsort(depths[own], kind="stable"), np.bincount(depths[own], minlength=levels).tolist()
+        order = np.argsort(depths[own], kind="stable").astype(np.int32)
+        yield own, order, np.bincount(depths[own], minlength=levels).tolist()
 
 
-def _split(inside: NDArray[np.bool_], depths: NDArray[np.uint8], levels: int) -> list[NDArray[np.bool_]]:
+def _split(inside: NDArray[np.bool_], by_depth: ByDepth) -> list[NDArray[np.bool_]]:
     """Return the part of a mask over the support that lies at each depth."""
-    pieces: list[list[NDArray[np.bool_]]] = [[np.empty(0, np.bool_)] for _ in range(levels)]
-    for own, order, counts in _blocks(depths, levels):
+    pieces: list[list[NDArray[np.bool_]]] = [[np.empty(0, np.bool_)] for _ in by_depth.sizes]
+    for own, order, counts in by_depth.blocks:
         ends = np.cumsum(counts)
         ordered = inside[own][order]
         for depth, (end, count) in enumerate(zip(ends, counts, strict=True)):
@@ -90,11 +120,11 @@ def _split(inside: NDArray[np.bool_], depths: NDArray[np.uint8], levels: int) ->
     return [np.concatenate(piece) for piece in pieces]
 
 
-def _join(parts: list[NDArray[np.bool_]], depths: NDArray[np.uint8]) -> NDArray[np.bool_]:
+def _join(parts: list[NDArray[np.bool_]], by_depth: ByDepth) -> NDArray[np.bool_]:
     """Undo :func:`_split`."""
-    inside = np.empty(depths.size, np.bool_)
+    inside = np.empty(sum(by_depth.sizes), np.bool_)
     used = [0] * len(parts)
-    for own, order, counts in _blocks(depths, len(parts)):
+    for own, order, counts in by_depth.blocks:
         pieces = [part[at : at + count] for part, at, count in zip(parts, used, counts, strict=True)]
         inside[own][order] = np.concatenate(pieces)
         used = [at + count for at, count in zip(used, counts, strict=True)]
@@ -123,7 +153,7 @@ def _encode_relative(known: Known, kept: list[Positions]) -> list[bytes]:
     tail = gaps.sparse_subset(zeros, outside)
     candidates = []
     for sub in (0, 1, 2, 3) if inside.size <= _TRY_ALL else (2,):
-        parts = [gaps.subset(mask) for mask in _split(inside, known.depths(sub), _levels(sub))]
+        parts = [gaps.subset(mask) for mask in _split(inside, known.by_depth(sub))]
         candidates.append(bytes([RELATIVE, sub]) + gaps.encode([*parts, tail]))
     return candidates
 
@@ -175,10 +205,10 @@ def decode(reader: Reader, sizes: list[int], known: Known | None) -> list[Positi
 def _decode_relative(reader: Reader, known: Known) -> list[Positions]:
     sub = reader.byte()
     require(sub <= 3, f"unknown resolution {sub} of magnitudes")
-    depths = known.depths(sub)
-    zeros = sum(known.reference.specs[name].size for name in known.names) - depths.size
-    *parts, tail = gaps.decode(reader, [*np.bincount(depths, minlength=_levels(sub)).tolist(), zeros])
-    return _merge(known, _join([part.mask() for part in parts], depths), tail)
+    by_depth = known.by_depth(sub)
+    zeros = sum(known.reference.specs[name].size for name in known.names) - sum(by_depth.sizes)
+    *parts, tail = gaps.decode(reader, [*by_depth.sizes, zeros])
+    return _merge(known, _join([part.mask() for part in parts], by_depth), tail)
 
 
 def _merge(known: Known, inside: NDArray[np.bool_], tail: Subset) -> list[Positions]:
