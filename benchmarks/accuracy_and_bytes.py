@@ -115,15 +115,12 @@ def measure(setting: str, best: dict[str, float], seeds: int, data: Path, out: P
 
 def columns(runs: list[Run]) -> list[str]:
     """Return accuracy and byte ratios of one method's runs."""
-    dense = [r.summary["dense_bytes_per_model"] for r in runs]
     cells = [mean_and_spread([r.late_accuracy() for r in runs])]
     for direction in ("uplink", "downlink"):
-        messages = [sum(row["replies"] for row in r.rows) for r in runs]
-        wire = [d * n / r.summary[f"{direction}_wire_bytes"] for d, n, r in zip(dense, messages, runs, strict=True)]
         cells += [
             f"{sum(r.summary[f'{direction}_ratio'] for r in runs) / len(runs):.1f}",
             f"{sum(r.steady_ratio(direction) for r in runs) / len(runs):.1f}",
-            f"{sum(wire) / len(runs):.1f}",
+            f"{sum(r.framed_ratio(direction) for r in runs) / len(runs):.1f}",
         ]
     return cells
 

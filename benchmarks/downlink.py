@@ -26,10 +26,14 @@ def main() -> None:
         dense = run.summary["dense_bytes_per_model"]
         new = len(Codec(values="int8").encode(checkpoint["arrays"]))
         held = dense / run.steady_ratio("downlink")
+        framing = (run.series("downlink_wire_bytes") - run.series("downlink_bytes")) / run.series("replies")
         sparsity = f"{run.summary['final_sparsity']:.1%}"
-        rows.append([run.summary["strategy"], sparsity, f"{new:,} B", f"{dense / new:.0f}x"])
-        rows[-1] += [f"{held:,.0f} B", f"{dense / held:.0f}x", f"{np.mean(run.series('downlink_ratio')[:10]):.0f}x"]
-    header = ["strategy", "sparsity", "new node", "ratio", "holds the previous one", "ratio", "first 10 rounds"]
+        row = [run.summary["strategy"], sparsity]
+        for size, around in ((new, framing[0]), (held, framing[-5:].mean())):  # all are new in the first round
+            row += [f"{size:,.0f} B", f"{dense / size:.0f}x", f"{dense / (size + around):.0f}x"]
+        rows.append([*row, f"{np.mean(run.series('downlink_ratio')[:10]):.0f}x"])
+    header = ["strategy", "sparsity", "new node", "ratio", "with framing"]
+    header += ["holds the previous one", "ratio", "with framing", "first 10 rounds"]
     print(markdown(header, rows))
 
 

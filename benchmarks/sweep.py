@@ -39,6 +39,11 @@ class Run:
         """Return dense bytes over payload bytes in the last rounds."""
         return float(np.mean(self.series(f"{direction}_ratio")[-last:]))
 
+    def framed_ratio(self, direction: str) -> float:
+        """Return dense bytes over all bytes with Flower's framing, over all rounds."""
+        dense = self.summary["dense_bytes_per_model"] * float(np.nansum(self.series("replies")))
+        return dense / float(self.summary[f"{direction}_wire_bytes"])
+
 
 def run_all(jobs: Mapping[str, Sequence[str]], root: Path, workers: int) -> dict[str, Run]:
     """Run every job whose folder is not complete, and return all of them by name.
