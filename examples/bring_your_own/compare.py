@@ -1,7 +1,13 @@
-"""Run the app before and after, in one process each, and print what was sent: ``python compare.py``."""
+"""Run the app before and after, in one process each, and print what was sent.
 
+python compare.py
+python compare.py --sparsity 0.8 --rounds 30    # after the README's further change: sparse training
+"""
+
+import argparse
 import json
 import random
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -10,10 +16,36 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 NUM_NODES = 10
+TO_SPARSE = {
+    "client_app.py": {
+        "from flsparse.clients import CompressMod": "from flsparse.clients import SparsyFedMod\n"
+        "from flsparse.sparsity import sparsify",
+        "CompressMod()": "SparsyFedMod()",
+        "Net()": "sparsify(Net())",
+    },
+    "server_app.py": {
+        "from flsparse.strategies import Compressed": "from flsparse.sparsity import sparsify\n"
+        "from flsparse.strategies import SparsyFed",
+        "Net()": "sparsify(Net())",
+        "Compressed(FedAvg(fraction_evaluate=fraction_evaluate))": "SparsyFed("
+        "fraction_evaluate=fraction_evaluate, sparsity={sparsity})",
+    },
+}
 
 
-def run(which: str) -> dict[str, float]:
-    """Run one of the two apps as it is, and count the bytes of its messages."""
+def make_sparse(app: Path, sparsity: float) -> None:
+    """Change a copy of the app as the README says."""
+    for name, changes in TO_SPARSE.items():
+        file = app / "pytorchexample" / name
+        text = file.read_text()
+        for old, new in changes.items():
+            assert old in text
+            text = text.replace(old, new.format(sparsity=sparsity))
+        file.write_text(text)
+
+
+def run(app: Path, rounds: int) -> dict[str, float]:
+    """Run an app as it is, and count the bytes of its messages; 0 rounds: as many as it says itself."""
     import torch
 
     from flsparse.runtime import CountingGrid, InProcessGrid
@@ -21,11 +53,12 @@ def run(which: str) -> dict[str, float]:
     random.seed(0)
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    sys.path.insert(0, str(HERE / which))
+    sys.path.insert(0, str(app))
     from flwr.app import Context, RecordDict
     from pytorchexample import client_app, server_app
 
-    config = tomllib.loads((HERE / which / "pyproject.toml").read_text())["tool"]["flwr"]["app"]["config"]
+    config = tomllib.loads((app / "pyproject.toml").read_text())["tool"]["flwr"]["app"]["config"]
+    config["num-server-rounds"] = rounds or config["num-server-rounds"]
     grid = CountingGrid(InProcessGrid(client_app.app, NUM_NODES, run_config=config))
     accuracy = [0.0]
     evaluate = server_app.global_evaluate
@@ -42,10 +75,21 @@ def run(which: str) -> dict[str, float]:
 
 def main() -> None:
     """Run both, each in a process of its own, and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=0, help="in place of what the apps say")
+    parser.add_argument("--sparsity", type=float, help="train sparsely in the app after, to this fraction of zeros")
+    parser.add_argument("--app", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.app:
+        print(json.dumps(run(arguments.app, arguments.rounds)))
+        return
     results = {}
     for which in ("before", "after"):
         with tempfile.TemporaryDirectory() as folder:
-            command = [sys.executable, __file__, which]
+            app = Path(shutil.copytree(HERE / which, Path(folder) / which))
+            if which == "after" and arguments.sparsity is not None:
+                make_sparse(app, arguments.sparsity)
+            command = [sys.executable, __file__, "--app", str(app), "--rounds", str(arguments.rounds)]
             done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
         if done.returncode:
             sys.exit(done.stderr)
@@ -58,7 +102,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        print(json.dumps(run(sys.argv[1])))
-    else:
-        main()
+    main()

@@ -28,6 +28,21 @@ def test_bring_your_own_before_and_after() -> None:
     assert before[2] > 4 * after[2]
 
 
+def test_bring_your_own_sparsely() -> None:
+    command = [sys.executable, EXAMPLES / "bring_your_own" / "compare.py", "--sparsity", "0.5", "--rounds", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    ratio = done.stdout.splitlines()[-1].split()
+    assert float(ratio[1].rstrip("x")) > 15
+
+
+def test_the_sparse_change_is_the_one_that_the_readme_shows() -> None:
+    text = (EXAMPLES / "bring_your_own" / "README.md").read_text()
+    shown = {line.lstrip("+ ").strip() for line in text.splitlines() if line.startswith("+")}
+    for line in ("SparsyFedMod()", "sparsify(Net())", "SparsyFed(fraction_evaluate=fraction_evaluate, sparsity=0.8)"):
+        assert any(line in each for each in shown)
+
+
 def test_after_differs_from_before_by_one_mod_and_one_strategy() -> None:
     before, after = EXAMPLES / "bring_your_own" / "before", EXAMPLES / "bring_your_own" / "after"
     changed = []
