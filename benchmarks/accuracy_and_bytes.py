@@ -1,6 +1,6 @@
 """Accuracy against bytes: dense FedAvg, Top-K and SparsyFed on Fashion-MNIST, each with a learning rate of its own.
 
-    python benchmarks/accuracy_and_bytes.py --data ROOT [--seeds 3] [--only alpha1_95 ...]
+    python benchmarks/accuracy_and_bytes.py --data ROOT [--seeds 3] [--only alpha1_95 ...] [--rates topk=0.2 ...]
 
 100 nodes of equal size (label Dirichlet), 10 a round, a CNN of 89,914 parameters, one local epoch, batch 32. Every
 method's learning rate is the best of the same grid on the validation split (seed 0); the accuracies printed are on the
@@ -87,7 +87,7 @@ def measure(setting: str, best: dict[str, float], seeds: int, data: Path, out: P
         for seed in range(seeds):
             names[method, seed] = f"{home}-{method}-seed{seed}"
             jobs[names[method, seed]] = overrides(home, method, lr, seed, data, "test")
-    for variant, extra in VARIANTS.get(setting, {}).items():
+    for variant, extra in VARIANTS.get(setting, {}).items() if "sparsyfed" in best else ():
         for seed in range(seeds):
             names[variant, seed] = f"{setting}-{variant.replace(' ', '_')}-seed{seed}"
             command = overrides(setting, "sparsyfed", best["sparsyfed"], seed, data, "test", extra)
@@ -111,6 +111,10 @@ def measure(setting: str, best: dict[str, float], seeds: int, data: Path, out: P
         "with framing",
     ]
     print(markdown(header, rows))
+    if {"topk", "sparsyfed"} <= best.keys() and seeds > 1:
+        pairs = ((runs[names["sparsyfed", seed]], runs[names["topk", seed]]) for seed in range(seeds))
+        gains = [ours.late_accuracy() - theirs.late_accuracy() for ours, theirs in pairs]
+        print(f"\nSparsyFed minus Top-K, seed by seed: {mean_and_spread(gains)} ({min(gains):.1f} to {max(gains):.1f})")
 
 
 def columns(runs: list[Run]) -> list[str]:
@@ -132,10 +136,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/accuracy_and_bytes"), help="where run folders go")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=2, help="runs at a time")
+    parser.add_argument(
+        "--rates", nargs="*", default=[], help="METHOD=LR as tuned before: these methods alone, untuned"
+    )
     parser.add_argument("--only", nargs="*", choices=SETTINGS, default=list(SETTINGS), help="settings to run")
     arguments = parser.parse_args()
+    rates = {method: float(rate) for method, rate in (each.split("=") for each in arguments.rates)}
     for setting in arguments.only:
-        best = tune(setting, arguments.data.resolve(), arguments.out.resolve(), arguments.workers)
+        best = rates or tune(setting, arguments.data.resolve(), arguments.out.resolve(), arguments.workers)
         measure(setting, best, arguments.seeds, arguments.data.resolve(), arguments.out.resolve(), arguments.workers)
 
 
