@@ -137,7 +137,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=2, help="runs at a time")
     parser.add_argument(
-        "--rates", nargs="*", default=[], help="METHOD=LR as tuned before: these methods alone, untuned"
+        "--rates", nargs="*", default=[], help="METHOD=LR: these methods alone, not tuned again"
     )
     parser.add_argument("--only", nargs="*", choices=SETTINGS, default=list(SETTINGS), help="settings to run")
     arguments = parser.parse_args()
