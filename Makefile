@@ -12,6 +12,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
+# Tests at a time; the slow ones wait for processes and sockets more than they compute.
+WORKERS ?= 2
+
 # One thread per process: the models are small, nodes run beside each other, and results do not depend on the machine.
 export OMP_NUM_THREADS ?= 1
 export FLWR_TELEMETRY_ENABLED := 0
@@ -40,10 +43,10 @@ demo: $(STAMP)  ## dense FedAvg, Top-K and SparsyFed on handwritten digits, with
 	@echo "  $(BIN)/flsparse dry_run=true                            the bytes a run would send"
 
 test: lint  ## everything that CI runs: format, lint, types, layers, all tests
-	$(BIN)/pytest
+	$(BIN)/pytest -n $(WORKERS) --dist worksteal
 
 test-fast: lint  ## the same without the tests that need minutes, Ray or sockets
-	$(BIN)/pytest -m 'not slow and not e2e'
+	$(BIN)/pytest -n $(WORKERS) -m 'not slow and not e2e'
 
 lint: $(STAMP)  ## format, lint, types and layers, without the tests
 	$(BIN)/ruff format --check
