@@ -30,7 +30,7 @@ RESNET20 = [
     *("num_clients=5", "fraction_train=1.0", "num_rounds=30", "evaluate.every=5"),
     *("client.batch_size=32", "client.local_epochs=2", "client.momentum=0.9"),
 ]
-RESNET20_GRID = {"fedavg": (0.05, 0.1), "sparsyfed": (0.1, 0.2)}
+RESNET20_GRID = {"fedavg": (0.025, 0.05, 0.1), "sparsyfed": (0.05, 0.1, 0.2)}
 
 
 def knob(data: Path, out: Path, workers: int, seeds: int) -> None:
