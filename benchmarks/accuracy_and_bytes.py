@@ -136,9 +136,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/accuracy_and_bytes"), help="where run folders go")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=2, help="runs at a time")
-    parser.add_argument(
-        "--rates", nargs="*", default=[], help="METHOD=LR: these methods alone, not tuned again"
-    )
+    parser.add_argument("--rates", nargs="*", default=[], help="METHOD=LR: these methods alone, not tuned again")
     parser.add_argument("--only", nargs="*", choices=SETTINGS, default=list(SETTINGS), help="settings to run")
     arguments = parser.parse_args()
     rates = {method: float(rate) for method, rate in (each.split("=") for each in arguments.rates)}
