@@ -17,7 +17,7 @@ from flwr.app import ConfigRecord, Context, Message, MessageType, RecordDict
 from flwr.clientapp.typing import ClientAppCallable
 
 from flsparse import rng
-from flsparse.clients.mirror import OWN_CONTROL, PENDING_CONTROL, control_as_read, reference_with, towards
+from flsparse.clients.mirror import OWN_CONTROL, PENDING_CONTROL, control_as_read, dated, reference_with, towards
 from flsparse.clients.protocol import (
     CONTROL,
     MIRROR,
@@ -158,9 +158,10 @@ class CompressMod:
         key = arrayrecord_key(content)
         trained = to_numpy(content.array_records[key])
         if list(trained) != list(received.arrays):
+            odd = [name for name in (*received.arrays, *trained) if (name in trained) != (name in received.arrays)]
             raise ValueError(
-                f"the app returned arrays {list(trained)[:3]}..., but received {list(received.arrays)[:3]}...: "
-                "return the whole state_dict, in its order"
+                f"the app returned {len(trained)} arrays, but received {len(received.arrays)}: "
+                f"{f'{odd[0]!r} is on one side only' if odd else 'in another order'}; return the whole state_dict"
             )
         residual = (state.get("residual") or {}) if self.error_feedback else {}
         trained = {name: array + residual[name] if name in residual else array for name, array in trained.items()}
@@ -185,7 +186,8 @@ class CompressMod:
         if mirrored:
             state.put(MIRROR, decoded)
         if controlled:
-            state.put(PENDING_CONTROL, control_as_read(state.get(OWN_CONTROL) or {}, decoded, received))
+            pending = control_as_read(state.get(OWN_CONTROL) or {}, decoded, received)
+            state.put(PENDING_CONTROL, dated(pending, int(asked["round"])))  # type: ignore[arg-type]
         if self.error_feedback:
             floating = [name for name, array in sent.items() if array.dtype.kind == "f"]
             state.put("residual", {name: sent[name] - decoded[name] for name in floating})

@@ -54,8 +54,11 @@ class Layout:
 
     @classmethod
     def of(cls, model: nn.Module, prunable: Sequence[str]) -> "Layout":
-        """Return the layout of a model."""
+        """Return the layout of a model; ValueError where two names are one weight."""
         parameters = dict(model.named_parameters())
+        tied = [name for name, _ in model.named_parameters(remove_duplicate=False) if name not in parameters]
+        if tied:
+            raise ValueError(f"gossip needs weights with one name each; {tied[0]} is tied to another: untie it")
         names = tuple(name for name in model.state_dict() if name in parameters)
         sizes = tuple(parameters[name].numel() for name in names)
         mask = np.repeat([name in prunable for name in names], sizes)

@@ -89,4 +89,4 @@ def load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, arrays: A
         key, found, name = full_name.partition(_SEPARATOR)
         if found and name in parameters:
             value = torch.from_numpy(np.array(array))
-            optimizer.state[parameters[name]][key] = value.to(parameters[name].device) if value.ndim else value
+            optimizer.state[parameters[name]][key] = value if key == "step" else value.to(parameters[name].device)

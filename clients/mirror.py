@@ -21,6 +21,7 @@ from flsparse.sparsity import default_prunable, prune_global
 
 Arrays = dict[str, np.ndarray]
 OWN_CONTROL, PENDING_CONTROL = "control", "control-pending"  # names in a node's state
+CONTROL_ROUND = "|round"  # beside a variate's arrays: a file outlives the context of a fit that failed
 
 
 def towards(arrays: Mapping[str, np.ndarray], mirror: Mapping[str, np.ndarray], density: float) -> Arrays:
@@ -56,6 +57,11 @@ def towards(arrays: Mapping[str, np.ndarray], mirror: Mapping[str, np.ndarray], 
 def reference_with(mirror: Mapping[str, np.ndarray], received: Reference) -> Reference:
     """Return the reference a reply is coded against: the mirror, and for arrays beside the model what was received."""
     return Reference({n: a if n.startswith(CONTROL) else mirror.get(n, a) for n, a in received.arrays.items()})
+
+
+def dated(control: Mapping[str, np.ndarray], server_round: int) -> Arrays:
+    """Return a control variate to be kept, with the round that it is of."""
+    return {**control, CONTROL_ROUND: np.asarray(server_round, np.int64)}
 
 
 def control_as_read(own: Mapping[str, np.ndarray], sent: Mapping[str, np.ndarray], received: Reference) -> Arrays:

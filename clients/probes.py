@@ -19,6 +19,7 @@ from flsparse.clients.state import NodeState
 from flsparse.valley import Loss, line, loss_on
 
 STATISTICS, VALLEY = "statistics", "valley"
+NUM_EXAMPLES = "num-examples"  # what answers are weighed by
 METRICS = "metrics"
 _AVERAGE = "valley-average"
 MAX_VALLEY_STEPS = 200
@@ -32,7 +33,7 @@ def _examples(batches: Batches) -> float:
 def answer_statistics(model: nn.Module, batches: Batches) -> RecordDict:
     """Return the statistics, and how many examples they come from."""
     found = batch_norm_statistics(model, (inputs for inputs, _ in batches))
-    return RecordDict({STATISTICS: to_record(found), METRICS: MetricRecord({"num-examples": _examples(batches)})})
+    return RecordDict({STATISTICS: to_record(found), METRICS: MetricRecord({NUM_EXAMPLES: _examples(batches)})})
 
 
 def answer_valley(model: nn.Module, batches: Batches, asked: ConfigRecord, state: NodeState) -> RecordDict:
@@ -66,7 +67,7 @@ def answer_valley(model: nn.Module, batches: Batches, asked: ConfigRecord, state
         if not 1 <= steps <= MAX_VALLEY_STEPS:
             raise ValueError(f"steps={steps} is not in 1..{MAX_VALLEY_STEPS}")
         losses = _losses_along(loss, average, received, asked, steps)
-    metrics = MetricRecord({"losses": losses, "num-examples": _examples(batches)})
+    metrics = MetricRecord({"losses": losses, NUM_EXAMPLES: _examples(batches)})
     return RecordDict({METRICS: metrics})
 
 

@@ -19,11 +19,10 @@ import numpy as np
 import torch
 
 from flsparse.clients.base import Arrays, Fit, LocalMethod, register, state_arrays
-from flsparse.clients.mirror import OWN_CONTROL, PENDING_CONTROL
+from flsparse.clients.mirror import CONTROL_ROUND, OWN_CONTROL, PENDING_CONTROL, dated
 from flsparse.clients.protocol import CONTROL
 
 LOST = "control-lost"  # metric of a node that has not got what the server's variate holds of it
-_ROUND, _OWN_ROUND = "control-round", "control-own-round"  # of the pending and of the confirmed variate
 
 
 @dataclass
@@ -53,13 +52,12 @@ class ControlVariates:
 
     def _confirmed(self, fit: Fit) -> tuple[Arrays, bool]:
         """Return the ``c_i`` that the server's variate holds, and whether it is lost; keep that one alone."""
-        values = fit.state.values
-        if (pending := fit.state.get(PENDING_CONTROL)) is not None and values.get(_ROUND) == self.confirmed:
+        pending = fit.state.get(PENDING_CONTROL)
+        if pending is not None and _round_of(pending) == self.confirmed:
             fit.state.put(OWN_CONTROL, pending)
-            values[_OWN_ROUND] = self.confirmed
         fit.state.drop(PENDING_CONTROL)
         own = fit.state.get(OWN_CONTROL)
-        if self.confirmed and own is not None and values.get(_OWN_ROUND) == self.confirmed:
+        if self.confirmed and own is not None and _round_of(own) == self.confirmed:
             return own, False
         fit.state.drop(OWN_CONTROL)
         return {}, self.confirmed > 0
@@ -76,9 +74,12 @@ class ControlVariates:
         """Keep the new ``c_i``, not yet confirmed, and return what the server is to average, by its names."""
         old = fit.state.get(OWN_CONTROL) or {}
         new = {name: (total / max(fit.step, 1)).cpu().numpy() for name, total in self.total.items()}
-        fit.state.put(PENDING_CONTROL, new)
-        fit.state.values[_ROUND] = fit.server_round
+        fit.state.put(PENDING_CONTROL, dated(new, fit.server_round))
         return {CONTROL + n: fit.received[CONTROL + n] + c - old.get(n, np.float32(0)) for n, c in new.items()}
+
+
+def _round_of(control: Arrays) -> int:
+    return int(control.get(CONTROL_ROUND, -1))
 
 
 @register

@@ -236,10 +236,14 @@ class Device:
                 smashed = self.bottom(inputs)
             if part.shape != smashed.shape:
                 raise ValueError(f"a gradient of shape {part.shape} came for activations of {tuple(smashed.shape)}")
-            packed = self.sent.get(f"sent/{j}", np.empty(0, np.uint8))
-            sent = np.unpackbits(packed, count=smashed.numel()).view(np.bool_)
+            packed = self.sent.get(f"sent/{j}")  # of a form that covers every value there is none
+            if packed is None:
+                sent = np.ones(smashed.numel(), np.bool_)
+            else:
+                sent = np.unpackbits(packed, count=smashed.numel()).view(np.bool_)
             gradient = torch.from_numpy(decode_gradient(part.data, part.shape, sent)).to(self.device)
-            smashed.backward(gradient)
+            if smashed.requires_grad:  # else all of the bottom is frozen
+                smashed.backward(gradient)
         for name, buffer in self.bottom.named_buffers():
             buffer.copy_(statistics[name])  # batch norm has seen these batches once already
         self.optimizers["bottom"].step()

@@ -6,6 +6,7 @@ choose_settings(activations, target_error=0.1)     the settings of mask encoding
 
 import math
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from flsparse.codec import MaskEncoding
 from flsparse.codec.mask_encoding import unmask
 from flsparse.cutting import candidates, cut_model
+from flsparse.torch_rng import seeded
 
 _LEGEND = """±: can be negative, so signs are coded too
 bits: of one coded activation; error: relative, in the 2-norm"""
@@ -75,7 +77,7 @@ def advise(
     Parameters
     ----------
     model : nn.Module
-        Its parameters and buffers are left as they are.
+        Left as it is: a copy is measured.
     inputs : Tensor
         A batch of real data, as large as a training batch.
     coding : MaskEncoding, optional
@@ -92,7 +94,7 @@ def advise(
     coding = coding or MaskEncoding()
     rectified = {each.name: each.rectified for each in candidates(model)}
     found: list[Advice] = []
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    model = deepcopy(model)
     for cut in cuts or rectified:
         bottom = cut_model(model, [cut])[0].train()
         advice = _measure(bottom, inputs, coding, cut, rectified.get(cut, False))
@@ -102,14 +104,13 @@ def advise(
             or (found[-1].parameters, found[-1].coded_bytes) != (advice.parameters, advice.coded_bytes)
         ):
             found.append(advice)
-    for name, buffer in model.named_buffers():
-        buffer.copy_(buffers[name])
     return found
 
 
 def _measure(bottom: nn.Module, inputs: Tensor, coding: MaskEncoding, cut: str, rectified: bool) -> Advice:
     saved: dict[int, int] = {}
     parameters = list(bottom.parameters())
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
     own = {p.data_ptr() for p in parameters}
 
     def note(tensor: Tensor) -> Tensor:
@@ -117,10 +118,15 @@ def _measure(bottom: nn.Module, inputs: Tensor, coding: MaskEncoding, cut: str, 
             saved[tensor.data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
-    with FlopCounterMode(display=False) as forward, saved_tensors_hooks(note, lambda tensor: tensor):
+    with (
+        seeded(0, inputs.device),
+        FlopCounterMode(display=False) as forward,
+        saved_tensors_hooks(note, lambda tensor: tensor),
+    ):
         smashed = bottom(inputs)
     with FlopCounterMode(display=False) as backward:
-        torch.autograd.grad(smashed.sum(), parameters)
+        if trained:
+            torch.autograd.grad(smashed.sum(), trained)
     array = smashed.detach().cpu().numpy()
     payload = coding.encode(array)
     count = sum(p.numel() for p in parameters)

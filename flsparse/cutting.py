@@ -89,8 +89,8 @@ def cut_model(model: nn.Module, cuts: Sequence[str]) -> list[fx.GraphModule]:
     Raises
     ------
     ValueError
-        There is no such layer, more than its output crosses there, a part would have no parameters, or the model
-        cannot be traced.
+        There is no such layer, more than its output crosses there, a part would have no parameters, two parts share
+        one, or the model cannot be traced.
     """
     names = {name for name, _ in model.named_modules()} - {""}
     for cut in cuts:
@@ -123,7 +123,17 @@ def cut_model(model: nn.Module, cuts: Sequence[str]) -> list[fx.GraphModule]:
             where = f"before {behind}" if before is None else f"behind {before}"
             where += f" up to {behind}" if before is not None and behind is not None else ""
             raise ValueError(f"cut={before or behind}: no parameters {where}; cut at one of {', '.join(known)}")
+    _refuse_shared(parts)
     return parts
+
+
+def _refuse_shared(parts: Sequence[nn.Module]) -> None:
+    seen: set[int] = set()
+    for part in parts:
+        own = {id(parameter): name for name, parameter in part.named_parameters()}
+        for shared in own.keys() & seen:
+            raise ValueError(f"the weight {own[shared]} is used on both sides of a cut: each would train its own copy")
+        seen |= own.keys()
 
 
 def _node_of(graph: fx.Graph, name: str, model: nn.Module) -> fx.Node:

@@ -6,6 +6,7 @@ Plain functions over plain values: no Hydra, no torch. Every refusal is one line
 import difflib
 import re
 from collections.abc import Callable, Iterable, Mapping
+from math import inf
 from typing import Any
 
 
@@ -79,8 +80,8 @@ def _one_of(*choices: str) -> tuple[Callable[[Any], bool], str]:
     return lambda value: value in choices, f"one of {', '.join(choices)}"
 
 
-_POSITIVE = (lambda value: _number(value) and value > 0, "a number above 0")
-_NOT_NEGATIVE = (lambda value: _number(value) and value >= 0, "a number, 0 or more")
+_POSITIVE = (lambda value: _number(value) and 0 < value < inf, "a number above 0")
+_NOT_NEGATIVE = (lambda value: _number(value) and 0 <= value < inf, "a number, 0 or more")
 _FRACTION = (lambda value: _number(value) and 0 < value <= 1, "a fraction of the nodes, above 0 and at most 1")
 _SWITCH = (lambda value: isinstance(value, bool), "true or false")
 _VALUES = _one_of("raw", "fp32", "fp16", "int8", "int4")
@@ -96,7 +97,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "runtime.num_gpus": _NOT_NEGATIVE,
     "evaluate.every": _at_least(1),
     "evaluate.on": _one_of("test", "validation"),
-    "partition.alpha": _POSITIVE,
+    "partition.alpha": (lambda value: _number(value) and value > 0, "a number above 0; inf is IID"),
     "client.lr": _POSITIVE,
     "client.lr_final": _NOT_NEGATIVE,
     "client.lr_schedule": _one_of("geometric", "cosine"),

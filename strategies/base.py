@@ -302,6 +302,7 @@ class RoundLoop(Strategy):
         elif (fault := self._not_known(said)) is not None:
             self.wire.drop(node_id, fault, "failures")
         elif partition in (taken := {n.partition: n.node_id for n in self.nodes.values()}):
+            self._mute.discard(node_id)  # a node that was started anew is taken for two until its old self is gone
             self.wire.drop(node_id, f"says it is partition {partition}, as does node {taken[partition]}", "failures")
         else:
             examples = said.get("num-examples")

@@ -25,7 +25,7 @@ from flwr.serverapp import Grid
 from torch import nn
 
 from flsparse._flwr import log
-from flsparse.clients.probes import MAX_VALLEY_STEPS, METRICS, VALLEY
+from flsparse.clients.probes import MAX_VALLEY_STEPS, METRICS, NUM_EXAMPLES, VALLEY
 from flsparse.clients.protocol import CONTROL, to_record
 from flsparse.clients.topk import prune
 from flsparse.codec import Layer, Reference
@@ -182,9 +182,12 @@ class DPPF(LocalSGD):
         super().summary()
 
     def prepare(self, model: nn.Module) -> nn.Module:
-        """Note the parameters' names: control variates are for them alone."""
+        """Note the parameters' names: control variates are for them alone, and the valley is one of some of them."""
+        names = [name for name, _ in model.named_parameters()]
+        for name in self.valley_names or []:
+            _require(name in names, f"valley_names: the model has no parameter {name!r}")
         if self.control:
-            self.control.parameters = [name for name, _ in model.named_parameters()]
+            self.control.parameters = names
         return super().prepare(model)
 
     # -- a round ----------------------------------------------------------------------------------------------------
@@ -222,6 +225,12 @@ class DPPF(LocalSGD):
             arrays = {layer.name: np.array(layer.dense(self.wire.specs[layer.name])) for layer in layers}
             self.workers[self.wire.sender(reply).partition] = arrays
 
+    def abandon(self) -> None:
+        """Let everybody join anew who was asked, and control variates start at 0."""
+        super().abandon()
+        if self.control:
+            self.control.reset()
+
     def after_aggregation(self, arrays: Arrays, server_round: int) -> Arrays:
         """Move the control variate; prune the average where the workers are pruned."""
         if self.control:
@@ -243,6 +252,7 @@ class DPPF(LocalSGD):
         last = server_round == self._num_rounds
         if self.valley_every and (server_round % self.valley_every == 0 or last):
             self._measure_valley(grid, server_round, arrays, timeout_s)
+            self.wire.downlink.keep({node.held for node in self.nodes.values()})  # nobody holds a point of the walks
         return arrays
 
     def ask(
@@ -275,7 +285,7 @@ class DPPF(LocalSGD):
             expected = 1 if point == "average" else self.valley_steps
             rows, weights = [], []
             for reply in self.ask(grid, server_round, kind, model, record, timeout_s, hold=False):
-                weighed, row = self._weigh(reply), _losses_of(reply, expected)
+                weighed, row = self._weigh(reply, NUM_EXAMPLES), _losses_of(reply, expected)
                 if weighed is not None and row is not None:
                     rows.append(row)
                     weights.append(weighed[0])

@@ -159,6 +159,7 @@ class FedAvg(RoundLoop):
             accepted.append((weight, metrics))
         self.round_metrics["replies"] = len(accepted)
         if len(accepted) < self.min_replies:
+            self.abandon()
             return None, None
         mean = self._give_back_rounding(accumulator.mean(), references)
         self._model = self.after_aggregation(self.server_optimizer.step(self._model, mean), server_round)
@@ -170,6 +171,9 @@ class FedAvg(RoundLoop):
     def accept(self, reply: Message, layers: list[Layer]) -> None:
         """Note who an accepted update came from; for subclasses."""
 
+    def abandon(self) -> None:
+        """Forget what was accepted in a round without a quorum; for subclasses."""
+
     def observe(self, layers: list[Layer], reference: Reference) -> None:
         """Look at one accepted update; for subclasses."""
 
@@ -177,15 +181,16 @@ class FedAvg(RoundLoop):
         """Return the model of the next round; subclasses prune here."""
         return arrays
 
-    def _weigh(self, reply: Message) -> tuple[float, dict[str, float]] | None:
-        """Return a reply's weight and its other numbers; None where the weight is no use, which is counted."""
+    def _weigh(self, reply: Message, key: str = "") -> tuple[float, dict[str, float]] | None:
+        """Return a reply's weight, by ``weighted_by_key`` or another key, and its other numbers; None for a bad weight."""
+        key = key or self.weighted_by_key
         numbers = numbers_of(reply)
-        weight = numbers.pop(self.weighted_by_key, math.nan)
+        weight = numbers.pop(key, math.nan)
         known = self.nodes.get(self.wire.sender(reply).node_id)
         if known is not None and known.num_examples:
             weight = min(weight, known.num_examples)  # no node weighs more than it said in the hello
         if not 0 < weight <= LARGEST:
-            self.wire.refuse(reply, f"its metric {self.weighted_by_key!r} is {weight}, not in (0, {LARGEST:g}]")
+            self.wire.refuse(reply, f"its metric {key!r} is {weight}, not in (0, {LARGEST:g}]")
             return None
         return weight, numbers
 

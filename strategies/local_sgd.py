@@ -19,7 +19,7 @@ from flwr.serverapp import Grid
 
 from flsparse._flwr import log
 from flsparse.batch_norm import pooled, statistics_names
-from flsparse.clients.probes import STATISTICS
+from flsparse.clients.probes import NUM_EXAMPLES, STATISTICS
 from flsparse.clients.protocol import to_numpy, to_record
 from flsparse.codec import Layer
 from flsparse.schedules import learning_rate, quadratic_synchronization
@@ -58,7 +58,7 @@ class LocalSGD(FedAvg):
         statistics_samples: int = 500,
         **fedavg: object,
     ) -> None:
-        super().__init__(**fedavg)  # type: ignore[arg-type]
+        super().__init__(**{**fedavg, "hello": True})  # type: ignore[arg-type]
         if qsr < 0 or qsr_max_steps < 1:
             raise ValueError(f"qsr={qsr} must be at least 0 and qsr_max_steps={qsr_max_steps} at least 1")
         if statistics_every < 0 or statistics_samples < 0:
@@ -95,6 +95,8 @@ class LocalSGD(FedAvg):
     def _local_steps(self, server_round: int, config: ConfigRecord) -> int:
         if "lr" not in config:
             raise ValueError("qsr needs the learning rate: put 'lr' into train_config")
+        if int(config.get("local-steps", 0)) < 1:  # type: ignore[arg-type]
+            raise ValueError(f"qsr={self.qsr} needs client.local_steps above 0: the fewest that it may choose")
         rate = learning_rate(
             server_round,
             self._num_rounds,
@@ -102,7 +104,7 @@ class LocalSGD(FedAvg):
             float(config.get("lr-final", 0.0)),  # type: ignore[arg-type]
             str(config.get("lr-schedule", "geometric")),
         )
-        at_least = max(1, int(config.get("local-steps", 1)))  # type: ignore[arg-type]
+        at_least = int(config["local-steps"])  # type: ignore[arg-type]
         steps = quadratic_synchronization(rate, self.qsr, at_least, self.qsr_max_steps)
         self.round_metrics["local_steps"] = steps
         return steps
@@ -123,6 +125,11 @@ class LocalSGD(FedAvg):
         self._accepted[partition] = self._next_round
         self._once.add(partition)
 
+    def abandon(self) -> None:
+        """Let everybody join anew who was asked: what they trained is in no average."""
+        for node in self._asked:
+            self._accepted.pop(node.partition, None)
+
     def conclude(self, grid: Grid, server_round: int, arrays: ArrayRecord, timeout_s: float) -> ArrayRecord:
         """Replace the batch-norm statistics by those that the round's nodes find at the average."""
         names = statistics_names(arrays)
@@ -132,7 +139,7 @@ class LocalSGD(FedAvg):
         config = ConfigRecord({"samples": self.statistics_samples})
         parts = []
         for reply in self.ask(grid, server_round, f"{MessageType.EVALUATE}.{STATISTICS}", arrays, config, timeout_s):
-            if (weighed := self._weigh(reply)) is None:
+            if (weighed := self._weigh(reply, NUM_EXAMPLES)) is None:
                 continue
             found = _statistics_of(reply, names, to_numpy(arrays))
             if found is not None and self.wire.downlink.cannot_send(found) is None:

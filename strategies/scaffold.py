@@ -22,6 +22,7 @@ from flwr.serverapp import Grid
 from torch import nn
 
 from flsparse._flwr import log
+from flsparse.batch_norm import statistics_names
 from flsparse.clients.protocol import CONTROL, to_numpy, to_record
 from flsparse.clients.scaffold import LOST
 from flsparse.codec import Layer
@@ -36,7 +37,7 @@ class ServerControl:
     Parameters
     ----------
     parameters : list[str]
-        Names of the model's parameters; empty: all floating arrays.
+        Names of the model's parameters; empty: all floating arrays but batch-norm statistics.
 
     Attributes
     ----------
@@ -67,7 +68,8 @@ class ServerControl:
     def join(self, model: ArrayRecord) -> ArrayRecord:
         """Return the model with the control variate behind it."""
         arrays = to_numpy(model)
-        names = self.parameters or [name for name, x in arrays.items() if x.dtype.kind == "f"]
+        statistics = set(statistics_names(arrays))
+        names = self.parameters or [n for n, x in arrays.items() if x.dtype.kind == "f" and n not in statistics]
         self.arrays = {name: self.arrays.get(name, np.zeros_like(arrays[name])) for name in names}
         return to_record({**arrays, **{CONTROL + name: c for name, c in self.arrays.items()}})
 
@@ -75,6 +77,10 @@ class ServerControl:
         """Note a reply whose change will be in the control variate, and whether what was in there before is lost."""
         self.confirmed[node.partition] = server_round
         self._is_lost |= any(record.get(LOST, 0) for record in reply.content.metric_records.values())
+
+    def reset(self) -> None:
+        """Let the server's variate and all nodes' start again at 0."""
+        self.arrays, self.confirmed, self._is_lost = {}, {}, False
 
     def part(self, mean: Mapping[str, np.ndarray], replies: int) -> Arrays:
         """Take the nodes' mean apart: return the model, and move the control variate by its share of the change.
@@ -91,7 +97,7 @@ class ServerControl:
             self.arrays[name] = np.asarray(c + share * (mean[CONTROL + name] - c), c.dtype)
         if self._is_lost:
             log(WARNING, "A node has lost its control variate; all start again at 0")
-            self.arrays, self.confirmed, self._is_lost = {}, {}, False
+            self.reset()
         return {name: x for name, x in mean.items() if not name.startswith(CONTROL)}
 
     def state_dict(self) -> dict[str, object]:
@@ -112,14 +118,16 @@ class Scaffold(FedAvg):
     Parameters
     ----------
     **fedavg
-        Parameters of :class:`FedAvg` but those of the server optimizer.
+        Parameters of :class:`FedAvg` but those of the server optimizer. The hello is always said: what nodes keep goes
+        by partition.
     """
 
     name = "scaffold"
     weighted = False
 
     def __init__(self, **fedavg: object) -> None:
-        super().__init__(server_optimizer="none", server_lr=1.0, **fedavg)  # type: ignore[arg-type]
+        fixed = {"server_optimizer": "none", "server_lr": 1.0, "hello": True}
+        super().__init__(**{**fedavg, **fixed})  # type: ignore[arg-type]
         self.control = ServerControl([])
 
     def method(self, node: Node, server_round: int) -> Mapping[str, Value]:
@@ -147,6 +155,10 @@ class Scaffold(FedAvg):
     def accept(self, reply: Message, layers: list[Layer]) -> None:
         """Note the node's round."""
         self.control.accept(self.wire.sender(reply), reply, self._next_round)
+
+    def abandon(self) -> None:
+        """Let control variates start at 0: what nodes have moved theirs by is not in the server's."""
+        self.control.reset()
 
     def after_aggregation(self, arrays: Arrays, server_round: int) -> Arrays:
         """Move the control variate; return the model."""

@@ -63,10 +63,10 @@ class ServerOptimizer:
     def _step(self, name: str, x: np.ndarray, mean: np.ndarray) -> np.ndarray:
         g = mean - x
         if self.kind == "momentum":
-            g = self._m[name] = 0.9 * self._m.get(name, 0) + g
+            g = self._m[name] = np.asarray(0.9 * self._m.get(name, 0) + g, x.dtype)
         elif self.kind == "adam":
-            m = self._m[name] = 0.9 * self._m.get(name, 0) + 0.1 * g
-            u = self._u[name] = 0.99 * self._u.get(name, 0) + 0.01 * g * g
+            m = self._m[name] = np.asarray(0.9 * self._m.get(name, 0) + 0.1 * g, x.dtype)
+            u = self._u[name] = np.asarray(0.99 * self._u.get(name, 0) + 0.01 * g * g, x.dtype)
             g = m / (np.sqrt(u) + 1e-3)
         return np.asarray(x + self.lr * g, x.dtype)
 

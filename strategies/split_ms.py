@@ -33,6 +33,7 @@ from flsparse.clients.protocol import to_numpy, to_record
 from flsparse.clients.split_ms import SplitMSLocal
 from flsparse.clients.split_protocol import Part
 from flsparse.codec import PayloadError, decode_activations, encode_gradient
+from flsparse.codec.activation_wire import MAX_ELEMENTS
 from flsparse.codec.errors import require
 from flsparse.cutting import default_head
 from flsparse.metering.ledger import Direction
@@ -150,9 +151,10 @@ class SplitMS(FedAvg):
         def through_the_codec(module: nn.Module, inputs: Any, output: Tensor) -> Tensor | None:
             if module.training:
                 return None
-            array = output.detach().cpu().numpy()
-            decoded, _ = decode_activations(codec.encode(array), array.shape)
-            return torch.from_numpy(decoded).to(output)
+            most = max(1, MAX_ELEMENTS // output[0].numel())  # samples of one payload
+            batches = (each.cpu().numpy() for each in torch.split(output.detach(), most))
+            decoded = [decode_activations(codec.encode(array), array.shape)[0] for array in batches]
+            return torch.from_numpy(np.concatenate(decoded)).to(output)
 
         if self.asked.compressor != "none":
             model.get_submodule(self.asked.cut).register_forward_hook(through_the_codec)
@@ -232,7 +234,7 @@ class SplitMS(FedAvg):
         merged = self._all | state_arrays(self.top.module) | to_numpy(aggregated)
         return to_record({key: merged[key] for key in self._all}), metrics
 
-    def _weigh(self, reply: Message) -> tuple[float, dict[str, float]] | None:
+    def _weigh(self, reply: Message, key: str = "") -> tuple[float, dict[str, float]] | None:
         """Let a bottom weigh at most the samples that the top has stepped with: a small node's count each time."""
         numbers, node_id = numbers_of(reply), self.wire.sender(reply).node_id
         weight = min(numbers.pop(self.weighted_by_key, nan), self._tally.samples_of[node_id])

@@ -105,7 +105,7 @@ class Top:
 
     @property
     def _parameters(self) -> list[nn.Parameter]:
-        return list(self.module.parameters())
+        return [parameter for parameter in self.module.parameters() if parameter.requires_grad]
 
     def begin_round(self, arrays: Mapping[str, np.ndarray], *, lr: float, momentum: float, weight_decay: float) -> None:
         """Load the layers' arrays, and build this round's SGD with the momentum of the round before."""
@@ -128,7 +128,7 @@ class Top:
                     require(sane, f"they lead to statistics of batch norm beyond {LARGEST_WEIGHT:g}")
         except Exception:
             for buffer, old in zip(self.module.buffers(), before, strict=True):
-                buffer.copy_(old)
+                buffer.data.copy_(old)  # not seen by autograd: earlier nodes' graphs wait for their heads
             raise
 
     @property
@@ -200,7 +200,8 @@ class Top:
         """
         outputs = [batch.output for batch in batches if batch.output is not None]
         count = sum(len(batch) for batch in batches)
-        return self._gather(batches, self._gradients(batches, outputs, [gradient * count for gradient in gradients]))
+        ends = [gradient.to(self._device) * count for gradient in gradients]
+        return self._gather(batches, self._gradients(batches, outputs, ends))
 
     def _gradients(
         self, batches: Sequence[Received], ends: Sequence[Tensor], gradients: Sequence[Tensor] | None

@@ -51,18 +51,21 @@ class RandTopK(ActivationCodec):
     alpha : float (default: 0.1)
         Probability of a kept place to go to one of the smaller values, in [0, 1].
     entropy : bool (default: True)
-        False: a packed 1-bit mask and fp32 values.
+        False: a packed 1-bit mask and plain values.
+    values : {"fp32", "fp16"} (default: "fp32")
+        Precision of what is kept.
     """
 
     sparsity: float
     alpha: float = 0.1
     entropy: bool = True
+    values: str = "fp32"
 
     def encode_and_tell(self, array: np.ndarray, *, rng: np.random.Generator | None = None) -> tuple[bytes, Sent]:
         """Encode a tensor; ``rng`` draws which values are kept."""
         if rng is None:
             raise ValueError("randtopk needs rng")
-        settings = MaskEncoding(self.sparsity, bits=1, entropy=self.entropy)
+        settings = MaskEncoding(self.sparsity, bits=1, values=self.values, entropy=self.entropy)
         flat = ms.as_floats(array)
         best = ms.largest(np.abs(flat), ms.kept_count(flat.size, self.sparsity))
         inside, outside = np.flatnonzero(best), np.flatnonzero(~best & (flat != 0))
@@ -71,7 +74,7 @@ class RandTopK(ActivationCodec):
         kept[rng.choice(inside, swapped, replace=False)] = False
         kept[rng.choice(outside, swapped, replace=False)] = True
         what = ms.masked(flat, kept, settings)
-        return ms.write_masked(what, array.shape, 1, "fp32", self.entropy), what.codes != 0
+        return ms.write_masked(what, array.shape, 1, self.values, self.entropy), what.codes != 0
 
 
 @dataclass(frozen=True)
@@ -181,7 +184,7 @@ def make_activation_codec(
     if name == "topk":
         return Masks(MaskEncoding(sparsity, 1, "round", values, entropy))
     if name == "randtopk":
-        return RandTopK(sparsity, entropy=entropy)
+        return RandTopK(sparsity, entropy=entropy, values=values)
     if name == "uniform":
         return UniformQuantizer(bits, entropy)
     if name == "none":

@@ -103,7 +103,8 @@ def decode_gradient(payload: bytes, shape: tuple[int, ...], sent: NDArray[np.boo
         code = int(reader.array("u2", 1)[0])
         require(1 <= code <= quant.MAX_CODE, f"step code 0x{code:04x} is not a positive finite step")
         q = symbols.decode_integers(reader, int(np.count_nonzero(sent)))
-        require(not q.size or int(np.abs(q).max()) <= _BOUND, "a quantized gradient is out of range")
+        in_range = not q.size or (int(q.min()) >= -_BOUND and int(q.max()) <= _BOUND)  # |-2^15| is no int16
+        require(in_range, "a quantized gradient is out of range")
         flat = np.zeros(prod(shape), np.float32)
         flat[sent] = quant.dequantize(q, quant.step_of(code), None, np.dtype(np.float32))
     reader.finish("the gradient")

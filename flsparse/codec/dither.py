@@ -84,7 +84,7 @@ class Dither:
             What q is to be multiplied by; 0 for a vector of zeros, or of nothing but denormal numbers.
         """
         length = self._length(x)
-        if length < _TINY:
+        if length < _TINY * self.levels:  # levels / length must not overflow
             return np.zeros(x.size, np.int16), np.float32(0)
         if self.norm == "rms":
             magnitude = np.rint(np.abs(x) / np.float32(_STEP_RMS * length))

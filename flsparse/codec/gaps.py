@@ -107,6 +107,11 @@ def _model(sizes: list[int], rares: list[int]) -> _Model:
     return _Model(alphabet, np.repeat(np.array(table_of, np.uint8), rares), guesses)
 
 
+def _rows(tokens: int) -> int:
+    """Rows of the stream of tokens: from 65,537 on twice as fast, for some 0.05 bits each."""
+    return 512 if tokens > 1 << 16 else 1024
+
+
 def encode(subsets: list[Subset]) -> bytes:
     """Code subsets of groups whose sizes the decoder knows.
 
@@ -132,7 +137,7 @@ def encode(subsets: list[Subset]) -> bytes:
         table = tables.choose(np.bincount(own, minlength=model.alphabet), signed=False, given=guess)
         out.raw(table.spec)
         chosen.append(table.frequencies)
-    out.raw(rans.encode(tokens, np.array(chosen), model.which))
+    out.raw(rans.encode(tokens, np.array(chosen), model.which, _rows(tokens.size)))
     extra = _EXTRA[tokens]
     for width in range(2, int(extra.max()) + 1):
         own = np.flatnonzero(extra == width)
@@ -152,7 +157,7 @@ def decode(reader: Reader, sizes: list[int]) -> list[Subset]:
         return [Subset(size, np.empty(0, np.int64), flip) for size, flip in zip(sizes, flips, strict=True)]
     model = _model(sizes, rares)
     chosen = [tables.read(reader, model.alphabet, signed=False, given=guess) for guess in model.guesses]
-    tokens = rans.decode(reader, total, np.array(chosen), model.which)
+    tokens = rans.decode(reader, total, np.array(chosen), model.which, _rows(total))
     room = sum(sizes)
     gaps: np.ndarray = _EDGES.astype(np.int32 if room <= _NARROW else np.int64)[tokens]
     extra = _EXTRA[tokens]

@@ -185,7 +185,7 @@ def encode(symbols: Symbols, shape: Shape, width: int, *, entropy: bool = True) 
 
 def _sees_contexts(shape: Shape) -> bool:
     """Whether the neighbors of a row of lanes are known before that row."""
-    planes = prod(shape[:-2]) if len(shape) >= 4 else shape[-1]
+    planes = prod(shape[:-2]) if len(shape) >= 4 else shape[-1] if shape else 1
     return rans.lane_count(prod(shape)) <= planes
 
 

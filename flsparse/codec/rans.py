@@ -25,16 +25,14 @@ from flsparse.codec.wire import Reader, Writer
 _LOW = 1 << 16
 _ROWS = 1024  # a lane costs about 3 bytes, a row a dozen NumPy calls
 _SCALAR = 12 * 1024
-_MANY = 1 << 16  # from here on twice as fast for some 0.05 bits a symbol
 _GATHER = 1 << 14  # table look-ups for this many symbols at once
 _MAX_LANES = 1 << 13
 _LANE_BYTES = 4
 _RENORM, _WORD = np.uint32(32 - BITS), np.uint32(16)
 
 
-def lane_count(symbols: int) -> int:
-    """Return how many lanes carry this many symbols; both ends work it out alike."""
-    rows = _ROWS if symbols <= _MANY else _ROWS // 2
+def lane_count(symbols: int, rows: int = _ROWS) -> int:
+    """Return how many lanes carry this many symbols, in so many rows at least; both ends work it out alike."""
     return 1 if symbols <= _SCALAR else min(symbols // rows, _MAX_LANES)
 
 
@@ -50,7 +48,7 @@ def _starts(frequencies: Tables) -> Tables:
     return np.cumsum(frequencies, axis=1) - frequencies
 
 
-def encode(symbols: np.ndarray, frequencies: Tables, which: np.ndarray | None = None) -> bytes:
+def encode(symbols: np.ndarray, frequencies: Tables, which: np.ndarray | None = None, rows: int = _ROWS) -> bytes:
     """Code symbols.
 
     Parameters
@@ -61,6 +59,8 @@ def encode(symbols: np.ndarray, frequencies: Tables, which: np.ndarray | None = 
         Shape (tables, alphabet), int64, each row summing to 2^14.
     which : np.ndarray, optional
         Shape (n,): the table of each symbol; the first by default.
+    rows : int
+        Fewer are faster, at 3 bytes a lane.
 
     Returns
     -------
@@ -73,7 +73,7 @@ def encode(symbols: np.ndarray, frequencies: Tables, which: np.ndarray | None = 
     index = symbols.astype(np.intp)
     if which is not None:
         index += which.astype(np.intp) * frequencies.shape[1]
-    lanes = lane_count(n)
+    lanes = lane_count(n, rows)
     run = _encode_scalar if lanes == 1 else _encode_lanes
     states, words = run(index, frequencies.ravel(), _starts(frequencies).ravel(), lanes)
     out = Writer()
@@ -125,7 +125,9 @@ def _encode_lanes(
     return states, np.concatenate(chunks[::-1])
 
 
-def decode(reader: Reader, count: int, frequencies: Tables, which: np.ndarray | None = None) -> NDArray[np.uint16]:
+def decode(
+    reader: Reader, count: int, frequencies: Tables, which: np.ndarray | None = None, rows: int = _ROWS
+) -> NDArray[np.uint16]:
     """Read ``count`` symbols written by :func:`encode`.
 
     Raises
@@ -135,7 +137,7 @@ def decode(reader: Reader, count: int, frequencies: Tables, which: np.ndarray | 
     """
     if count == 0:
         return np.empty(0, np.uint16)
-    lanes = lane_count(count)
+    lanes = lane_count(count, rows)
     words_left = max(0, reader.left - _LANE_BYTES * lanes) // 2
     size = reader.varint(min(words_left, count))
     states = np.asarray(reader.array("u4", lanes)).astype(np.uint32)

@@ -284,6 +284,7 @@ class _Run:
                 "strategy": self.strategy.state_dict(),
                 "nodes": self.grid.state_dict() if isinstance(self.grid, InProcessGrid) else None,
                 "scores": self.scores,
+                "node_scores": self.node_scores,
                 "wall_seconds": self.wall_seconds,
                 "config": {key: self.cfg.get(key) for key in _MUST_MATCH},
             },
@@ -297,7 +298,8 @@ class _Run:
         refuse_changes(run_folder, state["config"], self.cfg)
         self.last_round = self.saved_round = state["round"]
         self.arrays = state["arrays"]
-        self.scores, self.seconds_before = state["scores"], state["wall_seconds"]
+        self.scores, self.node_scores = state["scores"], state["node_scores"]
+        self.seconds_before = state["wall_seconds"]
         self.strategy.load_state_dict(state["strategy"])
         self.counts = dict(self.strategy.wire.counts)
         if isinstance(self.grid, InProcessGrid) and state["nodes"] is not None:

@@ -6,14 +6,18 @@ from typing import Any
 import numpy as np
 import pytest
 from federation_kit import TamperedGrid, copy, initial_arrays
-from flwr.app import ConfigRecord, Error, Message
+from flwr.app import ConfigRecord, Context, Error, Message
 
-from flsparse.clients import device_app, load_arrays
+from flsparse import _flwr
+from flsparse.clients import CompressMod, device_app, load_arrays
+from flsparse.clients import state as node_state
+from flsparse.clients.mirror import CONTROL_ROUND
 from flsparse.clients.protocol import pack, packed_payload, to_numpy
+from flsparse.clients.state import NodeState
 from flsparse.codec import payload_info
 from flsparse.runtime import InProcessGrid
 from flsparse.sparsity import sparsity_of
-from flsparse.strategies import DPPF, LocalSGD, RoundLoop, RoundReport, Scaffold
+from flsparse.strategies import DPPF, LocalSGD, RoundFailed, RoundLoop, RoundReport, Scaffold
 from flsparse.strategies.dppf import push_schedule
 from flsparse.tasks import Task, build_task
 
@@ -351,19 +355,19 @@ def test_control_variates_are_the_mean_of_the_nodes() -> None:
 
 
 def assert_control_is_the_nodes_mean(loop: Any, grid: InProcessGrid) -> None:
-    from flsparse import _flwr
-
-    own = []
+    own: list[Any] = []
     for partition in loop.control.met:
         confirmed = loop.control.confirmed.get(partition, 0)
         if not confirmed:
             own.append(None)
             continue
-        state = _flwr.unpack_records(grid._states[partition])
-        is_last = confirmed == state.config_records["flsparse"]["control-round"]
-        own.append(state.array_records["flsparse.control-pending" if is_last else "flsparse.control"])
+        node_id = next(i for i, known in grid._partitions.items() if known == partition)
+        records = _flwr.unpack_records(grid._states[partition])
+        state = NodeState(Context(grid.run.run_id, node_id, {}, records, {}))
+        kept = (state.get(name) for name in ("control-pending", "control"))
+        own.append(next(each for each in kept if each is not None and each[CONTROL_ROUND] == confirmed))
     for name, c in loop.control.arrays.items():
-        mean = np.mean([np.zeros_like(c) if o is None else o[name].numpy() for o in own], axis=0)
+        mean = np.mean([np.zeros_like(c) if o is None else o[name] for o in own], axis=0)
         np.testing.assert_allclose(c, mean, rtol=1e-4, atol=1e-6)
 
 
@@ -389,6 +393,39 @@ def test_a_lost_reply_takes_its_control_variate_with_it(make: Any, round_: int, 
     loop.callbacks.append(lambda _: assert_control_is_the_nodes_mean(loop, inner))
     reports = run(loop, task, rounds=4, grid=TamperedGrid(inner, Nth(round_, 1, change)), momentum=0.0)
     assert sum(r.metrics["replies"] for r in reports) == 11
+
+
+@pytest.mark.parametrize("make", [lambda: Scaffold(**RAW), lambda: DPPF(control_variates=True, **CODED)])
+def test_a_variate_in_a_file_of_a_fit_that_failed_is_not_taken_for_the_servers(
+    make: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Flower drops the context of a fit that raises; files stay."""
+    monkeypatch.setattr(node_state, "SPILL_BYTES", 0)
+    monkeypatch.setenv(node_state.STATE_DIR, str(tmp_path))
+    task, loop = digits(), make()
+    inner = grid_of(task)
+    real, packed = CompressMod._pack, []
+
+    def pack_and_fail(mod: Any, *arguments: Any) -> None:
+        real(mod, *arguments)
+        packed.append(1)
+        if len(packed) == 5:  # the second node of the second round
+            raise OSError("no space left on device")
+
+    monkeypatch.setattr(CompressMod, "_pack", pack_and_fail)
+    loop.callbacks.append(lambda _: assert_control_is_the_nodes_mean(loop, inner))
+    reports = run(loop, task, rounds=4, grid=inner, momentum=0.0)
+    assert [r.metrics["replies"] for r in reports] == [3, 2, 3, 3]
+
+
+def test_after_a_round_without_a_quorum_control_variates_start_anew() -> None:
+    task, loop = digits(), Scaffold(**RAW, min_replies=3)
+    inner = grid_of(task)
+    loop.callbacks.append(lambda _: assert_control_is_the_nodes_mean(loop, inner))
+    grid = TamperedGrid(inner, Nth(2, 1, broken))
+    with pytest.raises(RoundFailed):
+        run(loop, task, rounds=3, grid=grid, momentum=0.0)
+    assert [r.metrics["replies"] for r in run(loop, task, rounds=3, grid=grid, momentum=0.0)] == [3, 3]
 
 
 def test_a_message_that_never_came_leaves_a_confirmed_control_variate() -> None:
