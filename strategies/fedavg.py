@@ -182,7 +182,7 @@ class FedAvg(RoundLoop):
         return arrays
 
     def _weigh(self, reply: Message, key: str = "") -> tuple[float, dict[str, float]] | None:
-        """Return a reply's weight, by ``weighted_by_key`` or another key, and its other numbers; None for a bad weight."""
+        """Return a reply's weight, by ``weighted_by_key`` or a given key, and its other numbers; None if it is bad."""
         key = key or self.weighted_by_key
         numbers = numbers_of(reply)
         weight = numbers.pop(key, math.nan)

@@ -1,5 +1,7 @@
 """Cutting models by layer names, and the advice where to cut."""
 
+from collections import OrderedDict
+
 import numpy as np
 import pytest
 import torch
@@ -139,6 +141,13 @@ def test_the_default_head_leaves_the_last_parameters():
         default_head(model("cnn", (1, 8, 8)), "11")
 
 
+def test_a_weight_of_both_sides_is_refused():
+    net = nn.Sequential(OrderedDict(a=nn.Linear(4, 4), b=nn.ReLU(), c=nn.Linear(4, 4)))
+    net.c.weight = net.a.weight
+    with pytest.raises(ValueError, match=r"weight c.weight is used on both sides"):
+        cut_model(net, ["b"])
+
+
 def test_advice_measures_each_cut():
     cnn, x = model("cnn", (1, 28, 28)), torch.randn(4, 1, 28, 28)
     rows = {row.cut: row for row in advise(cnn, x)}
@@ -156,7 +165,12 @@ def test_advice_measures_each_cut():
 def test_advice_leaves_the_model_alone():
     net = model("resnet20", (3, 16, 16))
     before = {name: value.clone() for name, value in net.state_dict().items()}
-    advise(net, torch.randn(2, 3, 16, 16), cuts=["3"])
+    net.eval()
+    inputs, drawn = torch.randn(2, 3, 16, 16), torch.get_rng_state()
+    next(net.parameters()).requires_grad_(False)
+    advise(net, inputs, cuts=["2", "3"])
+    assert not any(module.training for module in net.modules())
+    assert torch.equal(torch.get_rng_state(), drawn)
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
 
 

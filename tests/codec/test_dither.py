@@ -71,11 +71,12 @@ def test_unbiased(norm, levels):
 @pytest.mark.parametrize(
     ("norm", "scaling"), [(n, s) for n in NORMS for s in SCALINGS if n != "rms" or s == "least_squares"]
 )
-def test_a_residual_that_dwindles_to_nothing_stays_finite(norm, scaling):
+@pytest.mark.parametrize("levels", [2, 16, 1024])
+def test_a_residual_that_dwindles_to_nothing_stays_finite(levels, norm, scaling):
     rng = np.random.default_rng(1)
     for exponent in range(-150, -100):
         x = np.ldexp(rng.standard_normal(64), exponent).astype(np.float32)
-        q, step = Dither(2, norm, scaling).quantize(x, rng)
+        q, step = Dither(levels, norm, scaling).quantize(x, rng)
         assert np.isfinite(step)
         assert np.isfinite(dequantize(q, step)).all()
 

@@ -391,6 +391,36 @@ def test_refused_activations_leave_no_trace_in_batch_norm(monkeypatch):
     assert all(np.abs(array).max() < 1e3 for array in to_numpy(report.arrays).values())
 
 
+def test_a_node_that_is_refused_takes_no_other_with_it_to_the_heads(monkeypatch):
+    task = shallow_copy(digits(3))
+    from flsparse.tasks.models import resnet20
+
+    monkeypatch.setattr(task, "model", lambda: resnet20((1, 8, 8), 10, width=8))
+    strategy = SplitMS(cut="1", labels="kept", steps_per_round=1, hello=True)
+    (report,) = run(strategy, task, rounds=1, grid=tampered(task, damaged(times(1e4))))
+    assert (report.metrics["rejected_payloads"], report.metrics["replies"]) == (1, 2)
+
+
+def test_frozen_layers_stay_as_they_are(monkeypatch):
+    task = shallow_copy(digits(2))
+    plain = task.model
+
+    def partly_frozen():
+        net = plain()
+        for name in ("0.weight", "3.weight"):
+            net.get_parameter(name).requires_grad_(False)
+        return net
+
+    monkeypatch.setattr(task, "model", partly_frozen)
+    before = state_arrays(partly_frozen())
+    (report,) = run(SplitMS(cut="2", steps_per_round=2, hello=True), task, rounds=1)
+    after = to_numpy(report.arrays)
+    assert report.metrics["rejected_payloads"] == 0
+    for name in ("0.weight", "3.weight"):
+        np.testing.assert_array_equal(after[name], before[name])
+    assert not np.array_equal(after["6.weight"], before["6.weight"])
+
+
 @pytest.mark.parametrize("shape", [(), (1600, 10), (16, 1 << 20)])
 def test_gradients_of_a_head_must_be_of_what_it_was_sent(shape):
     task = digits(2)
