@@ -20,6 +20,7 @@ from flsparse.metering.ledger import Ledger
 from flsparse.runtime import InProcessGrid
 from flsparse.schedules import batches_of_a_pass, learning_rate
 from flsparse.strategies import RoundFailed, SplitMS
+from flsparse.strategies.split_top import Received, Top
 
 TRAINING = ConfigRecord({"lr": 0.1, "batch-size": 16, "momentum": 0.9, "weight-decay": 1e-3, "lr-final": 0.0})
 EXACT = {"compressor": "none", "gradient": "fp32", "values": "raw", "downlink_values": "raw", "hello": True}
@@ -391,14 +392,24 @@ def test_refused_activations_leave_no_trace_in_batch_norm(monkeypatch):
     assert all(np.abs(array).max() < 1e3 for array in to_numpy(report.arrays).values())
 
 
-def test_a_node_that_is_refused_takes_no_other_with_it_to_the_heads(monkeypatch):
-    task = shallow_copy(digits(3))
-    from flsparse.tasks.models import resnet20
+def test_a_node_that_is_refused_takes_no_other_with_it_to_the_heads():
+    """Batch norm's statistics are put back while the graphs of earlier nodes wait for their heads."""
+    net = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Linear(3, 2))
+    top = Top(net, {})
+    top.begin_round(state_arrays(net), lr=0.1, momentum=0.0, weight_decay=0.0)
+    top.begin_step()
 
-    monkeypatch.setattr(task, "model", lambda: resnet20((1, 8, 8), 10, width=8))
-    strategy = SplitMS(cut="1", labels="kept", steps_per_round=1, hello=True)
-    (report,) = run(strategy, task, rounds=1, grid=tampered(task, damaged(times(1e4))))
-    assert (report.metrics["rejected_payloads"], report.metrics["replies"]) == (1, 2)
+    def received(samples):
+        array = np.random.default_rng(samples).standard_normal((samples, 4)).astype(np.float32)
+        smashed = make_activation_codec("none").encode(array)
+        return [Received(split.Part(split.ACTIVATIONS, array.shape, smashed))]
+
+    honest = received(5)
+    top.to_the_head(honest)
+    with pytest.raises(ValueError, match="more than 1 value"):
+        top.to_the_head(received(1))
+    (gradient,) = top.from_the_head(honest, [torch.ones(5, 2)])
+    assert gradient.shape == (5, 4)
 
 
 def test_frozen_layers_stay_as_they_are(monkeypatch):
