@@ -52,7 +52,7 @@ def split(q: NDArray[np.int16], reach: int) -> tuple[NDArray[np.uint8], NDArray[
     --------
     >>> symbols, escapes = split(np.array([0, 1, 0, -3], np.int16), reach=1)
     >>> symbols.tolist(), escapes.tolist()
-    ([37, 23], [-2])
+    ([25, 53], [-2])
     """
     base, width = 2 * reach + 2, _DIGITS[reach]
     digits = np.full(group_count(q.size, reach) * width, reach, np.uint8)

@@ -29,7 +29,7 @@ def soft_threshold(z: npt.NDArray[Any], t: float) -> npt.NDArray[Any]:
     Examples
     --------
     >>> soft_threshold(np.array([-3.0, -0.5, 0.25, 2.0]), 1.0).tolist()
-    [-2.0, -0.0, 0.0, 1.0]
+    [-2.0, 0.0, 0.0, 1.0]
     """
     if not t >= 0:
         raise ValueError(f"a soft threshold of {t} is not possible: it is 0 or more")
