@@ -147,6 +147,9 @@ class RoundLoop(Strategy):
     def open(self, initial_arrays: ArrayRecord) -> None:
         """Run before the first round; for subclasses."""
 
+    def nodes_are_new(self) -> None:
+        """Learn that what nodes kept is gone, as where a run goes on in another one; for subclasses."""
+
     def conclude(self, grid: Grid, server_round: int, arrays: ArrayRecord, timeout_s: float) -> ArrayRecord:
         """Return the model that a round ends with, after further exchanges about it; here, the aggregated one."""
         return arrays

@@ -354,6 +354,10 @@ class Gossip(RoundLoop):
         """Return nothing: see :meth:`conclude`."""
         return None
 
+    def nodes_are_new(self) -> None:
+        """Let all start again: nobody has copies."""
+        self.relay.lose_all()
+
     # -- state ------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:

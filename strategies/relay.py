@@ -165,6 +165,10 @@ class Relay:
         """Whether some lost node needs a copy that nobody holds any more: all that ever did are lost."""
         return any(self._needed(copy) <= self._lost for node in self._lost for copy in self._needed(node))
 
+    def lose_all(self) -> None:
+        """Note that no node holds any copy, those that are away included."""
+        self._lost = set(range(self.topology.nodes))
+
     def restart(self, epoch: int) -> None:
         """Forget everything: after round ``epoch`` all copies are a common model again."""
         self.epoch = epoch

@@ -305,6 +305,8 @@ class _Run:
         if isinstance(self.grid, InProcessGrid) and state["nodes"] is not None:
             self.grid.load_state_dict(state["nodes"])
             restore_node_files(run_folder, state["round"], self._node_files)
+        else:
+            self.strategy.nodes_are_new()
 
     @property
     def _node_files(self) -> Path:

@@ -638,6 +638,26 @@ def test_resume_equals_uninterrupted():
     assert second.ledger.total("uplink").payload_bytes == whole.ledger.total("uplink").payload_bytes
 
 
+@pytest.mark.parametrize("name", ["ring", "complete"])
+def test_a_run_goes_on_with_new_nodes_though_one_is_away(name):
+    """As over a SuperLink: the nodes of the run before are gone, and all that they kept."""
+    task, first = digits(), DPSGD(topology=graph(name))
+    *_, last = run(first, task, rounds=3)
+    second = DPSGD(topology=graph(name))
+    second.load_state_dict(first.state_dict())
+    second.nodes_are_new()
+    inner = InProcessGrid(device_app(lambda _: task), 4)
+    grid = Absent(inner, inner.get_node_ids()[1])
+    grid.is_away = True
+    reports = []
+    second.callbacks.append(reports.append)
+    second.start(grid, last.arrays, num_rounds=6, train_config=TRAINING)
+    assert [report.metrics["replies"] for report in reports] == [3, 3, 3]
+    grid.is_away = False
+    second.start(grid, reports[-1].arrays, num_rounds=9, train_config=TRAINING)
+    assert reports[-1].metrics["replies"] == 4
+
+
 @pytest.mark.parametrize(
     ("arguments", "what"),
     [
