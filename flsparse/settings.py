@@ -80,8 +80,8 @@ def _one_of(*choices: str) -> tuple[Callable[[Any], bool], str]:
     return lambda value: value in choices, f"one of {', '.join(choices)}"
 
 
-_POSITIVE = (lambda value: _number(value) and 0 < value < inf, "a number above 0")
-_NOT_NEGATIVE = (lambda value: _number(value) and 0 <= value < inf, "a number, 0 or more")
+_POSITIVE = (lambda value: _number(value) and 0 < value < inf, "a number above 0, and finite")
+_NOT_NEGATIVE = (lambda value: _number(value) and 0 <= value < inf, "a number, 0 or more, and finite")
 _FRACTION = (lambda value: _number(value) and 0 < value <= 1, "a fraction of the nodes, above 0 and at most 1")
 _SWITCH = (lambda value: isinstance(value, bool), "true or false")
 _VALUES = _one_of("raw", "fp32", "fp16", "int8", "int4")
@@ -190,6 +190,8 @@ def check(cfg: Mapping[str, Any]) -> None:
             raise SettingsError(f"{key}={value} is impossible: it is {words}")
     if lookup(cfg, "client.local_epochs") == 0 and not lookup(cfg, "client.local_steps"):
         raise SettingsError("client.local_epochs=0 and client.local_steps=0: nodes would not train; set one of them")
+    if (qsr := lookup(cfg, "strategy.qsr")) and not lookup(cfg, "client.local_steps"):
+        raise SettingsError(f"strategy.qsr={qsr} needs client.local_steps above 0: the fewest that the rule may choose")
     if lookup(cfg, "strategy.name") == "split_ms" and (clip := lookup(cfg, "client.clip_grad")):
         raise SettingsError(
             f"client.clip_grad={clip} is impossible with strategy=split_ms, where no side has the whole gradient: "

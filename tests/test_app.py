@@ -121,6 +121,11 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         (["model.width=6"], "model.width=6 is not a multiple of model.groups=4"),
         (["model.width=0"], "model.width=0 is impossible"),
         (["device=tpu"], "device=tpu is impossible"),
+        (["client.lr=inf"], "client.lr=inf is impossible: it is a number above 0, and finite"),
+        (
+            ["strategy=local_sgd", "strategy.qsr=0.1", "client.local_steps=0"],
+            "strategy.qsr=0.1 needs client.local_steps above 0",
+        ),
         (["model=char_lstm"], "does not read images"),
         (["strategy=split_ms", "cut=conv7"], "no layer 'conv7'"),
         (["strategy=split_ms", "cut=conv7", "dry_run=true"], "no layer 'conv7'"),
