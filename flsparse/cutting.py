@@ -227,7 +227,9 @@ def _rectified(model: nn.Module, node: fx.Node) -> bool:
     if any(True for _ in module.children()):
         try:
             inner = _Tracer().trace(module)
-        except Exception:
+        except (
+            Exception
+        ):  # whatever tracing a stranger's forward raises: it is not known to rectify, so signs are coded
             return False
         (output,) = (n for n in inner.nodes if n.op == "output")
         return isinstance(output.args[0], fx.Node) and _rectified(module, output.args[0])

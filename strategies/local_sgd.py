@@ -43,7 +43,8 @@ class LocalSGD(FedAvg):
     statistics_samples : int (default: 500)
         Examples of each node for such an estimate; 0: all.
     **fedavg
-        Parameters of :class:`FedAvg`. The mean is over workers, whatever their examples.
+        Parameters of :class:`FedAvg`. The mean is over workers, whatever their examples. The hello is always said: what
+        workers keep goes by partition.
     """
 
     name = "local_sgd"

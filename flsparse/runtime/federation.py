@@ -298,7 +298,7 @@ class _Run:
         refuse_changes(run_folder, state["config"], self.cfg)
         self.last_round = self.saved_round = state["round"]
         self.arrays = state["arrays"]
-        self.scores, self.node_scores = state["scores"], state["node_scores"]
+        self.scores, self.node_scores = state["scores"], state.get("node_scores", {})  # checkpoints of before lack them
         self.seconds_before = state["wall_seconds"]
         self.strategy.load_state_dict(state["strategy"])
         self.counts = dict(self.strategy.wire.counts)
