@@ -17,10 +17,14 @@ rounds to the nearest::
     q_k = round(x_k / (2 rms(x)))  within -L..L                        with the least-squares factor
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
+from flsparse.codec import portable
+from flsparse.codec.portable import total
 
 NORMS = ("max", "l2", "rms")
 SCALINGS = ("unbiased", "contractive", "least_squares")
@@ -95,15 +99,15 @@ class Dither:
         if self.scaling == "contractive":
             step /= 1.0 + self.omega(x.size)
         elif self.scaling == "least_squares":
-            energy = float(np.dot(q, q))
-            step = float(np.dot(x, q)) / energy if energy else 0.0
+            energy = total(q * q)
+            step = total(x.astype(np.float64) * q) / energy if energy else 0.0
         return q.astype(np.int16), np.float32(step)
 
     def _length(self, x: Vector) -> float:
         if self.norm == "max":
             return float(np.abs(x).max(initial=0.0))
-        l2 = float(np.linalg.norm(x.astype(np.float64)))
-        return l2 / max(1, x.size) ** 0.5 if self.norm == "rms" else l2
+        square = total(x.astype(np.float64) * x)
+        return math.sqrt(square / max(1, x.size) if self.norm == "rms" else square)
 
     def omega(self, d: int) -> float:
         """Return the bound of a dither's relative variance, ``E ||Q(x) - x||^2 <= omega ||x||^2``, for d elements.
@@ -113,7 +117,7 @@ class Dither:
         ``min(d / (4 L^2), sqrt(d) / L)``.
         """
         quarter = 4 if self.norm == "max" else 1
-        return float(min(d / (quarter * self.levels**2), d**0.5 / self.levels))
+        return min(d / (quarter * self.levels * self.levels), math.sqrt(d) / self.levels)
 
 
 def dequantize(q: Integers, step: np.float32) -> Vector:
@@ -131,6 +135,4 @@ def entropy_bits(q: np.ndarray) -> float:
     """
     if q.size == 0:
         return 0.0
-    counts = np.bincount(q - q.min())
-    counts = counts[counts > 0]
-    return float((counts * np.log2(q.size / counts)).sum())
+    return portable.entropy_bits(np.bincount(q - q.min()))

@@ -16,13 +16,15 @@ reach  digits  digits in a symbol
 More symbols would make a longer table, and give more of the code's room to groups that hardly ever occur.
 """
 
+from math import prod
+
 import numpy as np
 from numpy.typing import NDArray
 
 from flsparse.codec.errors import require
 
 REACHES = range(4)
-_LARGEST = 2**15 - 8
+_LARGEST = (1 << 15) - 8
 _DIGITS = {0: 6, 1: 3, 2: 2, 3: 2}
 
 
@@ -74,9 +76,9 @@ def digits_of(symbols: NDArray[np.uint8], count: int, reach: int) -> NDArray[np.
         A symbol is out of range, or the last one is not filled up with zeros.
     """
     base, width = 2 * reach + 2, _DIGITS[reach]
-    require(int(symbols.max(initial=0)) < base**width, "a group of integers is out of range")
-    powers = base ** np.arange(width - 1, -1, -1)
-    table = (np.arange(base**width)[:, None] // powers % base - reach).astype(np.int16)
+    shape = (base,) * width
+    require(int(symbols.max(initial=0)) < prod(shape), "a group of integers is out of range")
+    table = (np.stack(np.unravel_index(np.arange(prod(shape)), shape), axis=1) - reach).astype(np.int16)
     digits = table.take(symbols, axis=0).reshape(-1)
     require(not digits[count:].any(), "padding of the last group is not 0")
     return digits[:count]

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from flsparse.codec import bits, rans, tables
 from flsparse.codec.errors import require
+from flsparse.codec.portable import entropy_bits
 from flsparse.codec.wire import Reader, Writer
 
 PACKED, ORDER0, CONTEXT = range(3)
@@ -107,11 +108,7 @@ def conditional_entropy(symbols: Symbols, shape: Shape, alphabet: int) -> float:
     0.0
     """
     ordered, which = contexts(symbols, shape, alphabet)
-    counts = _counts(ordered, which, alphabet).astype(np.float64)
-    given = counts.sum(axis=1, keepdims=True)
-    used = counts > 0
-    share = np.where(used, counts / np.maximum(given, 1), 1.0)
-    return abs(float(-(counts * np.log2(share)).sum() / ordered.size))
+    return sum(entropy_bits(row) for row in _counts(ordered, which, alphabet)) / ordered.size
 
 
 def _counts(ordered: Symbols, which: NDArray[np.uint8], alphabet: int) -> NDArray[np.int64]:
@@ -150,7 +147,7 @@ def encode(symbols: Symbols, shape: Shape, width: int, *, entropy: bool = True) 
         return out.done()
     ordered, which = contexts(symbols, shape, alphabet)
     counts = _counts(ordered, which, alphabet)
-    total = counts.sum(axis=0)
+    total = counts.sum(axis=0, dtype=np.int64)
     common = tables.choose(total, signed=False)
     own = [
         tables.choose(row, signed=False, given=common.frequencies)

@@ -5,8 +5,12 @@ codes of 14 bits, the exponent and 3 bits of fraction of a double: eight steps a
 Decoding computes in double precision, where q * step is exact, and rounds once to the array's dtype.
 """
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
+
+from flsparse.codec.portable import total
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int16]
@@ -38,7 +42,10 @@ def rms(x: Floats) -> float:
     """Root mean square of a strided sample, safe from overflow and underflow."""
     sample = _sample(x)
     top = float(np.abs(sample).max(initial=0.0))
-    return top * float(np.sqrt(np.mean((sample / top) ** 2))) if top > 0.0 else 0.0
+    if top == 0.0:
+        return 0.0
+    scaled = sample / top
+    return top * math.sqrt(total(scaled * scaled) / sample.size)
 
 
 def least_squares_code(x: Floats, bound: int) -> int:
@@ -63,7 +70,7 @@ def least_squares_code(x: Floats, bound: int) -> int:
         step = step_of(code)
         with np.errstate(over="ignore", invalid="ignore"):  # at the edge of double precision the widest step stays
             miss = np.clip(np.rint(sample / step), -bound, bound) * step - sample
-            error = float(np.dot(miss * miss, shares))
+            error = total(miss * miss * shares)
         if error < best_error:
             best_error, best = error, code
         elif error > 2 * best_error:

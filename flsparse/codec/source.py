@@ -10,13 +10,12 @@ Gallager and Van Voorhis 1975 for the best m). The unary parts, the leading and 
 in streams of their own, so that NumPy reads and writes all runs at once.
 """
 
-import math
-
 import numpy as np
 from numpy.typing import NDArray
 
 from flsparse.codec import bits
 from flsparse.codec.errors import require
+from flsparse.codec.portable import power
 from flsparse.codec.wire import Reader, Writer
 
 Runs = NDArray[np.int64]
@@ -25,13 +24,19 @@ Runs = NDArray[np.int64]
 def golomb_parameter(count: int, population: int) -> int:
     """Return the best m for the runs between ``count`` positions drawn at random from ``population``.
 
+    The smallest with ``q^m + q^(m + 1) <= 1``, where q is the share of the other positions.
+
     Examples
     --------
     >>> [golomb_parameter(n, 100) for n in (50, 25, 10, 1)]
     [1, 2, 7, 69]
     """
-    q = 1.0 - count / population
-    return 1 if q <= 0.5 else max(1, math.ceil(-math.log1p(q) / math.log(q)))
+    q = (population - count) / population
+    low, high = 0, population + 1  # too small, large enough
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if power(q, middle) * (1.0 + q) <= 1.0 else (middle, high)
+    return high
 
 
 def encode_runs(runs: Runs, m: int) -> bytes:

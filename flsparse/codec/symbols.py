@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from flsparse.codec import bits, grouped, rans, tables, zstd
+from flsparse.codec import bits, grouped, portable, rans, tables, zstd
 from flsparse.codec.errors import require
 from flsparse.codec.wire import Reader, Writer
 
@@ -119,8 +119,7 @@ def _expected(q: NDArray[np.int16], reach: int) -> float:
     if 2 * escapes.size > q.size:
         return float("inf")
     counts = np.unique(escapes, return_counts=True)[1]
-    entropy = float((counts * np.log2(max(1, escapes.size) / counts)).sum()) / 8
-    return len(zstd.compress(groups.tobytes())) + _ESCAPE * entropy
+    return len(zstd.compress(groups.tobytes())) + _ESCAPE * portable.entropy_bits(counts) / 8
 
 
 def _write_frame(out: Writer, frame: bytes) -> None:

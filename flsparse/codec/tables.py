@@ -1,16 +1,18 @@
 """Frequency tables of the entropy coder: small enough to send, built alike on every machine.
 
 A table gives each symbol of an alphabet a frequency; the frequencies sum to ``2**14``. It travels either as quantized
-logarithms of the counts (*explicit*) or as the parameter of a distribution. Only integer arithmetic and single IEEE
-multiplications are used to build one, so both ends get the same bits whatever their platform.
+logarithms of the counts (*explicit*) or as the parameter of a distribution. Both ends build the same bits whatever
+their platform (:mod:`flsparse.codec.portable`).
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
+from flsparse.codec import portable
 from flsparse.codec.bits import rice_bits, rice_pack, rice_unpack
 from flsparse.codec.errors import require
 from flsparse.codec.wire import Reader, Writer
@@ -42,7 +44,13 @@ def cost_bits(counts: NDArray[np.int64], frequencies: NDArray[np.int64]) -> floa
     used = counts > 0
     if (frequencies[used] == 0).any():
         return float("inf")
-    return float((counts[used] * (BITS - np.log2(frequencies[used]))).sum())
+    return int((counts[used] * _costs()[frequencies[used]]).sum()) / (1 << portable.FRACTION)
+
+
+@lru_cache(maxsize=1)
+def _costs() -> NDArray[np.int64]:
+    """Return the cost of a symbol by its frequency 0..TOTAL, in units of 2^-FRACTION bits; that of 0 is no cost."""
+    return (BITS << portable.FRACTION) - portable.log2(np.maximum(np.arange(TOTAL + 1), 1))
 
 
 def _level_weights(levels: NDArray[np.int64], sub: int) -> NDArray[np.int64]:
@@ -54,10 +62,9 @@ def _level_weights(levels: NDArray[np.int64], sub: int) -> NDArray[np.int64]:
 def _levels(counts: NDArray[np.int64], sub: int) -> NDArray[np.int64]:
     """Quantize counts to levels: the table's resolution is ``2**sub`` levels an octave."""
     scaled = counts * (TOTAL / max(1, int(counts.sum())))
-    exact = np.log2(np.maximum(scaled, 1.0))
-    octave = np.floor(exact)
-    step = np.rint((np.exp2(exact - octave) - 1.0) * (1 << sub))
-    return np.where(counts > 0, 1 + octave * (1 << sub) + step, 0).astype(np.int64)
+    mantissa, exponent = np.frexp(np.maximum(scaled, 1.0))
+    step = np.rint((2.0 * mantissa - 1.0) * (1 << sub))
+    return np.where(counts > 0, 1 + (exponent - 1) * (1 << sub) + step, 0).astype(np.int64)
 
 
 def _parametric(kind: int, parameter: int, bound: int) -> NDArray[np.int64]:
@@ -179,16 +186,6 @@ def geometric(edges: Sequence[int], population: int, kept: int) -> NDArray[np.in
         ``0 < kept <= population``.
     """
     q = (population - kept) / population
-    powers = [q]  # q, q^2, q^4, ...: only multiplications, so that every platform gets the same bits
-    for _ in range(int(edges[-1]).bit_length()):
-        powers.append(powers[-1] * powers[-1])
-    survival = []
-    for edge in edges:
-        value, n = 1.0, int(edge)
-        for power in powers:
-            if n & 1:
-                value *= power
-            n >>= 1
-        survival.append(value)
-    mass = np.array(survival[:-1]) - np.array(survival[1:])
+    survival = np.array([portable.power(q, edge) for edge in edges])
+    mass = survival[:-1] - survival[1:]
     return normalize((mass * (1 << 40)).astype(np.int64) + (1 << 24))

@@ -6,10 +6,14 @@ A change of these bytes is a new format version. After raising it on purpose,
 
 import hashlib
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from processors import cubed, pseudo
 
 from flsparse.codec import Codec, Reference, decode, payload_info
 from flsparse.codec.wire import VERSION
@@ -18,22 +22,13 @@ FOLDER = Path(__file__).parent / f"payloads_v{VERSION}"
 RELATIONS = ("none", "same", "subset", "outside")
 
 
-def pseudo(count, salt):
-    """Numbers in [-1, 1) that no library version changes: a multiplicative congruential sequence."""
-    x, out = (salt * 2654435761 + 12345) % 2**31 | 1, []
-    for _ in range(count):
-        x = x * 48271 % (2**31 - 1)
-        out.append(x / 2**30 - 1)
-    return np.array(out)
-
-
 def arrays_of(relation):
-    """A small model in a relation to the reference's support."""
+    """A small model in a relation to the reference's support; of integers and products, alike on every processor."""
     base = {
-        "conv.weight": pseudo(16 * 8 * 9, 1).reshape(16, 8, 3, 3).astype(np.float32) ** 3,
+        "conv.weight": cubed(pseudo(16 * 8 * 9, 1)).reshape(16, 8, 3, 3).astype(np.float32),
         "conv.bias": pseudo(16, 2).astype(np.float32) / 10,
         "norm.weight": (1 + pseudo(16, 3) / 8).astype(np.float32),
-        "fc.weight": pseudo(400, 4).reshape(10, 40).astype(np.float64) ** 5,
+        "fc.weight": cubed(pseudo(400, 4)).reshape(10, 40),
         "half": pseudo(64, 5).reshape(8, 8).astype(np.float16),
         "tracked": np.array(7, np.int64),
         "flags": pseudo(21, 6) > 0,
@@ -45,7 +40,7 @@ def arrays_of(relation):
         if array.dtype.kind != "f":
             new[name] = array + 3 if array.dtype.kind == "i" else ~array
             continue
-        change = (pseudo(array.size, 10 + i) ** 3 / 50).reshape(array.shape)
+        change = (cubed(pseudo(array.size, 10 + i)) / 50).reshape(array.shape)
         new[name] = np.where((array != 0) | (array.ndim < 2), array + change, 0).astype(array.dtype)
         if relation == "subset" and array.ndim > 1:
             new[name][np.abs(new[name]) < 0.4] = 0
