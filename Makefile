@@ -21,7 +21,7 @@ export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: help venv demo test test-fast lint bench format clean
+.PHONY: help venv demo test test-plain test-fast lint bench format clean
 
 help:  ## show this help
 	@awk 'BEGIN {FS = ":.*##"} /^[a-z-]+:.*##/ {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,6 +44,9 @@ demo: $(STAMP)  ## dense FedAvg, Top-K and SparsyFed on handwritten digits, with
 
 test: lint  ## everything that CI runs: format, lint, types, layers, all tests
 	$(BIN)/pytest -n $(WORKERS) --dist worksteal
+
+test-plain: $(STAMP)  ## the quick tests with every optional CPU feature off: as on an old processor
+	$(BIN)/python tests/processors.py $(BIN)/pytest -n $(WORKERS) --dist worksteal -m 'not slow and not e2e'
 
 test-fast: lint  ## the same without the tests that need minutes, Ray or sockets
 	$(BIN)/pytest -n $(WORKERS) -m 'not slow and not e2e'

@@ -12,6 +12,7 @@ With ``sparsity`` above 0 the layers are SparsyFed's and ``x_m`` is pruned after
 pruned weight is dropped with it, so momentum brings nothing back; the pull does, from the average and from it alone.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -24,12 +25,13 @@ from flsparse.clients.base import Arrays, Fit, register
 from flsparse.clients.local_sgd import LocalSGDLocal, load_parameters, parameter_arrays
 from flsparse.clients.scaffold import ControlVariates
 from flsparse.clients.topk import prune
+from flsparse.codec.portable import total
 from flsparse.sparsity import begin_fit, sparsify
 
 
 def norm(arrays: Mapping[str, np.ndarray]) -> float:
     """Return the l2 norm of all arrays together, in double precision."""
-    return float(np.sqrt(sum(np.vdot(a, a) for a in (array.astype(np.float64) for array in arrays.values()))))
+    return math.sqrt(sum(total(a * a) for a in (np.ravel(x).astype(np.float64) for x in arrays.values())))
 
 
 def distance(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> float:
