@@ -27,7 +27,7 @@ from flsparse.tasks.models import build_model
 RESULTS = Path(__file__).parent / "results" / "training_step.json"
 VARIANTS: dict[str, dict[str, Any] | None] = {
     "dense": None,
-    "reparametrised": {"activation_pruning": False},
+    "reparametrized": {"activation_pruning": False},
     "+ pruning, frozen": {"activation_threshold": "frozen"},
     "+ pruning, exact": {"activation_threshold": "exact"},
 }

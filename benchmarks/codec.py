@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from flsparse.codec import Accumulator, Codec, Reference, decode, decode_layers, payload_info
-from flsparse.codec.quantized import Quantizer, quantize_sparse
+from flsparse.codec.models.quantized import Quantizer, quantize_sparse
 
 Arrays = dict[str, np.ndarray]
 

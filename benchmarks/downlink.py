@@ -13,7 +13,7 @@ import numpy as np
 from sweep import Run, markdown
 
 from flsparse.codec import Codec
-from flsparse.report.run_folder import read_checkpoint
+from flsparse.runs.folder import read_checkpoint
 
 
 def main() -> None:

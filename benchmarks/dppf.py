@@ -21,13 +21,13 @@ import hydra  # noqa: TID251
 import numpy as np
 from sweep import markdown, mean_and_spread
 
-from flsparse.app import compose_jobs
-from flsparse.clients.base import load_arrays
+from flsparse.app.composing import compose_jobs
+from flsparse.nets.arrays import load_arrays
+from flsparse.nets.valley import loss_on, mean_valley
 from flsparse.runtime import InProcessGrid
 from flsparse.runtime.apps import client_app
 from flsparse.runtime.federation import _Run
 from flsparse.tasks import build_task
-from flsparse.valley import loss_on, mean_valley
 
 _T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
 RAW = ["codec=raw"]

@@ -1,7 +1,7 @@
 """Decentralized training of a one-hidden-layer net, all nodes at once in one matrix, without any messages.
 
 The product's own quantizer, prox, mixing matrices, splits, batches and random streams; only the net is written out, so
-that n nodes are one batched product. ``tests/strategies/test_gossip.py`` holds it against the real rounds.
+that n nodes are one batched product. ``tests/strategies/core/test_gossip.py`` holds it against the real rounds.
 """
 
 from dataclasses import dataclass, field
@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from flsparse import rng
-from flsparse.clients.base import state_arrays
-from flsparse.codec.dither import Dither, dequantize, entropy_bits
-from flsparse.codec.residual import ResidualCodec, Stamp, copy_checksum
+from flsparse.codec.residuals.dither import Dither, dequantize, entropy_bits
+from flsparse.codec.residuals.residual import ResidualCodec, Stamp, copy_checksum
+from flsparse.nets.arrays import state_arrays
 from flsparse.sparsity import soft_threshold
 from flsparse.tasks import Task
 from flsparse.tasks.data import batches

@@ -24,7 +24,7 @@ import torch
 from gossip_simulation import Setting, Trace, simulate
 from sweep import markdown, mean_and_spread
 
-from flsparse.codec.dither import Dither
+from flsparse.codec.residuals.dither import Dither
 from flsparse.tasks import Task, build_task
 from flsparse.topology import make_topology
 

@@ -20,10 +20,11 @@ import torch
 from sweep import markdown, mean_and_spread
 from torch.nn.functional import cross_entropy
 
-from flsparse.codec import decode_activations, make_activation_codec, neighbors
-from flsparse.codec.activation_wire import sections_of
-from flsparse.cut_adviser import relative_error
-from flsparse.cutting import cut_model
+from flsparse.app.cut_adviser import relative_error
+from flsparse.codec import decode_activations, make_activation_codec
+from flsparse.codec.activations.envelope import sections_of
+from flsparse.codec.coders import contexts
+from flsparse.nets.cutting import cut_model
 from flsparse.runtime import launch
 from flsparse.tasks import build_task
 
@@ -235,7 +236,7 @@ def _measure(name: str, settings: dict[str, Any], tensors: list[Any], top: torch
         sizes["coded"].append(8 * len(payload) / array.size)
         sizes["error"].append(relative_error(decoded, array))
         alphabet = 1 << payload[9]
-        entropy = neighbors.conditional_entropy(codes, array.shape, alphabet)
+        entropy = contexts.conditional_entropy(codes, array.shape, alphabet)
         sizes["over"].append(8 * sections_of(payload).masks / array.size / entropy)
         exact, biased = (_top_gradient(top, each, labels) for each in (array, decoded))
         exact_sum, coded_sum = exact_sum + exact, coded_sum + biased
@@ -259,7 +260,7 @@ def choices(arguments: argparse.Namespace) -> None:
     """Print what the chooser picks for some target errors."""
     from rich.console import Console
 
-    from flsparse.cut_adviser import advice_table, advise, choose_settings
+    from flsparse.app.cut_adviser import advice_table, advise, choose_settings
 
     data, model = trained(arguments, 0)
     inputs = data.prepare(data.all_inputs[data.index[: arguments.batch]])

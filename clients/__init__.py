@@ -1,10 +1,11 @@
 """The device's side: mods for any ClientApp, and the device application that carries every method."""
 
-from flsparse.clients.base import METHODS, Fit, LocalMethod, load_arrays, make_method, register, state_arrays
 from flsparse.clients.choco_sgd import ChocoSGDLocal
-from flsparse.clients.compress import CompressMod, Limits
+from flsparse.clients.core.compress import CompressMod, Limits
+from flsparse.clients.core.device import device_app
+from flsparse.clients.core.method import METHODS, Fit, LocalMethod, make_method, register
+from flsparse.clients.core.state import NodeState
 from flsparse.clients.d_psgd import DPSGDLocal
-from flsparse.clients.device import device_app
 from flsparse.clients.dppf import DPPFLocal
 from flsparse.clients.fedavg import FedAvgLocal
 from flsparse.clients.local_sgd import LocalSGDLocal
@@ -12,8 +13,8 @@ from flsparse.clients.malcom_psgd import MalcomPSGDLocal
 from flsparse.clients.scaffold import ScaffoldLocal
 from flsparse.clients.sparsyfed import SparsyFedLocal, SparsyFedMod
 from flsparse.clients.split_ms import SplitMSLocal
-from flsparse.clients.state import NodeState
 from flsparse.clients.topk import TopKLocal, TopKMod
+from flsparse.nets.arrays import load_arrays, state_arrays
 
 __all__ = [
     "METHODS",

@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from flsparse.clients.base import register
+from flsparse.clients.core.method import register
+from flsparse.clients.core.neighborhood import Neighborhood
 from flsparse.clients.malcom_psgd import QuantizedGossipLocal
-from flsparse.clients.neighbourhood import Neighbourhood
-from flsparse.codec.dither import Vector
+from flsparse.codec.residuals.dither import Vector
 
 
 @register
@@ -23,7 +23,7 @@ class ChocoSGDLocal(QuantizedGossipLocal):
 
     name: ClassVar[str] = "choco_sgd"
 
-    def before_send(self, x: Vector, hood: Neighbourhood, weights: Mapping[int, float], server_round: int) -> Vector:
-        """Mix with those neighbours that took part in the last round, if this node did."""
+    def before_send(self, x: Vector, hood: Neighborhood, weights: Mapping[int, float], server_round: int) -> Vector:
+        """Mix with those neighbors that took part in the last round, if this node did."""
         live = {j: hood.copies[j] for j in hood.live}
         return self.consensus(x, hood.copies[hood.node], live, weights, server_round)

@@ -21,11 +21,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from flsparse.clients.base import Arrays, Fit, register
-from flsparse.clients.local_sgd import LocalSGDLocal, load_parameters, parameter_arrays
+from flsparse.clients.core.method import Fit, register
+from flsparse.clients.local_sgd import LocalSGDLocal
 from flsparse.clients.scaffold import ControlVariates
 from flsparse.clients.topk import prune
 from flsparse.codec.portable import total
+from flsparse.nets.arrays import Arrays, load_parameters, parameter_arrays
 from flsparse.sparsity import begin_fit, sparsify
 
 

@@ -6,7 +6,7 @@ w <- w - lr * grad f(w)        local_epochs times over the local data, from the 
 from dataclasses import dataclass
 from typing import ClassVar
 
-from flsparse.clients.base import LocalMethod, register
+from flsparse.clients.core.method import LocalMethod, register
 
 
 @register

@@ -11,15 +11,11 @@ have, joins from the average with a fresh optimizer.
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
-import torch
-from torch import nn
-
-from flsparse.clients.base import Arrays, Fit, LocalMethod, register, state_arrays
-from flsparse.clients.protocol import MIRROR
+from flsparse.clients.core.method import Fit, LocalMethod, register
+from flsparse.nets.arrays import Arrays, load_optimizer, optimizer_arrays, state_arrays
+from flsparse.wire.messages import MIRROR
 
 _WORKER, _ROUND = "worker", "worker-round"
-_SEPARATOR = "|"
 
 
 @register
@@ -58,35 +54,3 @@ class LocalSGDLocal(LocalMethod):
     def kept(self, fit: Fit) -> Arrays:
         """Return what the worker keeps beside its optimizer; names must not hold a ``|``."""
         return {}
-
-
-def parameter_arrays(model: nn.Module) -> Arrays:
-    """Return a module's parameters, without its buffers, as NumPy arrays of their own."""
-    return {name: np.array(p.detach().cpu().numpy()) for name, p in model.named_parameters()}
-
-
-def load_parameters(model: nn.Module, arrays: Arrays) -> None:
-    """Load parameters by name and leave buffers as they are."""
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.copy_(torch.from_numpy(arrays[name]))
-
-
-def optimizer_arrays(model: nn.Module, optimizer: torch.optim.Optimizer) -> Arrays:
-    """Return an optimizer's tensors as ``{"momentum_buffer|conv.weight": array}``."""
-    return {
-        f"{key}{_SEPARATOR}{name}": np.array(value.detach().cpu().numpy())
-        for name, parameter in model.named_parameters()
-        for key, value in optimizer.state.get(parameter, {}).items()
-        if isinstance(value, torch.Tensor)
-    }
-
-
-def load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, arrays: Arrays) -> None:
-    """Load what :func:`optimizer_arrays` gave; other names are passed over."""
-    parameters = dict(model.named_parameters())
-    for full_name, array in arrays.items():
-        key, found, name = full_name.partition(_SEPARATOR)
-        if found and name in parameters:
-            value = torch.from_numpy(np.array(array))
-            optimizer.state[parameters[name]][key] = value if key == "step" else value.to(parameters[name].device)

@@ -1,7 +1,7 @@
 """MALCOM-PSGD on the device (arXiv 2311.05760): decentralized proximal SGD with quantized residuals.
 
     x_half  = x_i - eta * g_i(x_i)                                            local_steps times
-    q_i     = Q(x_half - xhat_i)                                              sent to the neighbours
+    q_i     = Q(x_half - xhat_i)                                              sent to the neighbors
     xhat_j += q_j                                                             for j in N(i) and i
     x_i     = soft(x_half + gamma * sum_j W_ij (xhat_j - xhat_i),  eta * mu)  soft(z, t) = sign(z) max(|z| - t, 0)
 
@@ -13,11 +13,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from flsparse.clients.base import Fit, register
-from flsparse.clients.gossip import GossipLocal, Layout
-from flsparse.clients.neighbourhood import Exchange
-from flsparse.codec.dither import Dither, Vector
-from flsparse.codec.residual import ResidualCodec
+from flsparse.clients.core.gossip import GossipLocal, Layout
+from flsparse.clients.core.method import Fit, register
+from flsparse.clients.core.neighborhood import Exchange
+from flsparse.codec.residuals.dither import Dither, Vector
+from flsparse.codec.residuals.residual import ResidualCodec
 from flsparse.sparsity import soft_threshold
 
 
@@ -30,13 +30,13 @@ class QuantizedGossipLocal(GossipLocal):
     levels : int
         L, quantization levels on either side of 0; 0 sends the model whole.
     norm : {"max", "l2", "rms"}
-        What the steps are measured by; see :class:`flsparse.codec.dither.Dither`.
+        What the steps are measured by; see :class:`flsparse.codec.residuals.dither.Dither`.
     unit : {"layer", "whole"}
         One scale for each array, or one for the whole vector.
     scaling : {"least_squares", "contractive", "unbiased"}
-        See :class:`flsparse.codec.dither.Dither`.
+        See :class:`flsparse.codec.residuals.dither.Dither`.
     coder : {"golomb", "rans", "fixed"}
-        See :mod:`flsparse.codec.residual`.
+        See :mod:`flsparse.codec.residuals.residual`.
     """
 
     levels: int = 2
@@ -74,7 +74,7 @@ class MalcomPSGDLocal(QuantizedGossipLocal):
 
     def after_exchange(self, exchange: Exchange, weights: Mapping[int, float], layout: Layout) -> Vector:
         """Take the consensus step, then the proximal one."""
-        x = self.consensus(exchange.x, exchange.own, exchange.neighbours, weights, exchange.round)
+        x = self.consensus(exchange.x, exchange.own, exchange.neighbors, weights, exchange.round)
         if exchange.threshold > 0:
             x[layout.prunable] = soft_threshold(x[layout.prunable], exchange.threshold)
         return x

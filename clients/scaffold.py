@@ -18,9 +18,10 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from flsparse.clients.base import Arrays, Fit, LocalMethod, register, state_arrays
-from flsparse.clients.mirror import CONTROL_ROUND, OWN_CONTROL, PENDING_CONTROL, dated
-from flsparse.clients.protocol import CONTROL
+from flsparse.clients.core.method import Fit, LocalMethod, register
+from flsparse.nets.arrays import Arrays, state_arrays
+from flsparse.wire.messages import CONTROL
+from flsparse.wire.mirror import CONTROL_ROUND, OWN_CONTROL, PENDING_CONTROL, dated
 
 LOST = "control-lost"  # metric of a node that has not got what the server's variate holds of it
 

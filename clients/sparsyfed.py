@@ -13,7 +13,7 @@ from typing import ClassVar, Literal
 
 from torch import nn
 
-from flsparse.clients.base import Fit, register
+from flsparse.clients.core.method import Fit, register
 from flsparse.clients.topk import TopKLocal, TopKMod
 from flsparse.sparsity import begin_fit, sparsify
 

@@ -6,7 +6,7 @@
 
 With ``batches`` above 1 a message carries so many batches, and one step follows from all of them. With a ``head`` the
 labels stay here: the device also runs the last layers, and the loss. What runs is in
-:mod:`flsparse.clients.split_device`; here is what the server asks for.
+:mod:`flsparse.clients.core.split_device`; here is what the server asks for.
 """
 
 from dataclasses import dataclass
@@ -16,10 +16,10 @@ import numpy as np
 from torch import nn
 
 from flsparse import rng
-from flsparse.clients.base import LocalMethod, register
+from flsparse.clients.core.method import LocalMethod, register
 from flsparse.codec import make_activation_codec
-from flsparse.codec.activations import ActivationCodec
-from flsparse.cutting import cut_model
+from flsparse.codec.activations.compressors import ActivationCodec
+from flsparse.nets.cutting import cut_model
 from flsparse.schedules import batches_of_a_pass
 
 
@@ -35,12 +35,12 @@ class SplitMSLocal(LocalMethod):
     head : str
         The layer that the server's part ends with, where the labels stay on the device; empty: they are sent.
     compressor : {"ms", "topk", "randtopk", "uniform", "none"}
-        How activations are coded (:mod:`flsparse.codec.activations`).
+        How activations are coded (:mod:`flsparse.codec.activations.compressors`).
     sparsity, bits, rounding, kept, entropy
         Its settings: r in [0, 1), b in 1..8, "round" or "floor", precision of kept values ("fp32" or "fp16"), entropy
         coding.
     gradient : {"fp32", "fp16", "int4"}
-        How gradients at the cut are coded (:mod:`flsparse.codec.cut_gradient`).
+        How gradients at the cut are coded (:mod:`flsparse.codec.activations.gradient`).
     batches : int
         Batches a message, at least 1.
     """

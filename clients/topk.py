@@ -13,8 +13,9 @@ from typing import ClassVar, Literal
 import numpy as np
 from flwr.app import ConfigRecord
 
-from flsparse.clients.base import Arrays, Fit, LocalMethod, register, state_arrays
-from flsparse.clients.compress import CompressMod
+from flsparse.clients.core.compress import CompressMod
+from flsparse.clients.core.method import Fit, LocalMethod, register
+from flsparse.nets.arrays import Arrays, state_arrays
 from flsparse.sparsity import prune_global, prune_per_layer, regrowth
 
 

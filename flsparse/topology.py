@@ -1,7 +1,7 @@
 """Who talks to whom, and how much each counts: graphs and mixing matrices of decentralized training.
 
 A graph is a symmetric boolean adjacency matrix without loops, a mixing matrix W a symmetric, doubly stochastic one that
-is zero where the graph has no edge. Metropolis weights need nothing but the neighbours' degrees::
+is zero where the graph has no edge. Metropolis weights need nothing but the neighbors' degrees::
 
     W_ij = 1 / (1 + max(deg_i, deg_j))   for an edge,      W_ii = 1 - sum_j W_ij
 
@@ -34,7 +34,7 @@ def ring(nodes: int) -> Adjacency:
 
 
 def torus(nodes: int) -> Adjacency:
-    """A grid as square as the number of nodes allows, wrapped at its borders: four neighbours, fewer when it is thin.
+    """A grid as square as the number of nodes allows, wrapped at its borders: four neighbors, fewer when it is thin.
 
     Raises
     ------
@@ -216,8 +216,8 @@ class Topology:
         """The spectral gap, in (0, 1]."""
         return spectral_gap(self.weights)
 
-    def neighbours(self, node: int) -> list[int]:
-        """Return a node's neighbours, ascending, without itself."""
+    def neighbors(self, node: int) -> list[int]:
+        """Return a node's neighbors, ascending, without itself."""
         return [int(j) for j in np.flatnonzero(self.adjacency[node])]
 
     def draw(self) -> Any:
@@ -227,7 +227,7 @@ class Topology:
         graph = nx.Graph()
         graph.add_nodes_from(range(self.nodes))
         graph.add_weighted_edges_from(
-            (i, j, float(self.weights[i, j])) for i in range(self.nodes) for j in self.neighbours(i) if i < j
+            (i, j, float(self.weights[i, j])) for i in range(self.nodes) for j in self.neighbors(i) if i < j
         )
         return graph
 
@@ -252,7 +252,7 @@ def make_topology(config: Mapping[str, Any], nodes: int, seed: int) -> Topology:
 
     Examples
     --------
-    >>> make_topology({"name": "torus"}, 16, seed=0).neighbours(0)
+    >>> make_topology({"name": "torus"}, 16, seed=0).neighbors(0)
     [1, 3, 4, 12]
     """
     settings = {key: value for key, value in config.items() if key != "name" and value is not None}

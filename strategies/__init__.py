@@ -1,8 +1,9 @@
 """The server's side: one Flower strategy per file."""
 
-from flsparse.strategies.base import RoundFailed, RoundLoop, RoundReport
 from flsparse.strategies.choco_sgd import ChocoSGD
-from flsparse.strategies.compressed import Compressed
+from flsparse.strategies.core.compressed import Compressed
+from flsparse.strategies.core.courier import Node
+from flsparse.strategies.core.loop import RoundFailed, RoundLoop, RoundReport
 from flsparse.strategies.d_psgd import DPSGD
 from flsparse.strategies.dppf import DPPF
 from flsparse.strategies.fedavg import FedAvg
@@ -12,7 +13,6 @@ from flsparse.strategies.scaffold import Scaffold
 from flsparse.strategies.sparsyfed import SparsyFed
 from flsparse.strategies.split_ms import SplitMS
 from flsparse.strategies.topk import TopK
-from flsparse.strategies.wire import Node
 
 STRATEGIES: dict[str, type[RoundLoop]] = {
     strategy.name: strategy

@@ -11,7 +11,7 @@ as ``lambda_`` or, scale-free, as ``relative_width = lambda / (alpha ||x_A||)``.
 Partial participation is not in the paper. Here, sampled workers pull and push, the mean is over the sampled, and the
 others keep their ``x_m`` until their turn comes.
 
-Coded uplinks are coded against a mirror of each ``x_m`` that both sides hold (see flsparse.clients.mirror): the server
+Coded uplinks are coded against a mirror of each ``x_m`` that both sides hold (see flsparse.wire.mirror): the server
 keeps one dense model a worker, by nature of the method.
 """
 
@@ -25,17 +25,17 @@ from flwr.serverapp import Grid
 from torch import nn
 
 from flsparse._flwr import log
-from flsparse.clients.probes import MAX_VALLEY_STEPS, METRICS, NUM_EXAMPLES, VALLEY
-from flsparse.clients.protocol import CONTROL, to_record
+from flsparse.clients.parts.questions import MAX_VALLEY_STEPS, METRICS, NUM_EXAMPLES, VALLEY
 from flsparse.clients.topk import prune
 from flsparse.codec import Layer, Reference
+from flsparse.nets.valley import Valley, valley_of_curves
 from flsparse.sparsity import sparsity_ramp
+from flsparse.strategies.core.courier import Node, Value
+from flsparse.strategies.core.server_optimizer import Arrays
 from flsparse.strategies.fedavg import Weighted
 from flsparse.strategies.local_sgd import LocalSGD
 from flsparse.strategies.scaffold import ServerControl
-from flsparse.strategies.server_optimizer import Arrays
-from flsparse.strategies.wire import Node, Value
-from flsparse.valley import Valley, valley_of_curves
+from flsparse.wire.messages import CONTROL, to_record
 
 SCHEDULES = ("constant", "increasing", "decreasing")
 

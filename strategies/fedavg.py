@@ -18,12 +18,12 @@ from flwr.serverapp import Grid
 
 from flsparse import rng
 from flsparse._flwr import log
-from flsparse.clients.protocol import to_numpy, to_record
 from flsparse.codec import Accumulator, Layer, Reference
-from flsparse.strategies.base import LARGEST, RoundLoop, numbers_of
-from flsparse.strategies.downlink import rounded_names
-from flsparse.strategies.server_optimizer import Arrays, ServerOptimizer
-from flsparse.strategies.wire import Node, Value
+from flsparse.strategies.core.courier import Node, Value
+from flsparse.strategies.core.downlink import rounded_names
+from flsparse.strategies.core.loop import LARGEST, RoundLoop, numbers_of
+from flsparse.strategies.core.server_optimizer import Arrays, ServerOptimizer
+from flsparse.wire.messages import to_numpy, to_record
 
 
 @dataclass

@@ -18,13 +18,13 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricReco
 from flwr.serverapp import Grid
 
 from flsparse._flwr import log
-from flsparse.batch_norm import pooled, statistics_names
-from flsparse.clients.probes import NUM_EXAMPLES, STATISTICS
-from flsparse.clients.protocol import to_numpy, to_record
+from flsparse.clients.parts.questions import NUM_EXAMPLES, STATISTICS
 from flsparse.codec import Layer
+from flsparse.nets.batch_norm import pooled, statistics_names
 from flsparse.schedules import learning_rate, quadratic_synchronization
+from flsparse.strategies.core.courier import Node, Value
 from flsparse.strategies.fedavg import FedAvg
-from flsparse.strategies.wire import Node, Value
+from flsparse.wire.messages import to_numpy, to_record
 
 
 class LocalSGD(FedAvg):

@@ -1,4 +1,4 @@
-"""MALCOM-PSGD on the server (arXiv 2311.05760): a relay between neighbours, no central model.
+"""MALCOM-PSGD on the server (arXiv 2311.05760): a relay between neighbors, no central model.
 
 The algorithm runs on the nodes (:mod:`flsparse.clients.malcom_psgd`); here are its hyper-parameters::
 
@@ -8,10 +8,10 @@ The algorithm runs on the nodes (:mod:`flsparse.clients.malcom_psgd`); here are 
 
 from collections.abc import Mapping
 
-from flsparse.codec.dither import Dither
-from flsparse.codec.residual import CODERS
-from flsparse.strategies.gossip import Gossip
-from flsparse.strategies.wire import Node, Value
+from flsparse.codec.residuals.dither import Dither
+from flsparse.codec.residuals.residual import CODERS
+from flsparse.strategies.core.courier import Node, Value
+from flsparse.strategies.core.gossip import Gossip
 
 
 class QuantizedGossip(Gossip):

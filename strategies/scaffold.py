@@ -22,13 +22,13 @@ from flwr.serverapp import Grid
 from torch import nn
 
 from flsparse._flwr import log
-from flsparse.batch_norm import statistics_names
-from flsparse.clients.protocol import CONTROL, to_numpy, to_record
 from flsparse.clients.scaffold import LOST
 from flsparse.codec import Layer
+from flsparse.nets.batch_norm import statistics_names
+from flsparse.strategies.core.courier import Node, Value
+from flsparse.strategies.core.server_optimizer import Arrays
 from flsparse.strategies.fedavg import FedAvg
-from flsparse.strategies.server_optimizer import Arrays
-from flsparse.strategies.wire import Node, Value
+from flsparse.wire.messages import CONTROL, to_numpy, to_record
 
 
 class ServerControl:

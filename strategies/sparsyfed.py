@@ -10,8 +10,8 @@ aggregate, and leaves activations alone; the paper does the opposite of all thre
 
 from collections.abc import Mapping
 
+from flsparse.strategies.core.courier import Node, Value
 from flsparse.strategies.topk import TopK
-from flsparse.strategies.wire import Node, Value
 
 
 class SparsyFed(TopK):

@@ -27,22 +27,22 @@ from flwr.serverapp import Grid
 from torch import Tensor, nn
 
 from flsparse._flwr import log
-from flsparse.clients import split_protocol as split
-from flsparse.clients.base import state_arrays
-from flsparse.clients.protocol import to_numpy, to_record
 from flsparse.clients.split_ms import SplitMSLocal
-from flsparse.clients.split_protocol import Part
 from flsparse.codec import PayloadError, decode_activations, encode_gradient
-from flsparse.codec.activation_wire import MAX_ELEMENTS
+from flsparse.codec.activations.envelope import MAX_ELEMENTS
 from flsparse.codec.errors import require
-from flsparse.cutting import default_head
 from flsparse.metering.ledger import Direction
+from flsparse.nets.arrays import state_arrays
+from flsparse.nets.cutting import default_head
 from flsparse.schedules import batches_of_a_pass, learning_rate
-from flsparse.strategies.base import numbers_of
+from flsparse.strategies.core.courier import Node, Value
+from flsparse.strategies.core.loop import numbers_of
+from flsparse.strategies.core.split_top import Received, Tally, Top, decode_head_gradient
+from flsparse.strategies.core.split_wire import SplitWire
 from flsparse.strategies.fedavg import FedAvg
-from flsparse.strategies.split_top import Received, Tally, Top, decode_head_gradient
-from flsparse.strategies.split_wire import SplitWire
-from flsparse.strategies.wire import Node, Value
+from flsparse.wire import bundle as split
+from flsparse.wire.bundle import Part
+from flsparse.wire.messages import to_numpy, to_record
 
 _WAYS: tuple[Direction, Direction] = ("uplink", "downlink")
 _OF_ONE_NODE = (ValueError, RuntimeError, IndexError)  # what a node's parts may raise where they fit nothing
@@ -54,7 +54,7 @@ class SplitMS(FedAvg):
     Parameters
     ----------
     cut : str
-        Layer behind which the model is cut, as in ``named_modules()``: see :mod:`flsparse.cutting`.
+        Layer behind which the model is cut, as in ``named_modules()``: see :mod:`flsparse.nets.cutting`.
     labels : {"sent", "kept"} (default: "sent")
         Send labels with the activations, or keep them: then the device also runs the layers behind ``head``.
     head : str, optional

@@ -16,10 +16,10 @@ from flsparse._flwr import log
 from flsparse.clients.topk import prune
 from flsparse.codec import Codec, Layer, Reference
 from flsparse.sparsity import layer_sparsity, sparsity_of, sparsity_ramp
+from flsparse.strategies.core.courier import Node, Value
+from flsparse.strategies.core.server_optimizer import Arrays
 from flsparse.strategies.fedavg import FedAvg, Weighted
-from flsparse.strategies.mask_statistics import MaskStatistics
-from flsparse.strategies.server_optimizer import Arrays
-from flsparse.strategies.wire import Node, Value
+from flsparse.strategies.parts.masks import MaskStatistics
 
 
 class TopK(FedAvg):

@@ -15,10 +15,10 @@ from test_golden_payloads import CASES, digest
 from test_golden_payloads import encode as golden
 
 from flsparse.codec import Codec, Reference, decode
-from flsparse.codec.activations import decode_activations, make_activation_codec
-from flsparse.codec.cut_gradient import FORMS, decode_gradient, encode_gradient
-from flsparse.codec.dither import NORMS, Dither
-from flsparse.codec.residual import CODERS, ResidualCodec, Stamp, apply_residual, copy_checksum
+from flsparse.codec.activations.compressors import decode_activations, make_activation_codec
+from flsparse.codec.activations.gradient import FORMS, decode_gradient, encode_gradient
+from flsparse.codec.residuals.dither import NORMS, Dither
+from flsparse.codec.residuals.residual import CODERS, ResidualCodec, Stamp, apply_residual, copy_checksum
 
 IMAGES = (2, 8, 6, 6)
 SIZES = [4000, 1000]

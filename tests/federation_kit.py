@@ -8,10 +8,10 @@ from flwr.serverapp import Grid
 
 from flsparse import _flwr
 from flsparse.clients import device_app, state_arrays
-from flsparse.clients.protocol import to_record
 from flsparse.runtime import InProcessGrid
 from flsparse.strategies import RoundLoop, RoundReport
 from flsparse.tasks import Task, build_task
+from flsparse.wire.messages import to_record
 
 TRAINING = ConfigRecord({"lr": 0.1, "batch-size": 32, "local-epochs": 1, "momentum": 0.0, "weight-decay": 0.0})
 

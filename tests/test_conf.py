@@ -8,9 +8,9 @@ import pytest
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
-from flsparse.preview import preview
+from flsparse.app.preview import preview
+from flsparse.app.settings import check
 from flsparse.runtime.federation import make_strategy
-from flsparse.settings import check
 from flsparse.strategies import STRATEGIES
 from flsparse.tasks import build_task
 

@@ -16,11 +16,11 @@ def test_metropolis_weights_are_symmetric_and_doubly_stochastic(name, nodes):
 
 
 def test_degrees():
-    assert make_topology({"name": "ring"}, 5, 0).neighbours(0) == [1, 4]
-    assert make_topology({"name": "torus"}, 9, 0).neighbours(4) == [1, 3, 5, 7]
-    assert make_topology({"name": "torus"}, 6, 0).neighbours(0) == [1, 2, 3]  # two rows: up is down
-    assert make_topology({"name": "complete"}, 4, 0).neighbours(2) == [0, 1, 3]
-    assert make_topology({"name": "star"}, 4, 0).neighbours(3) == [0]
+    assert make_topology({"name": "ring"}, 5, 0).neighbors(0) == [1, 4]
+    assert make_topology({"name": "torus"}, 9, 0).neighbors(4) == [1, 3, 5, 7]
+    assert make_topology({"name": "torus"}, 6, 0).neighbors(0) == [1, 2, 3]  # two rows: up is down
+    assert make_topology({"name": "complete"}, 4, 0).neighbors(2) == [0, 1, 3]
+    assert make_topology({"name": "star"}, 4, 0).neighbors(3) == [0]
 
 
 def test_spectral_gaps():

@@ -3,13 +3,13 @@
 Needs NumPy and zstandard only. The wire format is described in ``docs/codec.md``.
 """
 
-from flsparse.codec.accumulate import Accumulator
-from flsparse.codec.activations import decode_activations, make_activation_codec
-from flsparse.codec.codec import Codec
-from flsparse.codec.cut_gradient import decode_gradient, encode_gradient
-from flsparse.codec.decoder import Layer, decode, decode_layers
+from flsparse.codec.activations.compressors import decode_activations, make_activation_codec
+from flsparse.codec.activations.gradient import decode_gradient, encode_gradient
+from flsparse.codec.activations.mask_encoding import MaskEncoding
 from flsparse.codec.errors import PayloadError
-from flsparse.codec.mask_encoding import MaskEncoding
+from flsparse.codec.models.accumulate import Accumulator
+from flsparse.codec.models.decoder import Layer, decode, decode_layers
+from flsparse.codec.models.encoder import Codec
 from flsparse.codec.specs import ArraySpec, Reference, Specs, specs_of
 from flsparse.codec.wire import PayloadInfo, payload_info
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from rich.console import Console
 
 from flsparse.report.plots import accuracy_against_bytes, loss_along_directions
-from flsparse.report.run_folder import read_rows
 from flsparse.report.tables import comparison_table, read_summary, run_table
+from flsparse.runs.folder import read_rows
 
 
 def run_folders(paths: Sequence[Path]) -> list[Path]:

@@ -43,7 +43,7 @@ def accuracy_against_bytes(runs: Mapping[str, Sequence[Mapping[str, Any]]], path
 
 
 def loss_along_directions(row: Mapping[str, Any], path: Path | str) -> Path:
-    """Draw the loss from the average model through each worker, and the wall (see :mod:`flsparse.valley`).
+    """Draw the loss from the average model through each worker, and the wall (see :mod:`flsparse.nets.valley`).
 
     Parameters
     ----------

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from flsparse._flwr import log
-from flsparse.report.run_folder import SCHEMA_VERSION, RunFolder, read_rows
+from flsparse.runs.folder import SCHEMA_VERSION, RunFolder, read_rows
 from flsparse.runtime.federation import Observer
 
 _CONNECTION = "flsparse"

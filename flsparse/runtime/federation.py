@@ -19,15 +19,15 @@ from flwr.serverapp import Grid
 from torch import nn
 
 from flsparse._flwr import log
-from flsparse.clients.base import Arrays, load_arrays, state_arrays
-from flsparse.clients.protocol import to_numpy, to_record
-from flsparse.clients.state import state_dir
-from flsparse.report.run_folder import RunFolder, read_checkpoint, restore_node_files
+from flsparse.clients.core.state import state_dir
+from flsparse.configs import keys_of, lookup, sampled_nodes
+from flsparse.nets.arrays import Arrays, load_arrays, state_arrays
+from flsparse.runs.folder import RunFolder, read_checkpoint, restore_node_files
 from flsparse.runtime.inprocess import InProcessGrid
-from flsparse.settings import keys_of, lookup, sampled_nodes
 from flsparse.sparsity import export_dense, prunable_names, sparsity_of
 from flsparse.strategies import STRATEGIES, RoundLoop, RoundReport
 from flsparse.tasks import Task, build_task
+from flsparse.wire.messages import to_numpy, to_record
 
 _PATIENCE_S = 300.0  # for the last nodes to connect
 _CHECKPOINT_SHARE = 0.05  # of the run's time, at most, goes into checkpoints

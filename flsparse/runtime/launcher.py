@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from flsparse.clients.state import STATE_DIR
+from flsparse.clients.core.state import STATE_DIR
 from flsparse.runtime.federation import Observer, run_federation
 from flsparse.runtime.inprocess import InProcessGrid
 

@@ -99,7 +99,7 @@ def prune_below(x: Tensor, threshold: float) -> Tensor:
     """Return ``x`` with the magnitudes below ``threshold`` set to 0."""
     if x.dtype not in (torch.float32, torch.float64):
         return torch.where(x.abs() >= threshold, x, 0.0)
-    # One vectorised pass; it drops |x| <= lambda, so lambda is the number just below the threshold.
+    # One vectorized pass; it drops |x| <= lambda, so lambda is the number just below the threshold.
     below = torch.nextafter(torch.tensor(threshold, dtype=x.dtype), torch.zeros((), dtype=x.dtype))
     return torch.nn.functional.hardshrink(x, float(below))
 

@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from flsparse.sparsity import layers, partial
+from flsparse.sparsity import layers, recurrent
 from flsparse.sparsity.layers import BitReLU, LayerState
 from flsparse.sparsity.powerprop import inverse_power, power, spectral_exponent, spectral_inverse
 
@@ -21,10 +21,10 @@ _LAYERS: dict[type[nn.Module], type[nn.Module]] = {
     nn.Conv3d: layers.PowerConv3d,
 }
 _PARTIAL: dict[type[nn.Module], type[nn.Module]] = {
-    nn.LSTM: partial.PowerLSTM,
-    nn.GRU: partial.PowerGRU,
-    nn.RNN: partial.PowerRNN,
-    nn.MultiheadAttention: partial.PowerMultiheadAttention,
+    nn.LSTM: recurrent.PowerLSTM,
+    nn.GRU: recurrent.PowerGRU,
+    nn.RNN: recurrent.PowerRNN,
+    nn.MultiheadAttention: recurrent.PowerMultiheadAttention,
 }
 _POWER = {**_LAYERS, **_PARTIAL}
 _PLAIN = dict(zip(_POWER.values(), _POWER.keys(), strict=True))
@@ -39,7 +39,7 @@ _BITS_FROM_SPARSITY = 0.5
 
 
 class _Weight(NamedTuple):
-    """One weight that the reparametrisation takes: where it lives and its name inside the owner."""
+    """One weight that the reparametrization takes: where it lives and its name inside the owner."""
 
     owner: nn.Module
     name: str
@@ -56,7 +56,7 @@ class _Weight(NamedTuple):
 
 class _Plan(NamedTuple):
     weights: dict[str, _Weight]  # by state-dict name
-    partly: list[str]  # modules that get the reparametrisation alone
+    partly: list[str]  # modules that get the reparametrization alone
     dense: list[str]  # modules with weight matrices that are left alone
 
 
@@ -65,12 +65,14 @@ def _plan(model: nn.Module) -> _Plan:
     uses = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
     claimed: set[int] = set()
     for prefix, module in model.named_modules():
-        matrices = [name for name in partial.matrices_of(module) if torch.is_floating_point(module.get_parameter(name))]
+        matrices = [
+            name for name in recurrent.matrices_of(module) if torch.is_floating_point(module.get_parameter(name))
+        ]
         if not matrices or id(module) in claimed:
             continue
         kind = _PLAIN.get(type(module), type(module))
         label = f"{prefix or '(root)'} ({kind.__name__})"
-        # Hand-made reparametrisations (weight_norm, parametrize, prune) leave no plain parameter of that name.
+        # Hand-made reparametrizations (weight_norm, parametrize, prune) leave no plain parameter of that name.
         whole = kind in _LAYERS and matrices == ["weight"]
         if any(uses[id(module.get_parameter(name))] > 1 for name in matrices):
             plan.dense.append(f"{label}, tied weights")
@@ -100,7 +102,7 @@ def sparsify(
     """Turn Conv1d/2d/3d and Linear layers into Powerpropagation layers with activation pruning, in place.
 
     The parameters keep their names and identity and afterwards hold ``v`` (``w = sign(v)|v|^beta``); present weights
-    are converted, so that outputs do not change. LSTM, GRU, RNN and MultiheadAttention get the reparametrisation
+    are converted, so that outputs do not change. LSTM, GRU, RNN and MultiheadAttention get the reparametrization
     alone. Tied weights, subclasses with a forward of their own and modules that are parametrized already stay dense.
     Both kinds are named in one log line.
 
@@ -147,7 +149,7 @@ def sparsify(
     begin_fit(model)
     if plan.partly or plan.dense:
         logger.info(
-            "sparsify: reparametrisation alone: %s; left dense: %s",
+            "sparsify: reparametrization alone: %s; left dense: %s",
             "; ".join(plan.partly) or "none",
             "; ".join(plan.dense) or "none",
         )

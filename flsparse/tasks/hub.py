@@ -46,7 +46,7 @@ def hub_images(
     Returns
     -------
     Source
-        Grey images with one channel, all others with three.
+        Gray images with one channel, all others with three.
 
     Raises
     ------

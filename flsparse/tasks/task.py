@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from flsparse import rng
+from flsparse.nets.seeded import seeded
 from flsparse.tasks import datasets, training
 from flsparse.tasks.cost import TrainingFlops
 from flsparse.tasks.data import Data, Source
@@ -19,10 +20,9 @@ from flsparse.tasks.hub import hub_images
 from flsparse.tasks.models import build_model
 from flsparse.tasks.partitions import Partition, make_partition
 from flsparse.tasks.shakespeare import shakespeare
-from flsparse.torch_rng import seeded
 
 if TYPE_CHECKING:
-    from flsparse.clients.base import Fit, LocalMethod, Scalar
+    from flsparse.clients.core.method import Fit, LocalMethod, Scalar
 
 LOADERS: dict[str, Callable[..., Source]] = {
     "digits": datasets.digits,

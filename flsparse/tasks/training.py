@@ -1,8 +1,8 @@
 """Local training and evaluation.
 
 The loop is the same for every method: what differs between methods happens in the hooks of
-:class:`flsparse.clients.base.LocalMethod`. Batches follow the seed, the round and the partition id, never the process
-or the order in which nodes are handled.
+:class:`flsparse.clients.core.method.LocalMethod`. Batches follow the seed, the round and the partition id, never the
+process or the order in which nodes are handled.
 """
 
 import time
@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from flsparse import rng
+from flsparse.nets.seeded import seeded
 from flsparse.schedules import learning_rate
 from flsparse.tasks.cost import TrainingFlops, peak_memory_bytes
 from flsparse.tasks.data import Data, batches
-from flsparse.torch_rng import seeded
 
 if TYPE_CHECKING:
-    from flsparse.clients.base import Fit, LocalMethod, Scalar
+    from flsparse.clients.core.method import Fit, LocalMethod, Scalar
 
 _EVALUATION_BATCH = 500
 

@@ -9,10 +9,10 @@ from flwr.app import Context, RecordDict
 from torch import nn
 
 from flsparse.clients import DPPFLocal, LocalSGDLocal, ScaffoldLocal
-from flsparse.clients.base import Fit, state_arrays
+from flsparse.clients.core.method import Fit
+from flsparse.clients.core.state import NodeState
 from flsparse.clients.dppf import distance, norm, pull_push
-from flsparse.clients.local_sgd import load_optimizer, optimizer_arrays
-from flsparse.clients.state import NodeState
+from flsparse.nets.arrays import load_optimizer, optimizer_arrays, state_arrays
 
 
 def test_pull_push_by_hand() -> None:

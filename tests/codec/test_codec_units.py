@@ -13,19 +13,13 @@ from flsparse.codec import (
     Layer,
     PayloadError,
     Reference,
-    bits,
     decode,
     decode_layers,
-    gaps,
-    grouped,
     payload_info,
-    quantize,
-    rans,
     specs_of,
-    symbols,
-    tables,
-    zstd,
+    steps,
 )
+from flsparse.codec.coders import bits, gaps, grouped, integers, rans, tables, zstd
 from flsparse.codec.wire import Reader, Writer, checksum
 
 
@@ -126,20 +120,20 @@ def test_one_symbol_alphabet_costs_nothing_per_symbol():
 @pytest.mark.parametrize("top", [0, 1, 7, 127, 128, 2047])
 def test_integers_of_any_width(top):
     q = np.random.default_rng(top).integers(-top, top + 1, 3000).astype(np.int16)
-    coded = symbols.encode_integers(q)
+    coded = integers.encode_integers(q)
     reader = Reader(coded)
-    np.testing.assert_array_equal(symbols.decode_integers(reader, q.size), q)
+    np.testing.assert_array_equal(integers.decode_integers(reader, q.size), q)
     reader.finish("the test")
     assert len(coded) <= 3000 * (2 * top + 1).bit_length() / 8 + 20
 
 
 def test_zstd_size_is_checked_before_decompressing():
     data = np.tile(np.arange(256, dtype=np.uint8), 200)
-    coded = symbols.encode_bytes(data)
-    assert coded[0] == symbols.ZSTD
-    np.testing.assert_array_equal(symbols.decode_bytes(Reader(coded), data.size), data)
+    coded = integers.encode_bytes(data)
+    assert coded[0] == integers.ZSTD
+    np.testing.assert_array_equal(integers.decode_bytes(Reader(coded), data.size), data)
     with pytest.raises(PayloadError, match="declares"):
-        symbols.decode_bytes(Reader(coded), data.size - 1)
+        integers.decode_bytes(Reader(coded), data.size - 1)
 
 
 @pytest.mark.parametrize("density", [0.0, 0.003, 0.1, 0.5, 0.9, 1.0])
@@ -160,30 +154,30 @@ def test_gaps_beat_or_meet_independent_positions(density):
 
 
 def test_step_codes_are_eight_an_octave():
-    assert quantize.step_of(quantize.ONE_CODE) == 1.0
-    assert quantize.step_of(quantize.ONE_CODE + 8) == 2.0
-    assert quantize.step_code(1.0) == quantize.ONE_CODE
-    assert quantize.step_of(quantize.step_code(1.01, up=True)) == 1.125
-    assert np.isfinite(quantize.step_of(quantize.MAX_CODE))
-    assert not np.isfinite(quantize.step_of(quantize.MAX_CODE + 1))
+    assert steps.step_of(steps.ONE_CODE) == 1.0
+    assert steps.step_of(steps.ONE_CODE + 8) == 2.0
+    assert steps.step_code(1.0) == steps.ONE_CODE
+    assert steps.step_of(steps.step_code(1.01, up=True)) == 1.125
+    assert np.isfinite(steps.step_of(steps.MAX_CODE))
+    assert not np.isfinite(steps.step_of(steps.MAX_CODE + 1))
 
 
 def test_nearest_quantization_by_hand():
-    q = quantize.quantize(np.array([0.24, 0.26, -9.0, 3.6]), 0.5, 7)
+    q = steps.quantize(np.array([0.24, 0.26, -9.0, 3.6]), 0.5, 7)
     assert q.tolist() == [0, 1, -7, 7]
-    out = quantize.dequantize(q, 0.5, np.array([1, 1, 1, 1], np.float32), np.dtype(np.float32))
+    out = steps.dequantize(q, 0.5, np.array([1, 1, 1, 1], np.float32), np.dtype(np.float32))
     assert out.tolist() == [1.0, 1.5, -2.5, 4.5]
 
 
 def test_least_squares_step_is_the_best_of_its_codes():
     x = np.random.default_rng(0).normal(size=4000)
-    best = quantize.least_squares_code(x, 7)
+    best = steps.least_squares_code(x, 7)
     errors = {}
     for code in range(best - 6, best + 7):
-        step = quantize.step_of(code)
-        errors[code] = np.mean((x - step * quantize.quantize(x, step, 7)) ** 2)
+        step = steps.step_of(code)
+        errors[code] = np.mean((x - step * steps.quantize(x, step, 7)) ** 2)
     assert min(errors, key=errors.get) == best
-    assert 0.3 < quantize.step_of(best) < 0.42  # the optimum for a normal distribution and 15 levels is near 0.35
+    assert 0.3 < steps.step_of(best) < 0.42  # the optimum for a normal distribution and 15 levels is near 0.35
 
 
 @pytest.mark.parametrize("values", ["int8", "int4"])
@@ -374,9 +368,9 @@ def test_equal_input_gives_equal_bytes():
 @pytest.mark.parametrize("scale", [0.3, 0.65, 1.2, 4.0])
 def test_many_small_integers_come_close_to_their_entropy(scale):
     q = np.clip(np.rint(np.random.default_rng(3).laplace(scale=scale, size=200_000)), -7, 7).astype(np.int16)
-    coded = symbols.encode_integers(q)
+    coded = integers.encode_integers(q)
     reader = Reader(coded)
-    np.testing.assert_array_equal(symbols.decode_integers(reader, q.size), q)
+    np.testing.assert_array_equal(integers.decode_integers(reader, q.size), q)
     reader.finish("the test")
     shares = np.unique(q, return_counts=True)[1] / q.size
     assert len(coded) <= 1.03 * -(shares * np.log2(shares)).sum() * q.size / 8
@@ -397,25 +391,25 @@ def test_groups_give_their_integers_back(reach, count):
 
 def section(reach, groups, escapes=b""):
     out = Writer()
-    out.byte(symbols.GROUPED | reach)
+    out.byte(integers.GROUPED | reach)
     frame = zstd.compress(bytes(groups))
     out.varint(len(frame))
     return out.done() + frame + escapes
 
 
 def test_bad_groups_are_refused():
-    good = symbols.decode_integers(Reader(section(1, [21, 21])), 6)
+    good = integers.decode_integers(Reader(section(1, [21, 21])), 6)
     np.testing.assert_array_equal(good, np.zeros(6))
     cases = {
         "reach 4": section(4, [0, 0]),
         "out of range": section(1, [21, 64]),
         "padding": section(1, [21, 22]),
         "declares 3 bytes": section(1, [21, 21, 21]),
-        "escaped integer": section(0, [32], bytes([symbols.PACKED | 8 << 2, 0xFF, 127, 0xFE])),
+        "escaped integer": section(0, [32], bytes([integers.PACKED | 8 << 2, 0xFF, 127, 0xFE])),
     }
     for words, coded in cases.items():
         with pytest.raises(PayloadError, match=words):
-            symbols.decode_integers(Reader(coded), 1 if words == "escaped integer" else 5)
+            integers.decode_integers(Reader(coded), 1 if words == "escaped integer" else 5)
 
 
 def test_groups_within_groups_end():
@@ -423,4 +417,4 @@ def test_groups_within_groups_end():
     for _ in range(50):
         deep = section(0, [63], deep)
     with pytest.raises(PayloadError, match="too many groups"):
-        symbols.decode_integers(Reader(deep), 6)
+        integers.decode_integers(Reader(deep), 6)

@@ -17,8 +17,8 @@ ROOT = Path(__file__).parents[2]
 CODEC = sorted((ROOT / "flsparse" / "codec").rglob("*.py"))
 # What both sides compute beside the codec: mirrors, control variates, gossip's copies, the downlink's references, sums
 SHARED = [
-    *(ROOT / "clients" / name for name in ("mirror.py", "neighbourhood.py")),
-    *(ROOT / "strategies" / name for name in ("downlink.py", "relay.py")),
+    *(ROOT / name for name in ("flsparse/wire/mirror.py", "clients/core/neighborhood.py")),
+    *(ROOT / name for name in ("strategies/core/downlink.py", "strategies/core/relay.py")),
 ]
 
 # Each value of these follows from IEEE 754, from integers, or from comparisons alone.

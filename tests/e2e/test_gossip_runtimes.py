@@ -8,7 +8,7 @@ import pytest
 from safetensors.numpy import load_file
 from small_federation import small_config
 
-from flsparse.report.run_folder import read_rows
+from flsparse.runs.folder import read_rows
 from flsparse.runtime import launch
 
 SAME = ("server_round", "uplink_bytes", "downlink_bytes", "graph_bytes", "accuracy", "loss", "consensus_error")

@@ -13,7 +13,7 @@ import pytest
 from processors import plain_processor
 from small_federation import small_config
 
-from flsparse.report.run_folder import read_rows
+from flsparse.runs.folder import read_rows
 from flsparse.runtime import launch
 from flsparse.runtime.deployment import Processes, _free_ports, _listens
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from small_federation import small_config
 
-from flsparse.report.run_folder import read_checkpoint, read_rows
+from flsparse.runs.folder import read_checkpoint, read_rows
 from flsparse.runtime import launch
 
 SAME = ("server_round", "uplink_bytes", "downlink_bytes", "accuracy", "train_loss", "uplink_bits_per_element")

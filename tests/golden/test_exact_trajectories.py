@@ -26,9 +26,9 @@ from processors import cubed, pseudo
 from test_trajectories import CASES
 
 from flsparse.clients import Fit, LocalMethod, device_app
-from flsparse.clients.protocol import to_record
 from flsparse.runtime import InProcessGrid
 from flsparse.strategies import RoundLoop
+from flsparse.wire.messages import to_record
 
 FILE = Path(__file__).with_name("exact_trajectories.json")
 EXACT = [name for name in CASES if not name.startswith("split_ms")]

@@ -7,12 +7,12 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from flsparse.clients.mail import LOST, OK, Answer, from_bytes, to_bytes
-from flsparse.clients.neighbourhood import Delivery, Letter, Neighbourhood, OutOfStep, Pending, weighted_pull
-from flsparse.codec.dither import Dither
-from flsparse.codec.residual import ResidualCodec, Stamp, copy_checksum
-from flsparse.strategies.relay import Relay
+from flsparse.clients.core.neighborhood import Neighborhood, OutOfStep, Pending, weighted_pull
+from flsparse.codec.residuals.dither import Dither
+from flsparse.codec.residuals.residual import ResidualCodec, Stamp, copy_checksum
+from flsparse.strategies.core.relay import Relay
 from flsparse.topology import make_topology
+from flsparse.wire.mail import LOST, OK, Answer, Delivery, Letter, from_bytes, to_bytes
 
 SIZES = (6, 3)
 CODEC = ResidualCodec(SIZES, Dither(3), coder="golomb")
@@ -24,7 +24,7 @@ class Node:
 
     def __init__(self, partition: int, mixes_first: bool = False) -> None:
         self.partition, self.mixes_first = partition, mixes_first
-        self.hood: Neighbourhood | None = None
+        self.hood: Neighborhood | None = None
         self.epoch = -1
         self.moved = np.zeros(9)
 
@@ -34,17 +34,17 @@ class Node:
             return Answer(OK, hood.round, hood.pending.payload, {j: to_bytes(hood.copies[j]) for j in mail.wanted})
         if mail.copies:
             copies = {j: from_bytes(data, 9) for j, data in mail.copies.items()}
-            hood = hood or Neighbourhood(self.partition, mail.copies_after, copies[self.partition])
+            hood = hood or Neighborhood(self.partition, mail.copies_after, copies[self.partition])
             hood = hood.resynchronized(mail.copies_after, copies)
         elif hood is None:
             if not mail.starts:
                 return Answer(LOST)
-            hood = Neighbourhood.start(self.partition, list(mail.weights), START, mail.epoch)
+            hood = Neighborhood.start(self.partition, list(mail.weights), START, mail.epoch)
         try:
             hood = hood.taking_in(
                 mail.delivery,
                 SIZES,
-                lambda e: e.x if self.mixes_first else e.x + self.pull(e.own, e.neighbours, mail),
+                lambda e: e.x if self.mixes_first else e.x + self.pull(e.own, e.neighbors, mail),
             )
         except OutOfStep as error:
             return Answer(LOST, misfit=error.misfit)
@@ -63,8 +63,8 @@ class Node:
         return Answer(OK, hood.round, hood.pending.payload, copies)
 
     @staticmethod
-    def pull(own, neighbours, mail):
-        return np.float32(0.5) * weighted_pull(own, neighbours, mail.weights)
+    def pull(own, neighbors, mail):
+        return np.float32(0.5) * weighted_pull(own, neighbors, mail.weights)
 
     def lie(self, answer: Answer, move: str, mail) -> Answer:
         """Return what a hostile node says instead."""
@@ -142,7 +142,7 @@ def test_holders_of_a_copy_never_disagree(data, graph, backlog):
     fates = data.draw(st.lists(st.lists(FATES, min_size=count, max_size=count), min_size=1, max_size=8))
     relay, nodes = play(graph, count, fates, backlog)
     assert {node.hood.round for node in nodes} == {nodes[0].hood.round}  # five quiet rounds bring everybody back
-    assert all(set(node.hood.copies) == {node.partition, *relay.topology.neighbours(node.partition)} for node in nodes)
+    assert all(set(node.hood.copies) == {node.partition, *relay.topology.neighbors(node.partition)} for node in nodes)
 
 
 @example(graph="ring", moves=["ok", "ok", "ok", "blames", "garbage", "blames"], away=[0, 0, 0, 2, 0, 2, 0, 0])
@@ -247,7 +247,7 @@ def test_the_mean_is_moved_by_training_alone_whatever_is_lost(fates):
 
 
 def test_a_gap_a_foreign_letter_and_a_swapped_one_are_found_out():
-    hood = Neighbourhood.start(0, [1, 2], START)
+    hood = Neighborhood.start(0, [1, 2], START)
     payload, _ = CODEC.encode(START + 1, START, Stamp(1, 1, copy_checksum(START)), np.random.default_rng(0))
     for delivery in (
         Delivery(2, 2),

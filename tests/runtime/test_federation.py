@@ -12,7 +12,7 @@ import torch
 from flwr.app import Message
 from safetensors.numpy import load_file
 
-from flsparse.report.run_folder import RunFolderError, read_checkpoint, read_rows
+from flsparse.runs.folder import RunFolderError, read_checkpoint, read_rows
 from flsparse.runtime import InProcessGrid, federation, launch, run_federation
 from flsparse.runtime.apps import client_app
 from flsparse.runtime.federation import ROW_KEYS, make_strategy

@@ -180,11 +180,11 @@ def test_saved_bytes_shrink() -> None:
         layers += [nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU()]
     plain = nn.Sequential(*layers)
     x = torch.randn(8, 8, 32, 32)
-    dense, reparametrised, pruned = plain, copy.deepcopy(plain), copy.deepcopy(plain)
-    sparsify(reparametrised, activation_pruning=False)
+    dense, reparametrized, pruned = plain, copy.deepcopy(plain), copy.deepcopy(plain)
+    sparsify(reparametrized, activation_pruning=False)
     prune(sparsify(pruned), 0.95)
     base = saved_bytes(dense, x)
-    assert saved_bytes(reparametrised, x) <= base * 1.001
+    assert saved_bytes(reparametrized, x) <= base * 1.001
     # The inputs of the batch norms are half of it and stay; the batch itself is counted, too.
     assert saved_bytes(pruned, x) < 0.65 * base
 

@@ -143,14 +143,14 @@ def test_a_plain_model_says_nothing(caplog: pytest.LogCaptureFixture) -> None:
 
 
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
-def test_recurrent_layers_get_the_reparametrisation(kind: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_recurrent_layers_get_the_reparametrization(kind: Any, caplog: pytest.LogCaptureFixture) -> None:
     torch.manual_seed(0)
     layer = kind(3, 5, num_layers=2, bidirectional=True)
     x = torch.randn(4, 2, 3)
     expected = layer(x)[0]
     with caplog.at_level(logging.INFO, logger="flsparse"):
         sparsify(layer)
-    assert "reparametrisation alone: (root)" in caplog.text
+    assert "reparametrization alone: (root)" in caplog.text
     torch.testing.assert_close(layer(x)[0], expected)
     assert len(prunable_names(layer)) == 8
     with torch.no_grad():
@@ -164,7 +164,7 @@ def test_recurrent_layers_get_the_reparametrisation(kind: Any, caplog: pytest.Lo
 
 
 @pytest.mark.parametrize("sizes", [{}, {"kdim": 6, "vdim": 4}])
-def test_attention_gets_the_reparametrisation(sizes: dict[str, int]) -> None:
+def test_attention_gets_the_reparametrization(sizes: dict[str, int]) -> None:
     torch.manual_seed(0)
     layer = nn.MultiheadAttention(8, 2, batch_first=True, **sizes)
     q = torch.randn(2, 5, 8)

@@ -10,16 +10,16 @@ from flwr.app import ConfigRecord, Context, Error, Message
 
 from flsparse import _flwr
 from flsparse.clients import CompressMod, device_app, load_arrays
-from flsparse.clients import state as node_state
-from flsparse.clients.mirror import CONTROL_ROUND
-from flsparse.clients.protocol import pack, packed_payload, to_numpy
-from flsparse.clients.state import NodeState
+from flsparse.clients.core import state as node_state
+from flsparse.clients.core.state import NodeState
 from flsparse.codec import payload_info
 from flsparse.runtime import InProcessGrid
 from flsparse.sparsity import sparsity_of
 from flsparse.strategies import DPPF, LocalSGD, RoundFailed, RoundLoop, RoundReport, Scaffold
 from flsparse.strategies.dppf import push_schedule
 from flsparse.tasks import Task, build_task
+from flsparse.wire.messages import pack, packed_payload, to_numpy
+from flsparse.wire.mirror import CONTROL_ROUND
 
 TRAINING = {"lr": 0.1, "lr-schedule": "cosine", "batch-size": 16, "local-steps": 2, "momentum": 0.9}
 RAW = {"values": "raw", "downlink_values": "raw", "hello": True}
@@ -271,7 +271,7 @@ def test_batch_norm_is_estimated_at_the_average() -> None:
     assert {n for n in a if not np.array_equal(a[n], b[n])} == {n for n in a if "running_" in n}
     model = task.model()
     load_arrays(model, a)
-    from flsparse.batch_norm import batch_norm_statistics, pooled
+    from flsparse.nets.batch_norm import batch_norm_statistics, pooled
 
     nodes = [task.sample(task.train_data(node), 0) for node in range(3)]
     sizes = [sum(len(t) for _, t in batches) for batches in nodes]
@@ -289,7 +289,7 @@ def test_nodes_measure_the_valley_on_their_own_data() -> None:
     assert reports[-1].metrics["mean_valley"] == loop.valley.mean_valley > 0
     assert set(reports[-1].metrics["valley_losses"]) == {"0", "1", "2"}
 
-    from flsparse.valley import loss_on, mean_valley
+    from flsparse.nets.valley import loss_on, mean_valley
 
     model = task.model()
     load_arrays(model, to_numpy(reports[-1].arrays))
@@ -309,7 +309,7 @@ def test_the_losses_of_a_valley_are_over_the_examples_of_all_nodes() -> None:
     (report,) = run(loop, task, rounds=1)
     assert loop.valley is not None
 
-    from flsparse.valley import loss_on, mean_valley
+    from flsparse.nets.valley import loss_on, mean_valley
 
     model = task.model()
     arrays = to_numpy(report.arrays)

@@ -12,15 +12,15 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from flsparse.clients import Limits, device_app, state_arrays
-from flsparse.clients import split_protocol as split
-from flsparse.clients.protocol import to_numpy
 from flsparse.clients.split_ms import batch_positions
 from flsparse.codec import PayloadError, decode_activations, make_activation_codec
 from flsparse.metering.ledger import Ledger
 from flsparse.runtime import InProcessGrid
 from flsparse.schedules import batches_of_a_pass, learning_rate
 from flsparse.strategies import RoundFailed, SplitMS
-from flsparse.strategies.split_top import Received, Top
+from flsparse.strategies.core.split_top import Received, Top
+from flsparse.wire import bundle as split
+from flsparse.wire.messages import to_numpy
 
 TRAINING = ConfigRecord({"lr": 0.1, "batch-size": 16, "momentum": 0.9, "weight-decay": 1e-3, "lr-final": 0.0})
 EXACT = {"compressor": "none", "gradient": "fp32", "values": "raw", "downlink_values": "raw", "hello": True}

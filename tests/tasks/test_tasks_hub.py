@@ -14,7 +14,7 @@ pytest.importorskip("flwr_datasets")
 
 @pytest.fixture
 def repo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A folder laid out like a repository of the hub: grey images of 6x7, labels 3 and 5, four writers."""
+    """A folder laid out like a repository of the hub: gray images of 6x7, labels 3 and 5, four writers."""
     from PIL import Image
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")

@@ -1,0 +1,1 @@
+"""What the methods' devices stand on: the application, its messages, and what a node keeps."""

@@ -1,0 +1,200 @@
+"""CompressMod: packed models in, packed updates out, around any Flower train function.
+
+    received = decode(payload, reference held by this node)
+    trained  = the app's own train(received)
+    payload  = Q(trained + residual - received);  residual <- what the coding lost   (error feedback)
+
+The update is coded relative to what was received, positions as well as values. Error feedback is that of Seide et al.
+(2014) and Karimireddy et al. (2019, arXiv 1901.09847); where the codec's own error is small it is not needed.
+"""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from flwr.app import ConfigRecord, Context, Message, MessageType, RecordDict
+from flwr.clientapp.typing import ClientAppCallable
+
+from flsparse import rng
+from flsparse.clients.core.state import NodeState
+from flsparse.codec import Codec, Reference, decode
+from flsparse.wire.messages import (
+    CONTROL,
+    MIRROR,
+    MISSING_REFERENCE,
+    RECORD,
+    Blueprint,
+    arrayrecord_key,
+    pack,
+    packed_payload,
+    record_of,
+    to_numpy,
+    to_record,
+)
+from flsparse.wire.mirror import OWN_CONTROL, PENDING_CONTROL, control_as_read, dated, reference_with, towards
+
+Arrays = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the owner of a device allows a server to ask of it; 0 is no limit.
+
+    Attributes
+    ----------
+    max_local_epochs : int
+        Passes over the local data in one round, also when they are asked for as steps; held by the device application,
+        not by the mod, which does not know the data.
+    max_payload_bytes : int
+        Length of one received payload, in bytes.
+    max_memory_bytes : int
+        Size of the model as plain arrays, in bytes.
+    max_state_bytes : int
+        Disk that all nodes on this machine may use, in bytes: no node keeps more by itself, runs that have been idle
+        for a day go first, then the oldest broadcasts.
+    """
+
+    max_local_epochs: int = 0
+    max_payload_bytes: int = 0
+    max_memory_bytes: int = 0
+    max_state_bytes: int = 1024**3
+
+    def __post_init__(self) -> None:
+        for name, limit in vars(self).items():
+            if limit < 0:
+                raise ValueError(f"{name}={limit} must be at least 0, which is no limit")
+
+    def check(self, name: str, value: float) -> None:
+        """Raise ValueError where a value exceeds the limit of this name."""
+        limit = getattr(self, name)
+        if limit and not 0 <= value <= limit:  # NaN is refused too
+            raise ValueError(f"the server asks for {value}, but this device's owner set {name}={limit}")
+
+
+class CompressMod:
+    """Flower mod that unpacks what comes in and packs what goes out.
+
+    Put it first in ``ClientApp(mods=[...])``: what stands behind it, the app's own function and mods such as local
+    differential privacy, sees plain dense arrays. How the update is coded is the server's choice and comes with each
+    message, so a device in the field needs no change when the operator changes it. Messages that are not packed
+    (another strategy's) pass untouched.
+
+    Parameters
+    ----------
+    error_feedback : bool (default: False)
+        Keep what the coding lost and add it to the next update.
+    limits : Limits, optional
+        Bounds set by the device's owner.
+    """
+
+    def __init__(self, *, error_feedback: bool = False, limits: Limits | None = None) -> None:
+        self.error_feedback = error_feedback
+        self.limits = limits or Limits()
+
+    def __call__(self, message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+        """Unpack, call the app, pack."""
+        if not message.has_content() or packed_payload(message.content) is None:
+            if message.has_content():
+                self._check_plain(message.content)
+            return call_next(message, context)
+        state = NodeState(context, self.limits.max_state_bytes)
+        asked = record_of(message.content)
+        try:
+            received, prunable = self._unpack(message.content, asked, state)
+        except _MissingReference:
+            record = ConfigRecord({"status": MISSING_REFERENCE})
+            return Message(RecordDict({RECORD: record}), reply_to=message)
+        reply = call_next(message, context)
+        is_train = message.metadata.message_type.split(".")[0] == MessageType.TRAIN
+        if not reply.has_error():
+            if is_train:
+                self._pack(reply.content, asked, received, prunable, state)
+            reply.content[RECORD] = ConfigRecord({"held": state.held})
+        return reply
+
+    def _check_plain(self, content: RecordDict) -> None:
+        """Hold the owner's limits against arrays that came unpacked, too."""
+        size = sum(len(array.data) for record in content.array_records.values() for array in record.values())
+        self.limits.check("max_payload_bytes", size)
+        self.limits.check("max_memory_bytes", size)
+
+    def outgoing(
+        self, trained: Arrays, received: Mapping[str, np.ndarray], prunable: list[str], asked: ConfigRecord
+    ) -> tuple[Arrays, dict[str, float]]:
+        """Return what to send of what was trained, and metrics to report; subclasses prune here."""
+        return trained, {}
+
+    def _unpack(self, content: RecordDict, asked: ConfigRecord, state: NodeState) -> tuple[Reference, list[str]]:
+        """Replace the packed array by the decoded ones."""
+        key = arrayrecord_key(content)
+        payload = packed_payload(content)
+        assert payload is not None
+        self.limits.check("max_payload_bytes", len(payload))
+        reference = None
+        if reference_id := str(asked.get("reference", "")):
+            reference = state.reference(reference_id)
+            if reference is None or "blueprint" not in state.values:
+                raise _MissingReference
+        described = asked["blueprint"] if "blueprint" in asked else state.values["blueprint"]
+        blueprint = Blueprint.from_bytes(described)
+        self.limits.check("max_memory_bytes", blueprint.nbytes)
+        received = Reference(decode(payload, like=blueprint.specs, reference=reference))
+        state.values["blueprint"] = described
+        if asked.get("hold", False):
+            state.hold(received)
+        content[key] = to_record(received.arrays)
+        return received, blueprint.prunable
+
+    def _pack(
+        self,
+        content: RecordDict,
+        asked: ConfigRecord,
+        received: Reference,
+        prunable: list[str],
+        state: NodeState,
+    ) -> None:
+        """Replace the trained arrays by one packed array."""
+        key = arrayrecord_key(content)
+        trained = to_numpy(content.array_records[key])
+        if list(trained) != list(received.arrays):
+            odd = [name for name in (*received.arrays, *trained) if (name in trained) != (name in received.arrays)]
+            raise ValueError(
+                f"the app returned {len(trained)} arrays, but received {len(received.arrays)}: "
+                f"{f'{odd[0]!r} is on one side only' if odd else 'in another order'}; return the whole state_dict"
+            )
+        residual = (state.get("residual") or {}) if self.error_feedback else {}
+        trained = {name: array + residual[name] if name in residual else array for name, array in trained.items()}
+        sent, metrics = self.outgoing(trained, received.arrays, prunable, asked)
+
+        started = time.perf_counter()
+        codec = Codec(values=str(asked["values"]), rounding=str(asked["rounding"]))
+        mirrored = bool(asked.get("mirror", False))
+        base = received
+        if mirrored:
+            if (mirror := state.get(MIRROR)) is not None:
+                base = reference_with(mirror, received)
+            sent = towards(sent, base.arrays, float(asked["density"]))  # type: ignore[arg-type]
+        generator = rng.stream(int(asked["seed"]), int(asked["round"]), int(asked["node"]), "rounding")  # type: ignore[arg-type]
+        reference = None if codec.values == "raw" else base
+        payload = codec.encode(sent, reference=reference, rng=generator)
+        metrics["encode-ms"] = (time.perf_counter() - started) * 1e3
+
+        controlled = reference is not None and any(name.startswith(CONTROL) for name in sent)
+        if mirrored or controlled or self.error_feedback:
+            decoded = decode(payload, like=sent, reference=reference)
+        if mirrored:
+            state.put(MIRROR, decoded)
+        if controlled:
+            pending = control_as_read(state.get(OWN_CONTROL) or {}, decoded, received)
+            state.put(PENDING_CONTROL, dated(pending, int(asked["round"])))  # type: ignore[arg-type]
+        if self.error_feedback:
+            floating = [name for name, array in sent.items() if array.dtype.kind == "f"]
+            state.put("residual", {name: sent[name] - decoded[name] for name in floating})
+        content[key] = pack(payload)
+        for record in content.metric_records.values():
+            record.update(metrics)
+
+
+class _MissingReference(Exception):
+    """The node does not have the model that the payload was coded against."""

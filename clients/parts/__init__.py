@@ -1,0 +1,1 @@
+"""What goes with any method on the device."""

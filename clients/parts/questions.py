@@ -1,0 +1,83 @@
+"""What a node measures of a model that the server asks about, on data that stay where they are.
+
+``evaluate.statistics``   batch-norm statistics of the model received       (flsparse.nets.batch_norm)
+``evaluate.valley``       losses along the ray from the average to a worker (flsparse.nets.valley)
+
+A valley takes one message a worker: the first brings the average, which the node keeps, each further one a worker.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+from flwr.app import ConfigRecord, MetricRecord, RecordDict
+from torch import Tensor, nn
+
+from flsparse.clients.core.state import NodeState
+from flsparse.nets.arrays import parameter_arrays
+from flsparse.nets.batch_norm import batch_norm_statistics
+from flsparse.nets.valley import Loss, line, loss_on
+from flsparse.wire.messages import to_record
+
+STATISTICS, VALLEY = "statistics", "valley"
+NUM_EXAMPLES = "num-examples"  # what answers are weighed by
+METRICS = "metrics"
+_AVERAGE = "valley-average"
+MAX_VALLEY_STEPS = 200
+Batches = list[tuple[Tensor, Tensor]]
+
+
+def _examples(batches: Batches) -> float:
+    return float(sum(len(targets) for _, targets in batches))
+
+
+def answer_statistics(model: nn.Module, batches: Batches) -> RecordDict:
+    """Return the statistics, and how many examples they come from."""
+    found = batch_norm_statistics(model, (inputs for inputs, _ in batches))
+    return RecordDict({STATISTICS: to_record(found), METRICS: MetricRecord({NUM_EXAMPLES: _examples(batches)})})
+
+
+def answer_valley(model: nn.Module, batches: Batches, asked: ConfigRecord, state: NodeState) -> RecordDict:
+    """Return the loss at the average, or at ``steps`` points ``step`` apart on the ray to the worker received.
+
+    Parameters
+    ----------
+    model : nn.Module
+        With the average, or the worker, loaded.
+    batches : list[tuple[Tensor, Tensor]]
+        The node's sample, the same for every point.
+    asked : ConfigRecord
+        ``point`` ("average" or "worker"), ``step`` (above 0), ``steps`` (1 to 200), ``names`` (list[str]; empty: all).
+    state : NodeState
+        Keeps the average from one message to the next.
+
+    Raises
+    ------
+    ValueError
+        A worker came before the average, or ``steps`` is out of bounds.
+    """
+    received = parameter_arrays(model)
+    loss = loss_on(model, batches)
+    if asked["point"] == "average":
+        state.put(_AVERAGE, received)
+        losses = [loss(received)]
+    else:
+        average, steps = state.get(_AVERAGE), int(asked["steps"])  # type: ignore[arg-type]
+        if average is None:
+            raise ValueError("a worker to measure the valley along came before the average")
+        if not 1 <= steps <= MAX_VALLEY_STEPS:
+            raise ValueError(f"steps={steps} is not in 1..{MAX_VALLEY_STEPS}")
+        losses = _losses_along(loss, average, received, asked, steps)
+    metrics = MetricRecord({"losses": losses, NUM_EXAMPLES: _examples(batches)})
+    return RecordDict({METRICS: metrics})
+
+
+def _losses_along(
+    loss: Loss, average: Mapping[str, np.ndarray], worker: Mapping[str, np.ndarray], asked: ConfigRecord, steps: int
+) -> list[float]:
+    names = asked.get("names", [])
+    if not isinstance(names, list):
+        raise ValueError(f"names={names!r} is no list of parameters")
+    ray = line(average, worker, [str(name) for name in names] or None)
+    if ray is None:
+        return []
+    return [loss(ray.point(count * float(asked["step"]))) for count in range(1, steps + 1)]  # type: ignore[arg-type]

@@ -1,0 +1,5 @@
+"""The application: from overrides on the command line to a run, a sweep, or a look at what one would send."""
+
+from flsparse.app.main import Comparison, main
+
+__all__ = ["Comparison", "main"]

@@ -1,0 +1,156 @@
+"""From overrides on the command line to the configurations of the jobs that they describe.
+
+With :mod:`flsparse.app.main`, the only module that knows Hydra.
+"""
+
+import itertools
+import re
+from argparse import Namespace
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from flsparse.app.settings import SettingsError
+from flsparse.configs import did_you_mean, keys_of
+
+_CHECKED = ("strategy", "codec", "dataset", "model")  # sections whose unknown arguments are refused by what takes them
+
+
+def compose_jobs(overrides: Sequence[str], *, sweep: bool) -> list[dict[str, Any]]:
+    """Compose every job that the overrides describe, as plain values; Hydra must be initialized.
+
+    Parameters
+    ----------
+    overrides : Sequence[str]
+        As on the command line.
+    sweep : bool
+        Several values for one key are several jobs.
+
+    Returns
+    -------
+    list[dict[str, Any]]
+        One configuration a job, in the order in which they will run.
+
+    Raises
+    ------
+    SettingsError
+        An override cannot be read, or names a group, an option or a key that does not exist.
+    """
+    loader, groups, parsed = GlobalHydra.instance().config_loader(), _groups(), parse_overrides(overrides)
+    try:
+        ours = [each for each in parsed if not _is_hydras(each)]
+        for each in ours:
+            if each.is_sweep_override() and not sweep:
+                raise SettingsError(f"{each.input_line} names several values: add -m to run them all")
+            if each.key_or_group in groups:
+                _check_option(each, loader.get_group_options(each.key_or_group))
+        chosen = [each for each in parsed if each.key_or_group in groups or _is_hydras(each)]
+        known = {key for job in _jobs(chosen) for key in keys_of(_compose(job))}
+        for each in ours:
+            _check_key(each, groups, known)
+        return [_compose(job) for job in _jobs(parsed)]
+    except (HydraException, OmegaConfBaseException) as error:
+        raise SettingsError(str(error).strip().splitlines()[0]) from error
+
+
+def _groups() -> list[str]:
+    return [group for group in GlobalHydra.instance().config_loader().list_groups("") if group != "hydra"]
+
+
+def parse_overrides(overrides: Sequence[str]) -> list[Override]:
+    """Read overrides as Hydra does; SettingsError where one cannot be read."""
+    try:
+        return OverridesParser.create(GlobalHydra.instance().config_loader()).parse_overrides(list(overrides))
+    except HydraException as error:
+        raise SettingsError(str(error).strip().splitlines()[0]) from error
+
+
+def resumed_job(given: Sequence[Override]) -> dict[str, Any]:
+    """Return the configuration of the run that ``resume`` names, with the single values given now on top.
+
+    It is written with all values filled in, so a key that others were filled in from cannot change alone.
+    """
+    folder = next(Path(str(each.value())) for each in given if each.key_or_group == "resume")
+    if any(each.is_sweep_override() for each in given):
+        raise SettingsError("resume= goes on with one run; it does not sweep")
+    if not (folder / "config.yaml").is_file():
+        inside = next((each.parent for each in sorted(folder.glob("*/config.yaml"))), None)
+        mend = f"; one of the runs in it is resume={inside}" if inside else ""
+        raise SettingsError(f"resume={folder}: no run folder there (no config.yaml in it){mend}")
+    config = OmegaConf.load(folder / "config.yaml")
+    assert isinstance(config, DictConfig)
+    record, groups = folder / ".hydra" / "config.yaml", _groups()  # Hydra's own, with nothing filled in
+    sources = re.findall(r"\$\{([\w.]+)\}", record.read_text(encoding="utf-8")) if record.is_file() else []
+    known = keys_of(OmegaConf.to_container(config))  # type: ignore[arg-type]
+    for each in given:
+        key, before = each.key_or_group, OmegaConf.select(config, each.key_or_group)
+        if key in groups or isinstance(before, DictConfig) or each.is_delete() or _is_hydras(each):
+            raise SettingsError(
+                f"{each.input_line}: a run goes on as it was; with resume= only single values may change"
+            )
+        _check_key(each, groups, known)
+        if str(each.value()) == str(before):
+            continue
+        if source := next((source for source in sources if f"{key}.".startswith(f"{source}.")), None):
+            raise SettingsError(
+                f"{each.input_line}: a run goes on as it was, and other settings of it follow from {source}"
+            )
+        OmegaConf.update(config, key, each.value())
+    config.update(resume=str(folder), output_dir=str(folder))
+    return OmegaConf.to_container(config, resolve=True)  # type: ignore[return-value]
+
+
+def _compose(overrides: Sequence[str]) -> dict[str, Any]:
+    """Return one job's configuration; its output folder is Hydra's to choose, and null here."""
+    config = hydra.compose("config", [*overrides, "output_dir=null"])
+    return OmegaConf.to_container(config, resolve=True)  # type: ignore[return-value]
+
+
+def _jobs(overrides: Sequence[Override]) -> list[list[str]]:
+    """Expand a sweep into lists of plain overrides; a continuous range is left to the sweeper that draws from it."""
+    choices = [
+        [f"{each.get_key_element()}={value}" for value in each.sweep_string_iterator()]
+        if each.is_discrete_sweep()
+        else [str(each.input_line)]
+        for each in overrides
+        if each.is_discrete_sweep() or not each.is_sweep_override()
+    ]
+    return [list(job) for job in itertools.product(*choices)]
+
+
+def _is_hydras(override: Override) -> bool:
+    key = override.key_or_group
+    return key == "output_dir" or key.startswith(("hydra.", "hydra/"))
+
+
+def search_path(args: Namespace) -> list[str]:
+    """Return the override that stands for ``--config-dir``, a folder with groups and options of the user's own."""
+    return [f"hydra.searchpath=[file://{Path(args.config_dir).resolve()}]"] if args.config_dir else []
+
+
+def _check_option(override: Override, options: Sequence[str]) -> None:
+    values = list(override.sweep_iterator()) if override.is_discrete_sweep() else [override.value()]
+    for value in values:
+        if not isinstance(value, list) and value not in options:
+            raise SettingsError(
+                f"{override.key_or_group}={value}: it is one of {', '.join(options)}{did_you_mean(str(value), options)}"
+            )
+
+
+def _check_key(override: Override, groups: Sequence[str], known: Collection[str]) -> None:
+    """Refuse a key that the configuration does not have; + may add keys to sections whose arguments are checked."""
+    key = override.key_or_group
+    adds = override.is_add() or override.is_force_add()
+    if key in groups or key in known or (adds and key.split(".")[0] in _CHECKED):
+        return
+    raise SettingsError(
+        f"there is no key {key}{did_you_mean(key, [*groups, *sorted(known)])} (--cfg job lists all keys)"
+    )

@@ -1,0 +1,236 @@
+"""What a run would send, without running it: the data are loaded, the initial model is coded, nothing is trained."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from rich.table import Table
+
+from flsparse import rng
+from flsparse.app.cut_adviser import advice_table, advise
+from flsparse.clients.core.gossip import GossipLocal
+from flsparse.clients.core.method import make_method
+from flsparse.codec import Codec, MaskEncoding, Reference, decode
+from flsparse.codec.residuals.residual import Stamp, copy_checksum
+from flsparse.configs import sampled_nodes
+from flsparse.nets.arrays import Arrays, state_arrays
+from flsparse.report.tables import human_bytes, ratio
+from flsparse.runtime.federation import make_strategy
+from flsparse.sparsity import prunable_names, prune_global
+from flsparse.strategies import STRATEGIES
+from flsparse.strategies.core.courier import Node
+from flsparse.strategies.core.gossip import Gossip
+from flsparse.strategies.core.loop import RoundLoop
+from flsparse.tasks import Task, build_task
+from flsparse.wire.messages import CONTROL, to_numpy, to_record
+from flsparse.wire.mirror import towards
+
+_CHANGE = 0.02  # of a weight's size: how far a local training is taken to move it
+
+
+@dataclass(frozen=True)
+class Preview:
+    """A run before it runs.
+
+    Attributes
+    ----------
+    nodes, sampled, num_rounds : int
+        Nodes there are, nodes asked each round, rounds.
+    parameters : int
+        Parameters of the model.
+    dense_bytes : int
+        The model as it is, with the control variates of a strategy that has them, in bytes.
+    first_downlink_bytes : int
+        The broadcast of round 1, to one node.
+    downlink_bytes, uplink_bytes : int
+        To and from one node, once the target sparsity is reached: the whole sparse model down, an update up.
+    sparsity : float
+        The target, 0 for strategies without one.
+    """
+
+    nodes: int
+    sampled: int
+    num_rounds: int
+    parameters: int
+    dense_bytes: int
+    first_downlink_bytes: int
+    downlink_bytes: int
+    uplink_bytes: int
+    sparsity: float
+
+
+def rehearse(cfg: Mapping[str, Any]) -> Task:
+    """Build all that a run needs and send two images through the model, so that a run fails now or not for this.
+
+    Returns
+    -------
+    Task
+        While it is kept, the run that follows need not load the data again.
+
+    Raises
+    ------
+    ValueError, OSError, ImportError, RuntimeError, TypeError
+        The configuration is impossible, or the data set's files are missing.
+    """
+    task = build_task(cfg)
+    plain = task.model()
+    model = make_strategy(cfg, prunable_names(plain)).prepare(plain).eval()
+    data = task.validation_data() if cfg["evaluate"]["on"] == "validation" else task.test_data()
+    with torch.no_grad():
+        model(data.prepare(data.all_inputs[data.index[:2]].to(task.device)))
+    return task
+
+
+def dry_run_table(cfg: Mapping[str, Any]) -> Table:
+    """Return what a run would send, in the terms of its strategy: messages, links of a graph, or places to cut."""
+    name = cfg["strategy"]["name"]
+    if name == "split_ms":
+        return cut_preview(cfg)
+    if issubclass(STRATEGIES.get(name, RoundLoop), Gossip):
+        return graph_preview(cfg)
+    return preview_table(preview(cfg))
+
+
+def preview(cfg: Mapping[str, Any]) -> Preview:
+    """Load the data, build strategy and model, and code the initial model as the run would.
+
+    Parameters
+    ----------
+    cfg : Mapping[str, Any]
+        The composed configuration.
+
+    Raises
+    ------
+    ValueError, FileNotFoundError
+        The configuration is impossible, or the data set's files are missing.
+    """
+    task = build_task(cfg)
+    task.train_data(0), task.test_data()
+    plain = task.model()
+    names = prunable_names(plain)
+    strategy = make_strategy(cfg, names)
+    parameters = sum(each.numel() for each in plain.parameters())  # without the buffers of batch norm
+    arrays = state_arrays(strategy.prepare(plain))
+    sparsity = float(getattr(strategy, "sparsity", 0.0))
+    pruned = prune_global(arrays, sparsity, names)
+
+    codec = cfg["codec"]
+    down, up = Codec(values=codec["downlink_values"]), Codec(values=codec["values"], rounding=codec["rounding"])
+    stream = rng.stream(int(cfg["seed"]), 0, -1, "preview")
+    if (control := getattr(strategy, "control", None)) is not None:
+        arrays = to_numpy(control.join(to_record(arrays)))  # in round 1 they are 0
+        pruned |= _gradients_of({name: pruned[name] for name in control.arrays}, stream)
+    broadcast = down.encode(pruned, rng=stream)
+    received = decode(broadcast, like=pruned)
+    density = getattr(strategy, "uplink_density", 1.0)  # where a reply changes a part of the weights only
+    update = up.encode(
+        towards(_trained(received, stream), received, density), reference=Reference(received), rng=stream
+    )
+    return Preview(
+        nodes=task.num_nodes,
+        sampled=sampled_nodes(cfg),
+        num_rounds=int(cfg["num_rounds"]),
+        parameters=parameters,
+        dense_bytes=sum(array.nbytes for array in arrays.values()),
+        first_downlink_bytes=len(down.encode(arrays, rng=stream)),
+        downlink_bytes=len(broadcast),
+        uplink_bytes=len(update),
+        sparsity=sparsity,
+    )
+
+
+def preview_table(found: Preview) -> Table:
+    """Return a preview as a table; what is estimated says so."""
+    each = f"{found.sampled} of {found.nodes} nodes a round, {found.num_rounds} rounds"
+    table = Table(title=f"dry run: {found.parameters:,} parameters; {each}")
+    table.add_column("one message to or from one node")
+    for column in ("bytes", "ratio", "a round"):
+        table.add_column(column, justify="right")
+    rows = [("dense model, either way", found.dense_bytes)]
+    if found.sparsity:
+        rows += [
+            ("down, round 1 (whole model, not yet sparse)", found.first_downlink_bytes),
+            ("down, at the target sparsity (whole model, to a new node)", found.downlink_bytes),
+            ("up, at the target sparsity (an update, estimated)", found.uplink_bytes),
+        ]
+    else:
+        rows += [("down, to a new node", found.downlink_bytes), ("up (an update, estimated)", found.uplink_bytes)]
+    for label, size in rows:
+        table.add_row(label, human_bytes(size), ratio(found.dense_bytes / size), human_bytes(size * found.sampled))
+    return table
+
+
+def graph_preview(cfg: Mapping[str, Any]) -> Table:
+    """Return what a round of decentralized training would send: residuals of a model that a training moves a little.
+
+    Raises
+    ------
+    ValueError, FileNotFoundError
+        As for :func:`preview`.
+    """
+    task = build_task(cfg)
+    task.train_data(0), task.test_data()
+    strategy = make_strategy(cfg, prunable_names(task.model()))
+    assert isinstance(strategy, Gossip)
+    asked = strategy.method(Node(0, 0), 1)
+    settings = {key.removeprefix("method."): value for key, value in asked.items() if key.startswith("method.")}
+    method = make_method(str(asked["method"]), settings)
+    assert isinstance(method, GossipLocal)
+    arrays, stream = state_arrays(task.model()), rng.stream(int(cfg["seed"]), 0, -1, "preview")
+    trained = _trained(arrays, stream)
+    floats = [name for name, array in arrays.items() if np.issubdtype(array.dtype, np.floating)]
+    x, copy = (np.concatenate([a[name].ravel() for name in floats]).astype(np.float32) for a in (trained, arrays))
+    codec = method.residual_codec([arrays[name].size for name in floats])
+    payload, _ = codec.encode(x, copy, Stamp(0, 1, copy_checksum(copy)), stream)
+    graph, dense = strategy.topology, sum(array.nbytes for array in arrays.values())
+    links = int(graph.adjacency.sum())
+    table = Table(title=f"dry run: {graph.name} of {graph.nodes} nodes, {links // 2} links, {cfg['num_rounds']} rounds")
+    table.add_column("one message")
+    for column in ("bytes", "ratio", "times a round", "a round"):
+        table.add_column(column, justify="right")
+    for label, size, times in (
+        ("dense model over every link", dense, links),
+        ("residual to the relay (estimated)", len(payload), graph.nodes),
+        ("residual to a neighbor", len(payload), links),
+        ("node's model, in an evaluation", dense, graph.nodes),
+    ):
+        table.add_row(label, human_bytes(size), ratio(dense / size), str(times), human_bytes(size * times))
+    return table
+
+
+def cut_preview(cfg: Mapping[str, Any]) -> Table:
+    """Return what each cut of the model would cost a device: an untrained model, a batch of the first node's data.
+
+    Raises
+    ------
+    ValueError, FileNotFoundError
+        As for :func:`preview`.
+    """
+    task = build_task(cfg)
+    make_strategy(cfg, []).prepare(task.model())  # refuses a cut that does not exist
+    data, wanted = task.train_data(0), int(cfg["client"]["batch_size"])
+    chosen = data.index[:wanted]
+    settings = cfg["strategy"]
+    coding = MaskEncoding(float(settings["sparsity"]), int(settings["bits"]), str(settings["mask_rounding"]))
+    inputs = data.prepare(data.all_inputs[chosen].to(task.device))
+    return advice_table(advise(task.model(), inputs, coding), len(chosen))
+
+
+def _gradients_of(arrays: Arrays, stream: np.random.Generator) -> Arrays:
+    """Return what control variates are like once they are mean gradients: dense, but where a weight was pruned."""
+    return {
+        CONTROL + name: (stream.standard_normal(array.shape) * ((array != 0) | (array.ndim < 2))).astype(array.dtype)
+        for name, array in arrays.items()
+    }
+
+
+def _trained(arrays: Arrays, stream: np.random.Generator) -> Arrays:
+    """Move every weight that is not zero a little, as plain SGD does: the supports stay."""
+    return {
+        name: (array * (1 + _CHANGE * stream.standard_normal(array.shape))).astype(array.dtype)
+        if np.issubdtype(array.dtype, np.floating)
+        else array
+        for name, array in arrays.items()
+    }

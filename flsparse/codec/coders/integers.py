@@ -1,0 +1,279 @@
+"""Runs of small integers and of bytes, each coded by whichever of its modes is smallest.
+
+Of many integers zstd's modes may be a little larger than rANS: they are decoded a hundred times as fast.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flsparse.codec import portable
+from flsparse.codec.coders import bits, grouped, rans, tables, zstd
+from flsparse.codec.errors import require
+from flsparse.codec.wire import Reader, Writer
+
+PACKED, RANS, ZSTD, CONSTANT = range(4)
+GROUPED = 0x80  # with the reach in the low bits
+_MAX_BOUND = 127  # larger integers travel as a symbol and raw low bits
+_COARSEN = 8  # from this magnitude on, raw low bits are tried
+_MOST_GROUPED = 3  # times that escapes of escapes are grouped
+_FEWEST_GROUPED = 256
+_ESCAPE = 1.03  # bytes of escapes per byte of their entropy
+_SAMPLE = 1 << 15
+_MANY = 1 << 16  # up to here a saved byte counts for more than a saved millisecond
+
+
+def encode_integers(q: NDArray[np.int16], depth: int = 0) -> bytes:
+    """Code signed integers.
+
+    Parameters
+    ----------
+    q : np.ndarray
+        Shape (n,), int16, |q| < 2^15; n is known to the decoder.
+    depth : int
+        How often these are what groups left over.
+
+    Returns
+    -------
+    bytes
+        Nothing for n = 0. Else mode | shift << 2, and the raw low ``shift`` bits of every integer; the rest, within
+        -bound..bound, as: PACKED bound and fixed-width fields; RANS bound, table, stream; ZSTD length and bytes;
+        CONSTANT (all are 0). Or 0x80 | reach, length and bytes of :mod:`flsparse.codec.coders.grouped`, and the
+        escapes.
+    """
+    if q.size == 0:
+        return b""
+    top = int(np.abs(q).max())
+    if top == 0:
+        return bytes([CONSTANT])
+    counts = np.bincount(q.astype(np.int64) + top, minlength=2 * top + 1)
+    least = 0
+    while -(-top >> least) > _MAX_BOUND:
+        least += 1
+    plans = [_plan(counts, shift) for shift in range(least, least + (4 if top >= _COARSEN else 1))]
+    plan = min(plans, key=lambda plan: plan.size)
+    packed = (q.size * (least + (2 * plans[0].bound).bit_length()) + 7) // 8
+    rival = min(plan.size * (1 + _slack(q.size, depth)), packed)
+    squeezed = [each for each in (_zipped(q, least, rival), _grouped(q, rival, depth)) if each is not None]
+    if squeezed:
+        return min(squeezed, key=len)
+    mode = RANS if plan.size <= packed else PACKED
+    if mode == PACKED:
+        plan = plans[0]
+    out = Writer()
+    out.byte(mode | plan.shift << 2)
+    out.raw(_low_bits(q, plan.shift))
+    symbols = ((q >> plan.shift) + plan.bound).astype(np.uint8)
+    out.byte(plan.bound)
+    if mode == PACKED:
+        out.raw(bits.pack(symbols, (2 * plan.bound).bit_length()))
+    else:
+        out.raw(plan.table.spec)
+        out.raw(rans.encode(symbols, plan.table.frequencies[None]))
+    return out.done()
+
+
+def _slack(count: int, depth: int) -> float:
+    """Return which share of its bytes rANS must save to be taken."""
+    if depth:
+        return 1 / 16 if count > _MANY >> 4 else 0.0
+    return 1 / 64 if count > _MANY else 0.0
+
+
+def _low_bits(q: NDArray[np.int16], shift: int) -> bytes:
+    return bits.pack((q & ((1 << shift) - 1)).astype(np.uint16), shift)
+
+
+def _zipped(q: NDArray[np.int16], shift: int, rival: float) -> bytes | None:
+    """Code integers as ZSTD, where that is smaller than ``rival`` bytes."""
+    low = _low_bits(q, shift)
+    frame = zstd.smallest((q >> shift).astype(np.int8).tobytes(), rival - len(low))
+    if frame is None:
+        return None
+    out = Writer()
+    out.byte(ZSTD | shift << 2)
+    out.raw(low)
+    _write_frame(out, frame)
+    return out.done()
+
+
+def _grouped(q: NDArray[np.int16], rival: float, depth: int) -> bytes | None:
+    """Code integers in groups, where that is smaller than ``rival`` bytes; a sample tells with which reach, and if."""
+    if depth == _MOST_GROUPED or q.size < _FEWEST_GROUPED:
+        return None
+    sample = q[:: max(1, q.size // _SAMPLE)]
+    expected, reach = min((_expected(sample, reach), reach) for reach in grouped.REACHES)
+    if expected / sample.size > 1.05 * rival / q.size:
+        return None
+    groups, escapes = grouped.split(q, reach)
+    out = Writer()
+    out.byte(GROUPED | reach)
+    _write_frame(out, zstd.compress(groups.tobytes()))
+    out.raw(encode_integers(escapes, depth + 1))
+    section = out.done()
+    return section if len(section) < rival else None
+
+
+def _expected(q: NDArray[np.int16], reach: int) -> float:
+    """Return about how many bytes a reach needs; one that leaves more than half of the integers is no use."""
+    groups, escapes = grouped.split(q, reach)
+    if 2 * escapes.size > q.size:
+        return float("inf")
+    counts = np.unique(escapes, return_counts=True)[1]
+    return len(zstd.compress(groups.tobytes())) + _ESCAPE * portable.entropy_bits(counts) / 8
+
+
+def _write_frame(out: Writer, frame: bytes) -> None:
+    out.varint(len(frame))
+    out.raw(frame)
+
+
+def _read_frame(reader: Reader, size: int) -> bytes:
+    return zstd.decompress(reader.raw(reader.varint(reader.left)), size)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """Coding integers with some raw low bits: fewer symbols need a smaller table, which few integers repay sooner."""
+
+    shift: int
+    bound: int
+    table: tables.Table
+    size: float
+
+
+def _plan(counts: NDArray[np.int64], shift: int) -> _Plan:
+    """Plan for a histogram over -top..top, shape (2 top + 1,)."""
+    top = counts.size // 2
+    bound = -(-top >> shift)
+    coarse = np.zeros(2 * bound + 1, np.int64)
+    np.add.at(coarse, (np.arange(-top, top + 1) >> shift) + bound, counts)
+    table = tables.choose(coarse, signed=True)
+    n = int(counts.sum())
+    size = len(table.spec) + (tables.cost_bits(coarse, table.frequencies) + n * shift) / 8 + rans.overhead(n)
+    return _Plan(shift, bound, table, size)
+
+
+def decode_integers(reader: Reader, count: int, depth: int = 0) -> NDArray[np.int16]:
+    """Read ``count`` integers written by :func:`encode_integers`."""
+    if count == 0:
+        return np.empty(0, np.int16)
+    head = reader.byte()
+    if head & GROUPED:
+        return _decode_groups(reader, count, head ^ GROUPED, depth)
+    mode, shift = head & 3, head >> 2
+    require(shift <= 8 and (mode != CONSTANT or shift == 0), f"unknown flags 0x{head:02x} of an integer section")
+    if mode == CONSTANT:
+        return np.zeros(count, np.int16)
+    low = bits.unpack(reader, count, shift).astype(np.int16) if shift else np.int16(0)
+    if mode == ZSTD:
+        data = _read_frame(reader, count)
+        high = np.frombuffer(data, np.int8).astype(np.int16)
+    else:
+        bound = reader.byte()
+        require(1 <= bound <= _MAX_BOUND, f"an alphabet bound of {bound} is out of range")
+        if mode == PACKED:
+            symbols = bits.unpack(reader, count, (2 * bound).bit_length()).astype(np.int16)
+            require(int(symbols.max()) <= 2 * bound, "a packed integer is out of range")
+        else:
+            frequencies = tables.read(reader, 2 * bound + 1, signed=True)
+            symbols = rans.decode(reader, count, frequencies[None]).astype(np.int16)
+        high = symbols - np.int16(bound)
+    return high << np.int16(shift) | low
+
+
+def _decode_groups(reader: Reader, count: int, reach: int, depth: int) -> NDArray[np.int16]:
+    require(reach in grouped.REACHES and depth < _MOST_GROUPED, f"unknown or too many groups of reach {reach}")
+    data = _read_frame(reader, grouped.group_count(count, reach))
+    digits = grouped.digits_of(np.frombuffer(data, np.uint8), count, reach)
+    escaped = np.flatnonzero(digits > reach)
+    escapes = decode_integers(reader, escaped.size, depth + 1)
+    grouped.join(digits, escaped, escapes, reach)
+    return digits
+
+
+def encode_bytes(data: NDArray[np.uint8]) -> bytes:
+    """Code bytes, shape (n,), n known to the decoder: a mode byte, then the smallest of raw, rANS, zstd, one byte."""
+    if data.size == 0:
+        return b""
+    counts = np.bincount(data, minlength=256)
+    if counts.max() == data.size:
+        return bytes([CONSTANT, int(data[0])])
+    table = tables.choose(counts, signed=False)
+    entropy = len(table.spec) + tables.cost_bits(counts, table.frequencies) / 8 + rans.overhead(data.size)
+    mode, rival = min((PACKED, float(data.size)), (RANS, entropy), key=lambda m: m[1])
+    frame = zstd.smallest(data.tobytes(), rival)
+    out = Writer()
+    out.byte(mode if frame is None else ZSTD)
+    if frame is not None:
+        _write_frame(out, frame)
+    elif mode == PACKED:
+        out.raw(data.tobytes())
+    else:
+        out.raw(table.spec)
+        out.raw(rans.encode(data, table.frequencies[None]))
+    return out.done()
+
+
+def decode_bytes(reader: Reader, count: int) -> NDArray[np.uint8]:
+    """Read ``count`` bytes written by :func:`encode_bytes`."""
+    if count == 0:
+        return np.empty(0, np.uint8)
+    mode = reader.byte()
+    require(mode <= CONSTANT, f"unknown mode {mode} of a byte section")
+    if mode == CONSTANT:
+        return np.full(count, reader.byte(), np.uint8)
+    if mode == PACKED:
+        return np.asarray(reader.array("u1", count), np.uint8)
+    if mode == ZSTD:
+        return np.frombuffer(_read_frame(reader, count), np.uint8)
+    frequencies = tables.read(reader, 256, signed=False)
+    return rans.decode(reader, count, frequencies[None]).astype(np.uint8)
+
+
+def encode_words(words: np.ndarray, base: np.ndarray | None) -> bytes:
+    """Code unsigned integers losslessly, byte plane by byte plane; folded differences from ``base`` when there is one.
+
+    Parameters
+    ----------
+    words, base : np.ndarray
+        Shape (n,), one unsigned dtype.
+
+    Returns
+    -------
+    bytes
+        Number of planes that are not 0 throughout (1 byte), then those planes, the lowest first.
+    """
+    if words.size == 0:
+        return b""
+    if base is not None:
+        words = _fold(words - base)
+    planes = words.astype(words.dtype.newbyteorder("<"), copy=False).view(np.uint8).reshape(-1, words.itemsize)
+    used = (int(words.max()).bit_length() + 7) // 8
+    return b"".join([bytes([used]), *(encode_bytes(np.ascontiguousarray(planes[:, i])) for i in range(used))])
+
+
+def decode_words(reader: Reader, count: int, dtype: np.dtype) -> np.ndarray:
+    """Read ``count`` unsigned integers written by :func:`encode_words`, still folded if there was a base."""
+    planes = np.zeros((count, dtype.itemsize), np.uint8)
+    if count:
+        used = reader.byte()
+        require(used <= dtype.itemsize, f"{used} byte planes for a {dtype}")
+        for i in range(used):
+            planes[:, i] = decode_bytes(reader, count)
+    return planes.view(dtype.newbyteorder("<"))[:, 0].astype(dtype, copy=False)
+
+
+def _fold(words: np.ndarray) -> np.ndarray:
+    """Zigzag within the word: 0, -1, 1, -2 ... become 0, 1, 2, 3 ..."""
+    signed = words.view(np.dtype(f"i{words.itemsize}"))
+    return (signed << 1 ^ signed >> 8 * words.itemsize - 1).view(words.dtype)
+
+
+def unfold(words: np.ndarray) -> np.ndarray:
+    """Undo the folding of :func:`encode_words`."""
+    one = words.dtype.type(1)
+    signs = np.negative(words & one)
+    unfolded: np.ndarray = words >> one ^ signs
+    return unfolded

@@ -1,0 +1,1 @@
+"""Models and their changes as payloads: what is kept, how values are coded, and back."""

@@ -1,0 +1,115 @@
+"""One running weighted sum in place of a dense model per node."""
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+
+from flsparse.codec.coders.gaps import Positions
+from flsparse.codec.models.decoder import Layer
+from flsparse.codec.specs import ArraySpec, specs_of
+
+
+class _Sum:
+    """The sum of one array: over a few positions while all layers have the same ones, dense from the first other one.
+
+    Both ways every element is added in the same order, so the bits do not depend on the way.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.positions: Positions | None = np.empty(0, np.int64)
+        self.values: np.ndarray = np.empty(0)
+
+    def add(self, positions: Positions | None, share: np.ndarray, first: bool) -> None:
+        if first:
+            self.positions, self.values = positions, share
+            return
+        if not _same(positions, self.positions):
+            self.positions, self.values = None, self.dense(self.values)
+        if positions is None or self.positions is not None:
+            self.values += share
+        else:
+            self.values[positions] += share  # right only because positions are unique
+
+    def dense(self, values: np.ndarray) -> np.ndarray:
+        """Return values in their places, zeros elsewhere."""
+        if self.positions is None:
+            return values
+        out = np.zeros(self.size, values.dtype)
+        out[self.positions] = values
+        return out
+
+
+def _same(a: Positions | None, b: Positions | None) -> bool:
+    return a is b or (a is not None and b is not None and np.array_equal(a, b))  # mostly the reference's own support
+
+
+class Accumulator:
+    """Weighted mean of many decoded payloads, in double precision.
+
+    Adding the same layers in the same order gives the same bits. Nodes that keep the same positions, as they do once
+    masks have settled, are summed over these alone.
+
+    Parameters
+    ----------
+    specs : mapping of str to ArraySpec or np.ndarray
+        The arrays to average.
+    """
+
+    def __init__(self, specs: Mapping[str, np.ndarray | ArraySpec]) -> None:
+        self.specs = specs_of(specs)
+        self.total_weight = 0.0
+        self._sums = {name: _Sum(spec.size) for name, spec in self.specs.items()}
+
+    def add(self, layers: Iterable[Layer], weight: float) -> None:
+        """Add one model.
+
+        Parameters
+        ----------
+        layers : iterable of Layer
+            From :func:`decode_layers` against the same specs; each array once.
+        weight : float
+            Positive, such as the node's number of examples.
+
+        Raises
+        ------
+        ValueError
+            For a weight that is not positive and finite, or layers of other arrays; nothing is added then.
+        """
+        layers = list(layers)
+        if not (np.isfinite(weight) and weight > 0):
+            raise ValueError(f"a weight must be positive and finite, not {weight}")
+        if sorted(layer.name for layer in layers) != sorted(self.specs):
+            raise ValueError("the layers are not those of the accumulator's arrays, each once")
+        for layer in layers:
+            size = self.specs[layer.name].size if layer.positions is None else layer.positions.size
+            if layer.values.size != size:
+                raise ValueError(f"layer {layer.name!r} has {layer.values.size} values instead of {size}")
+        for layer in layers:
+            share = layer.values * np.float64(weight)
+            self._sums[layer.name].add(layer.positions, share, first=self.total_weight == 0.0)
+        self.total_weight += weight
+
+    def mean(self) -> dict[str, np.ndarray]:
+        """Return the weighted mean in the arrays' shapes and dtypes; integers and booleans are rounded.
+
+        Raises
+        ------
+        ValueError
+            When nothing was added.
+        """
+        if self.total_weight == 0.0:
+            raise ValueError("nothing was added")
+        means = {}
+        for name, spec in self.specs.items():
+            mean = self._sums[name].values / self.total_weight
+            if spec.dtype.kind in "iu":
+                info = np.iinfo(spec.dtype)
+                mean = np.rint(mean)
+                # a double rounds the largest 64-bit integers up, out of their range
+                top = float(info.max) if float(info.max) <= info.max else float(np.nextafter(float(info.max), 0.0))
+                mean = np.clip(mean, float(info.min), top)
+            elif spec.dtype.kind == "b":
+                mean = np.rint(mean)
+            means[name] = self._sums[name].dense(mean.astype(spec.dtype)).reshape(spec.shape)
+        return means

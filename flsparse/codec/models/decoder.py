@@ -1,0 +1,177 @@
+"""Payloads to arrays: the decoder. It reads strangers' bytes, through the reader of :mod:`flsparse.codec.wire`."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from flsparse.codec.coders.gaps import Positions
+from flsparse.codec.errors import PayloadError, require
+from flsparse.codec.models import floats, lossless, quantized, support
+from flsparse.codec.models.layout import BOUNDS, Layout, is_fine, read_forms
+from flsparse.codec.specs import ArraySpec, Reference, Specs, fingerprint, specs_of
+from flsparse.codec.wire import REFERENCE_BYTES, Envelope, Reader, unseal
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One decoded array, sparse where that is smaller.
+
+    Parameters
+    ----------
+    name : str
+        Of the array.
+    positions : np.ndarray or None
+        Shape (k,), int64, flat indices, strictly increasing; every other element is zero. None: all positions.
+    values : np.ndarray
+        Shape (k,) or (size,), in the array's dtype: decoded weights, not changes.
+    """
+
+    name: str
+    positions: Positions | None
+    values: np.ndarray
+
+    def dense(self, spec: ArraySpec) -> np.ndarray:
+        """Return the array in full, in its shape; it may share memory with ``values``."""
+        if self.positions is None:
+            return self.values.reshape(spec.shape)
+        out = np.zeros(spec.size, spec.dtype)
+        out[self.positions] = self.values
+        return out.reshape(spec.shape)
+
+
+def decode(
+    payload: bytes, *, like: Mapping[str, np.ndarray | ArraySpec], reference: Reference | None = None
+) -> dict[str, np.ndarray]:
+    """Decode a payload to dense arrays.
+
+    Parameters
+    ----------
+    payload : bytes
+        From anywhere.
+    like : mapping of str to np.ndarray or ArraySpec
+        The names, shapes and dtypes that the payload must have been made for, in order.
+    reference : Reference, optional
+        The model that the payload names, when it names one.
+
+    Returns
+    -------
+    dict of str to np.ndarray
+        Writable arrays, ordered as ``like``.
+
+    Raises
+    ------
+    PayloadError
+        For any fault of the payload; nothing is decoded then.
+    """
+    specs = specs_of(like)
+    layers = _decode(payload, specs, reference)
+    arrays = {layer.name: layer.dense(specs[layer.name]) for layer in layers}
+    return {name: array if array.flags.writeable else array.copy() for name, array in arrays.items()}
+
+
+def decode_layers(
+    payload: bytes, *, like: Mapping[str, np.ndarray | ArraySpec], reference: Reference | None = None
+) -> list[Layer]:
+    """Decode a payload to layers, sparse ones by positions and values: what a sum over many nodes needs.
+
+    Takes and raises the same as :func:`decode`; all layers or none. An array kept by more than half comes back in full.
+    """
+    return _decode(payload, specs_of(like), reference)
+
+
+def _decode(payload: bytes, specs: Specs, reference: Reference | None) -> list[Layer]:
+    envelope = unseal(payload)
+    require(envelope.fingerprint == fingerprint(specs), "the payload was made for other names, shapes or dtypes")
+    base = _base(envelope, reference)
+    if envelope.values == "raw":
+        return _decode_raw(envelope, specs)
+    reader = Reader(envelope.sections["positions"])
+    layout = read_forms(reader, specs)
+    known = None if base is None else support.Known(base, layout.sparse)
+    at = support.decode(reader, [specs[name].size for name in layout.sparse], known) if layout.sparse else []
+    reader.finish("the positions section")
+    kept = dict(zip(layout.sparse, at, strict=True))
+    count = sum(at.size for at in kept.values()) + sum(s.size for n, s in specs.items() if n not in kept)
+    require(envelope.nnz == count, f"the header counts {envelope.nnz} values, the sections {count}")
+    flat = _sparse_values(envelope, specs, layout, kept, base)
+    flat |= _dense_values(envelope, specs, layout, base)
+    reader = Reader(envelope.sections["lossless"])
+    bases = None if base is None else {name: base.flat(name) for names in layout.lossless for name in names}
+    flat |= lossless.decode_integers(reader, layout, specs, bases)
+    reader.finish("the lossless section")
+    return [_layer(name, spec, kept.get(name), flat) for name, spec in specs.items()]
+
+
+def _base(envelope: Envelope, reference: Reference | None) -> Reference | None:
+    """Return the reference when the payload needs it and it is the right one."""
+    if envelope.reference_id is None:
+        return None
+    if reference is None:
+        raise PayloadError(f"the payload needs reference {envelope.reference_id}, none was given")
+    mine = reference.id[: 2 * REFERENCE_BYTES]
+    require(mine == envelope.reference_id, f"the payload needs reference {envelope.reference_id}, not {mine}")
+    require(reference.fingerprint == envelope.fingerprint, "the reference has other names, shapes or dtypes")
+    return reference
+
+
+def _decode_raw(envelope: Envelope, specs: Specs) -> list[Layer]:
+    require(envelope.reference_id is None, "a raw payload names a reference")
+    for name in ("positions", "values", "dense"):
+        require(len(envelope.sections[name]) == 0, f"a raw payload has a {name} section")
+    require(envelope.nnz == sum(spec.size for spec in specs.values()), "the header counts another number of values")
+    reader = Reader(envelope.sections["lossless"])
+    layers = []
+    for name, spec in specs.items():
+        if spec.dtype == np.bool_:
+            data = reader.array("u1", spec.size)
+            require(not data.size or int(data.max()) <= 1, f"array {name!r} holds a boolean that is neither 0 nor 1")
+            values = np.asarray(data).view(np.bool_)
+        else:
+            values = np.asarray(reader.array(spec.dtype.str, spec.size)).astype(spec.dtype, copy=False)
+        if spec.dtype.kind == "f":
+            require(bool(np.isfinite(values).all()), f"array {name!r} holds NaN or infinity")
+        layers.append(Layer(name, None, values))
+    reader.finish("a raw payload")
+    return layers
+
+
+def _sparse_values(
+    envelope: Envelope, specs: Specs, layout: Layout, kept: Mapping[str, Positions], base: Reference | None
+) -> dict[str, np.ndarray]:
+    names = layout.sparse
+    reader = Reader(envelope.sections["values"])
+    sizes, dtypes = [kept[name].size for name in names], [specs[name].dtype for name in names]
+    bases = None if base is None else [base.at(name, kept[name]) for name in names]
+    if envelope.values in BOUNDS:
+        arrays = quantized.read_sparse(reader, sizes, bases, dtypes, BOUNDS[envelope.values])
+    else:
+        arrays = floats.read(reader, sizes, dtypes, bases, envelope.values)
+    reader.finish("the values section")
+    return dict(zip(names, arrays, strict=True))
+
+
+def _dense_values(envelope: Envelope, specs: Specs, layout: Layout, base: Reference | None) -> dict[str, np.ndarray]:
+    names = layout.dense
+    reader = Reader(envelope.sections["dense"])
+    own = [specs[name] for name in names]
+    bases = None if base is None else [base.flat(name) for name in names]
+    if envelope.values in BOUNDS:
+        runs = [
+            quantized.DenseRun(spec.size, spec.dtype, is_fine(spec), None if bases is None else bases[i])
+            for i, spec in enumerate(own)
+        ]
+        arrays = quantized.read_dense(reader, runs, BOUNDS[envelope.values])
+    else:
+        arrays = floats.read(reader, [s.size for s in own], [s.dtype for s in own], bases, envelope.values)
+    reader.finish("the dense section")
+    return dict(zip(names, arrays, strict=True))
+
+
+def _layer(name: str, spec: ArraySpec, positions: Positions | None, flat: Mapping[str, np.ndarray]) -> Layer:
+    if name not in flat:
+        return Layer(name, None, np.empty(0, spec.dtype))
+    layer = Layer(name, positions, flat[name])
+    if positions is not None and 2 * positions.size > spec.size:
+        return Layer(name, None, layer.dense(spec).reshape(-1))
+    return layer

@@ -1,0 +1,1 @@
+"""Residuals of decentralized training as payloads: quantized, coded, guarded."""

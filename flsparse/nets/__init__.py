@@ -1,0 +1,1 @@
+"""Torch modules, seen from outside: their arrays, their batch norm, where they are cut."""

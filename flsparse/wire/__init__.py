@@ -1,0 +1,1 @@
+"""What both sides share: the messages, how they are read, and the mirrors that replies are coded against."""

@@ -1,0 +1,166 @@
+"""How an update travels in a Flower message, on both sides.
+
+A message of ours carries one packed ``Array`` (each further array would cost Flower about 457 bytes and two requests)
+and one ``ConfigRecord`` named ``flsparse``. To the node::
+
+    payload     the coded model                        Array, stype "flsparse.v1"
+    reference   id of the model it is coded against; empty: none
+    hold        whether the node is to keep what it decoded as its next reference
+    blueprint   names, shapes, dtypes and which arrays are prunable; only where the node holds no reference
+    values, rounding   how the node is to code its reply
+    seed, round, node  what randomness is derived from; node is the partition id
+    method, method.*   the local method and its hyper-parameters
+    mirror, density    code the reply against what this node sent last, as both sides hold it, in place of the model
+                       received, and change only that fraction of the weights (see flsparse.wire.mirror)
+
+From the node: the payload, which names the reference it was coded against, and ``held``, the reference that the node
+now keeps; or ``status = "missing-reference"`` and no payload, upon which the server sends the full model.
+"""
+
+import json
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+
+from flsparse.codec import ArraySpec, PayloadError
+from flsparse.codec.specs import DTYPES
+
+STYPE = "flsparse.v1"
+OPAQUE = "flsparse.opaque.v1"  # payloads of methods that hold their own conversation: neither mod nor wire opens them
+RECORD = "flsparse"
+PAYLOAD = "payload"
+MIRROR = "mirror"  # name of a node's mirror in its state
+CONTROL = "control/"  # prefix of arrays that travel beside the model and are no part of its state dict
+MISSING_REFERENCE = "missing-reference"
+_MAX_BLUEPRINT_BYTES = 16 * 1024 * 1024
+_MAX_DIMENSIONS = 32
+
+
+def pack(payload: bytes, stype: str = STYPE) -> ArrayRecord:
+    """Wrap a payload as the only array of a record."""
+    return ArrayRecord({PAYLOAD: Array(dtype="uint8", shape=(len(payload),), stype=stype, data=payload)})
+
+
+def packed_payload(content: RecordDict, stype: str = STYPE) -> bytes | None:
+    """Return the payload of a message's content, or None where its one array record is not a packed array."""
+    for record in content.array_records.values():
+        if len(content.array_records) == 1 and list(record) == [PAYLOAD] and record[PAYLOAD].stype == stype:
+            return record[PAYLOAD].data
+    return None
+
+
+def opaque_payload(content: RecordDict) -> bytes | None:
+    """Return the payload that only its method may open, None where the content has none."""
+    return packed_payload(content, OPAQUE)
+
+
+def payload_size(content: RecordDict) -> int:
+    """Return the bytes of all arrays of a message's content, packed or plain, without framing."""
+    return sum(len(array.data) for record in content.array_records.values() for array in record.values())
+
+
+def arrayrecord_key(content: RecordDict) -> str:
+    """Return the name of the one array record of a message's content.
+
+    Raises
+    ------
+    ValueError
+        There is none, or more than one.
+    """
+    keys = list(content.array_records)
+    if len(keys) != 1:
+        raise ValueError(f"expected exactly one ArrayRecord in the message, found {len(keys)}: {keys}")
+    return keys[0]
+
+
+def record_of(content: RecordDict) -> ConfigRecord:
+    """Return the ``flsparse`` record of a message's content; an empty one where it has none."""
+    return content.config_records.get(RECORD, ConfigRecord())
+
+
+def config_of(content: RecordDict) -> ConfigRecord:
+    """Return the strategy's record, whatever its ``configrecord_key``: the one beside ours; empty where it has none."""
+    return next((record for key, record in content.config_records.items() if key != RECORD), ConfigRecord())
+
+
+def to_numpy(record: ArrayRecord) -> dict[str, np.ndarray]:
+    """Return an array record's arrays as NumPy arrays, in order."""
+    return {name: array.numpy() for name, array in record.items()}
+
+
+def to_record(arrays: Mapping[str, np.ndarray]) -> ArrayRecord:
+    """Return NumPy arrays as an array record, in order."""
+    return ArrayRecord({name: Array(np.asarray(array)) for name, array in arrays.items()})
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """What a node must know of a model before it can decode one.
+
+    Attributes
+    ----------
+    specs : dict[str, ArraySpec]
+        Shape and dtype by state-dict key, in order.
+    prunable : list[str]
+        Keys of the arrays that may be pruned.
+    """
+
+    specs: dict[str, ArraySpec]
+    prunable: list[str]
+
+    def to_bytes(self) -> bytes:
+        """Serialize, compressed."""
+        rows = [[n, list(s.shape), _name(s.dtype), n in set(self.prunable)] for n, s in self.specs.items()]
+        return zlib.compress(json.dumps(rows, separators=(",", ":")).encode(), 9)
+
+    @classmethod
+    def from_bytes(cls, data: object) -> "Blueprint":
+        """Parse what :meth:`to_bytes` gave.
+
+        Raises
+        ------
+        PayloadError
+            The bytes are no blueprint.
+        """
+        try:
+            if not isinstance(data, bytes):
+                raise TypeError(f"it is a {type(data).__name__}")
+            inflater = zlib.decompressobj()
+            text = inflater.decompress(data, _MAX_BLUEPRINT_BYTES)
+            if not inflater.eof or inflater.unused_data:
+                raise ValueError("it is cut short, too large, or followed by other bytes")
+            rows: Sequence[tuple[str, list[int], str, bool]] = json.loads(text)
+            specs = {str(name): ArraySpec(_shape(shape), _dtype(dtype)) for name, shape, dtype, _ in rows}
+            prunable = [str(name) for name, _, _, is_prunable in rows if is_prunable]
+        except (zlib.error, ValueError, TypeError, RecursionError) as error:
+            raise PayloadError(f"the blueprint of the model cannot be read: {error}") from error
+        return cls(specs, prunable)
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the model as plain arrays, in bytes."""
+        return sum(spec.nbytes for spec in self.specs.values())
+
+
+def _name(dtype: np.dtype) -> str:
+    return dtype.newbyteorder("<").str
+
+
+_BY_NAME = {_name(np.dtype(each)): np.dtype(each) for each in DTYPES}
+
+
+def _dtype(name: str) -> np.dtype:
+    if name not in _BY_NAME:
+        raise ValueError(f"dtype {name!r} is none of {', '.join(_BY_NAME)}")
+    return _BY_NAME[name]
+
+
+def _shape(shape: Sequence[int]) -> tuple[int, ...]:
+    if len(shape) > _MAX_DIMENSIONS:
+        raise ValueError(f"a shape of {len(shape)} dimensions, more than {_MAX_DIMENSIONS}")
+    if any(type(n) is not int or n < 0 for n in shape):
+        raise ValueError(f"shape {shape} is not a list of non-negative integers")
+    return tuple(shape)

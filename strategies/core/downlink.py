@@ -1,0 +1,123 @@
+"""The one downlink mechanism: a delta against what the node holds, else the full sparse model.
+
+A node that reports a reference the server still keeps gets ``Q(x - r)``; any other node gets ``Q(x)``. A strategy that
+gives the rounding back may code differences more coarsely than whole models (``delta_codec``). What a node then
+decoded is its next reference ``r'``. The rounding error ``x - r'`` is not lost: it is part of the next delta, and the
+server adds it back to the aggregate (see ``FedAvg`` and ``Compressed``).
+"""
+
+from collections import OrderedDict
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from flsparse.codec import ArraySpec, Codec, Reference, decode, specs_of
+from flsparse.nets.batch_norm import statistics_names
+
+Arrays = dict[str, np.ndarray]
+LARGEST_WEIGHT = 1e9  # far beyond any network's; sums of such weights stay finite
+
+
+@dataclass(frozen=True)
+class Broadcast:
+    """One coded model and what its receiver decodes from it.
+
+    Attributes
+    ----------
+    payload : bytes
+        The coded model.
+    coded_against : str
+        Id of the reference it is a delta against; empty: none.
+    reference : Reference
+        What the receiver decodes.
+    model : Mapping[str, np.ndarray]
+        What was coded.
+    """
+
+    payload: bytes
+    coded_against: str
+    reference: Reference
+    model: Mapping[str, np.ndarray]
+
+    def lost(self) -> Arrays:
+        """Return ``x - r'``, what the receiver's weights lack, by name."""
+        return {name: self.model[name] - self.reference.arrays[name] for name in rounded_names(self.model)}
+
+
+def rounded_names(model: Mapping[str, np.ndarray]) -> list[str]:
+    """Return the names of the arrays whose rounding is given back: floating ones, without batch-norm statistics.
+
+    A node's statistics forget what they started from; a variance that has shrunk would be pushed below 0.
+    """
+    statistics = set(statistics_names(model))
+    return [name for name, x in model.items() if x.dtype.kind == "f" and name not in statistics]
+
+
+class Downlink:
+    """Codes the model of a round, once for each reference that receivers hold.
+
+    Parameters
+    ----------
+    codec : Codec
+        Values "raw" means the plain dense model to everybody, and no references.
+    max_reference_bytes : int
+        Memory for references, in bytes; the least recently used go first. Nodes that take turns hold different ones.
+    """
+
+    def __init__(self, codec: Codec, max_reference_bytes: int = 1024**3) -> None:
+        self.codec = self.delta_codec = codec
+        self.max_reference_bytes = max_reference_bytes
+        self._kept: OrderedDict[str, Reference] = OrderedDict()
+        self._arrays: Mapping[str, np.ndarray] = {}
+        self._specs: dict[str, ArraySpec] = {}
+        self._coded: dict[str, Broadcast] = {}
+
+    @property
+    def uses_references(self) -> bool:
+        """Whether nodes are to keep what they decode."""
+        return self.codec.values != "raw"
+
+    def set_model(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Start a round with a new model."""
+        self._arrays, self._specs, self._coded = arrays, specs_of(arrays), {}
+
+    def to(self, held: str) -> Broadcast:
+        """Return the model coded for a node that holds the reference of this id ("": none)."""
+        against = self._kept.get(held) if self.uses_references else None
+        key = against.id if against else ""
+        if against:
+            self._kept.move_to_end(key)
+        if key not in self._coded:
+            payload = (self.delta_codec if against else self.codec).encode(self._arrays, reference=against)
+            reference = Reference(decode(payload, like=self._specs, reference=against))
+            self._coded[key] = Broadcast(payload, key, reference, self._arrays)
+            if self.uses_references:
+                self._keep(reference)
+        return self._coded[key]
+
+    def keep(self, held: Collection[str]) -> None:
+        """Forget the references that no node holds any more; unknown ids are ignored."""
+        self._kept = OrderedDict((key, reference) for key, reference in self._kept.items() if key in held)
+
+    def cannot_send(self, arrays: Mapping[str, np.ndarray]) -> str | None:
+        """Return why a model cannot be broadcast, or None: NaN, infinity, or values beyond what fp16 holds."""
+        limit = 65504.0 if self.codec.values == "fp16" else LARGEST_WEIGHT
+        for name, array in arrays.items():
+            if array.dtype.kind == "f" and not bool((np.abs(array) <= limit).all()):
+                return f"has values in {name!r} that are not finite or beyond {limit:g}"
+        return None
+
+    def _keep(self, reference: Reference) -> None:
+        self._kept[reference.id] = reference
+        self._kept.move_to_end(reference.id)
+        while len(self._kept) > 1 and sum(r.nbytes for r in self._kept.values()) > self.max_reference_bytes:
+            self._kept.popitem(last=False)
+
+    def state_dict(self) -> dict[str, Arrays]:
+        """Return the kept references, oldest first, by id."""
+        return {reference_id: dict(reference.arrays) for reference_id, reference in self._kept.items()}
+
+    def load_state_dict(self, state: Mapping[str, Mapping[str, np.ndarray]]) -> None:
+        """Restore what :meth:`state_dict` gave."""
+        self._kept = OrderedDict((reference_id, Reference(arrays)) for reference_id, arrays in state.items())

@@ -1,0 +1,397 @@
+"""The server's side of decentralized training: rounds of relayed gossip, and a look at the nodes now and then.
+
+A training message brings a node what its neighbors sent, the reply carries its own residual, which the server hands on
+unopened (:mod:`flsparse.strategies.core.relay`). What is known of the models, the consensus model among it, comes from
+evaluation messages, which are counted apart::
+
+    xbar = mean_i x_i            consensus_error = sum_i ||x_i - xbar||^2 / n      over the parameters: they gossip
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from logging import INFO, WARNING
+from typing import Any
+
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
+from flwr.serverapp import Grid
+from torch import nn
+
+from flsparse import rng
+from flsparse._flwr import log
+from flsparse.codec import Codec, PayloadError, Reference, decode
+from flsparse.nets.arrays import Arrays
+from flsparse.sparsity import sparsity_of
+from flsparse.strategies.core.courier import Node, Value
+from flsparse.strategies.core.loop import RoundLoop, numbers_of
+from flsparse.strategies.core.relay import Relay
+from flsparse.topology import Topology, make_topology
+from flsparse.wire.mail import NO_INITIAL, OK, Answer, Mail
+from flsparse.wire.messages import to_numpy, to_record
+
+_TABLES = 64 * 1024  # bytes, generously: what a coder adds to a small model
+
+
+class Gossip(RoundLoop):
+    """What all decentralized strategies share on the server.
+
+    Parameters
+    ----------
+    topology : Mapping or Topology
+        Configuration of a graph (see :func:`flsparse.topology.make_topology`), or one that is built.
+    num_nodes : int, optional
+        Nodes of the graph, partition ids 0..num_nodes - 1; needed where ``topology`` is a configuration.
+    gamma : float (default: 1.0)
+        Consensus rate, above 0.
+    decay_rounds : float (default: 0)
+        Both rates fall as ``1 / sqrt(1 + (t - 1) / decay_rounds)``; 0 keeps them constant.
+    evaluate_every : int (default: 1)
+        Rounds between two looks at the nodes' models; the last round always has one.
+    max_backlog : int (default: 16)
+        Rounds that are kept for a node that is away, where all nodes take part in each; of rounds with a part of the
+        nodes, so many more as that part is smaller. Away for longer, a node is given copies anew.
+    fraction_train : float (default: 1.0)
+        Fraction of the nodes that take part in a round, in (0, 1]; beside them those who hold copies that one of them
+        lacks.
+    min_train_nodes : int (default: 1)
+        At least so many nodes take part in a round, where so many are connected.
+    min_available_nodes : int (default: 2)
+        Nodes without which no round starts; the others may leave and come back.
+    **wire
+        Parameters of :class:`RoundLoop`. ``values``, ``rounding`` and ``downlink_values`` mean nothing here, and the
+        hello is always said: neighbors are partition ids.
+    """
+
+    name = "gossip"
+
+    def __init__(
+        self,
+        *,
+        topology: Mapping[str, Any] | Topology,
+        num_nodes: int | None = None,
+        gamma: float = 1.0,
+        decay_rounds: float = 0.0,
+        evaluate_every: int = 1,
+        max_backlog: int = 16,
+        fraction_train: float = 1.0,
+        min_train_nodes: int = 1,
+        min_available_nodes: int = 2,
+        **wire: object,
+    ) -> None:
+        super().__init__(**{**wire, "values": "raw", "hello": True})  # type: ignore[arg-type]
+        if not isinstance(topology, Topology):
+            if num_nodes is None:
+                raise ValueError("num_nodes must be set: a topology's configuration does not say how many nodes it has")
+            topology = make_topology(topology, num_nodes, self.seed)
+        for key, value, low in (("gamma", gamma, 0), ("evaluate_every", evaluate_every, 0)):
+            if not value > low:
+                raise ValueError(f"{key}={value} must be above {low}")
+        if decay_rounds < 0:
+            raise ValueError(f"decay_rounds={decay_rounds} must be at least 0 (0 keeps the rates constant)")
+        if not 0 < fraction_train <= 1:
+            raise ValueError(f"fraction_train={fraction_train} is not in (0, 1]")
+        self.topology = topology
+        self.gamma, self.decay_rounds = gamma, decay_rounds
+        self.evaluate_every = evaluate_every
+        self.fraction_train, self.min_train_nodes = fraction_train, min_train_nodes
+        self._min_available_nodes = min_available_nodes
+        # a node that is not drawn is away, too; of fewer nodes a round, more rounds are as many payloads
+        self.relay = Relay(topology, math.ceil(max_backlog * topology.nodes / self._drawn(topology.nodes)))
+        self.wire.counts["resynchronized"] = 0
+        self._initial: Arrays = {}
+        self._initial_id = ""
+        self._names: list[str] = []  # of the model's parameters; empty: all floating arrays
+        self._asked: dict[int, Node] = {}  # nodes of the round, by partition
+        self._told: set[int] = set()  # those that were told what came before it, and did not say that they are lost
+
+    @property
+    def min_available_nodes(self) -> int:
+        """Nodes without which no round starts."""
+        return self._min_available_nodes
+
+    def method(self, node: Node, server_round: int) -> Mapping[str, Value]:
+        """Name the local method and its rates."""
+        return {"method": self.name, "method.gamma": self.gamma, "method.decay_rounds": self.decay_rounds}
+
+    def prepare(self, model: nn.Module) -> nn.Module:
+        """Note the parameters' names: buffers do not gossip."""
+        self._names = [name for name, _ in model.named_parameters()]
+        return super().prepare(model)
+
+    def summary(self) -> None:
+        """Log the configuration."""
+        graph = self.topology
+        edges = int(graph.adjacency.sum()) // 2
+        log(INFO, "\t├──> Graph: %s, %d nodes, %d links, gap %.3g", graph.name, graph.nodes, edges, graph.gap)
+        log(INFO, "\t└──> gamma %.3g, evaluation every %d rounds", self.gamma, self.evaluate_every)
+
+    def open(self, initial_arrays: ArrayRecord) -> None:
+        """Take the common initialization; a resumed run has its own."""
+        self._set_initial(to_numpy(initial_arrays) if self._next_round == 1 else self._initial)
+
+    def _set_initial(self, arrays: Arrays) -> None:
+        self._initial, self._initial_id = arrays, Reference(arrays).id
+        self.wire.describe(arrays)
+
+    # -- a round ----------------------------------------------------------------------------------------------------
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Address to each node of the round what it has to know, and ask it to train."""
+        self._grid, self._arrays, self._asked, self._told = grid, arrays, {}, set()
+        self.round_metrics["resync_bytes"] = 0
+        self._config = ConfigRecord({**config, "server-round": server_round, "num-rounds": self._num_rounds})
+        self.relay.open(server_round)
+        return self._ask(server_round, self._sample(server_round))
+
+    def _ask(self, server_round: int, nodes: list[Node]) -> list[Message]:
+        """Address those of the nodes that are in step, and any who hold copies that the others need."""
+        self._asked |= {node.partition: node for node in nodes}
+        waiting = self._waiting(server_round)
+        holders = [n for n in self._present() if n.partition not in self._asked] if waiting else []
+        ready = [node for node in nodes if node.partition not in waiting]
+        free = [node for node in holders if not self.relay.waits(node.partition, server_round)]
+        wanted = self.relay.wanted(waiting, [node.partition for node in (*ready, *free)])
+        ready += [node for node in free if node.partition in wanted]
+        self._asked |= {node.partition: node for node in ready}
+        return self._mails(server_round, ready, wanted)
+
+    def _mails(
+        self, server_round: int, nodes: list[Node], wanted: Mapping[int, list[int]], *, with_initial: bool = False
+    ) -> list[Message]:
+        mails = [(node, self.relay.mail(node.partition, server_round)) for node in nodes]
+        self._told |= {node.partition for node, mail in mails if mail}
+        return [
+            self._message(node, mail, wanted.get(node.partition, []), MessageType.TRAIN, with_initial=with_initial)
+            for node, mail in mails
+            if mail
+        ]
+
+    def _waiting(self, server_round: int) -> list[int]:
+        """Return the nodes of the round that others have to give copies first."""
+        return [partition for partition in self._asked if self.relay.waits(partition, server_round)]
+
+    def _present(self) -> list[Node]:
+        return [node for node in self.in_partition_order() if node.partition < self.topology.nodes]
+
+    def _sample(self, server_round: int) -> list[Node]:
+        nodes = self._present()
+        if self.fraction_train == 1.0:
+            return nodes
+        chosen = rng.stream(self.seed, server_round, -1, "sampling").choice(
+            len(nodes), self._drawn(len(nodes)), replace=False
+        )
+        return [nodes[i] for i in sorted(chosen)]
+
+    def _drawn(self, present: int) -> int:
+        """Return how many of so many nodes take part in a round."""
+        return min(present, max(int(self.fraction_train * present + 1e-9), self.min_train_nodes, 1))
+
+    def _message(
+        self, node: Node, mail: Mail, wanted: list[int], message_type: str, *, with_initial: bool = False
+    ) -> Message:
+        """Return a mail as a message; the common initialization goes along only where a node asked for it."""
+        if mail.starts:
+            initial = Codec(values="fp32").encode(self._initial) if with_initial else b""
+            mail = replace(mail, initial_id=self._initial_id, initial=initial)
+        self.round_metrics["resync_bytes"] += sum(len(copy) for copy in mail.copies.values())
+        if mail.starts or mail.copies:
+            mail = replace(mail, prunable=self.wire.prunable)
+        mail = replace(mail, wanted=wanted)
+        content = mail.to_content({"seed": self.seed, **self.method(node, mail.round)})
+        if message_type == MessageType.TRAIN:
+            content["config"] = self._config
+        return Message(content, node.node_id, message_type)
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Take the residuals in, unopened; None without a quorum. The model is that of the last evaluation."""
+        rows: list[dict[str, float]] = []
+        again = self._take_in(server_round, replies, rows)
+        if len(rows) + len(again) < self.min_replies and self._waiting(server_round):
+            # those in step are too few: all others are asked, who may have what these lack, or lack it themselves
+            others = [node for node in self._present() if node.partition not in self._asked]
+            messages = self._ask(server_round, others)
+            again += self._take_in(server_round, self._exchange(self._grid, messages), rows)
+        if self.relay.must_restart:
+            log(WARNING, "Round %d: copies are lost; all nodes start again from the last known model", server_round)
+            self._restart(server_round)
+            rows, again = [], self._sample(server_round)
+        again += [n for p, n in self._asked.items() if p not in self._told and self.relay.returns(p, server_round)]
+        if again:
+            messages = self._mails(server_round, again, {}, with_initial=True)
+            self._hear(server_round, self._exchange(self._grid, messages), rows)
+        if waiting := self._waiting(server_round):
+            self.wire.problems.append(f"nodes {waiting} wait for copies of models, from nodes that hold them")
+        self.relay.close(server_round)
+        self.round_metrics |= {"replies": len(rows), "links": int(self.topology.adjacency.sum())}
+        if len(rows) < self.min_replies:
+            return None, None
+        return self._arrays, MetricRecord(_means(rows))  # type: ignore[arg-type]
+
+    def _take_in(self, server_round: int, replies: Iterable[Message], rows: list[dict[str, float]]) -> list[Node]:
+        """Take in answers; return who is to be told anew: they lack the initialization, or got what fits nobody."""
+        answers = self._hear(server_round, replies, rows)
+        freed = self.relay.settle()
+        return [node for node, answer in answers if answer.status == NO_INITIAL or node.partition in freed]
+
+    def _restart(self, server_round: int) -> None:
+        self._set_initial(to_numpy(self._arrays))
+        self.relay.restart(server_round - 1)
+        self.relay.open(server_round)
+
+    def _hear(
+        self, server_round: int, replies: Iterable[Message], rows: list[dict[str, float]], *, training: bool = True
+    ) -> list[tuple[Node, Answer]]:
+        """Take in the valid answers; add the metrics of those that count to ``rows``."""
+        answers = []
+        carried, parameters = 0, sum(array.size for array in self._parameters.values())
+        for reply in replies:
+            node = self.wire.sender(reply)
+            if reply.has_error():
+                self.wire.drop(node.node_id, reply.error.reason, "failures")
+                continue
+            try:
+                answer = Answer.of(reply.content)
+                if training:
+                    self._check_sizes(answer)
+                counts = self.relay.hear(node.partition, server_round, answer, training=training)
+            except ValueError as error:
+                self.wire.refuse(reply, f"its answer was refused: {error}")
+                continue
+            answers.append((node, answer))
+            if answer.status not in (OK, NO_INITIAL):
+                self.wire.counts["resynchronized"] += 1
+                self._told.discard(node.partition)
+                log(WARNING, "Round %d: node %d is out of step", server_round, node.node_id)
+            if counts:
+                rows.append(numbers_of(reply))
+                degree = len(self.topology.neighbors(node.partition))
+                carried += degree * len(answer.payload)
+                rows[-1]["bits-per-parameter"] = 8 * len(answer.payload) / parameters
+        if training:
+            self.round_metrics["graph_bytes"] = self.round_metrics.get("graph_bytes", 0) + carried
+        return answers
+
+    def _check_sizes(self, answer: Answer) -> None:
+        """Refuse what is larger than anything of this model can be: nothing of it is to be kept or handed on."""
+        most = _TABLES + 2 * sum(array.nbytes for array in self._initial.values())
+        if len(answer.payload) > most:
+            raise ValueError(f"its residual has {len(answer.payload)} bytes, of this model {most} at most")
+        # a copy holds the parameters, in float32; running statistics, which it does not, look the same from here
+        most = 4 * sum(array.size for array in self._initial.values() if array.dtype.kind == "f")
+        for copy in answer.copies.values():
+            if len(copy) > most:
+                raise ValueError(f"a copy that it hands over has {len(copy)} bytes, of this model {most} at most")
+
+    @property
+    def _parameters(self) -> Arrays:
+        """What gossips of the common initialization."""
+        names = self._names or [name for name, array in self._initial.items() if array.dtype.kind == "f"]
+        return {name: self._initial[name] for name in names}
+
+    # -- a look at the nodes ----------------------------------------------------------------------------------------
+
+    def conclude(self, grid: Grid, server_round: int, arrays: ArrayRecord, timeout_s: float) -> ArrayRecord:
+        """Every ``evaluate_every`` rounds, fetch the nodes' models and return their mean."""
+        if server_round % self.evaluate_every and server_round != self._num_rounds:
+            return arrays
+        nodes = [node for node in self.in_partition_order() if node.partition < self.topology.nodes]
+        mails = [(node, self.relay.mail(node.partition, server_round + 1)) for node in nodes]
+        messages = [self._message(node, mail, [], MessageType.EVALUATE) for node, mail in mails if mail]
+        replies = self.wire.exchange(
+            grid, messages, self.nodes, lambda _: {}, server_round, timeout_s, uplink="evaluation"
+        )
+        models = self._models(self._hear(server_round, replies, [], training=False))
+        if not models:
+            return arrays
+        self.node_models = models
+        mean = mean_model(models)
+        self.round_metrics |= self._metrics(server_round, models, mean)
+        return to_record(mean)
+
+    def _models(self, answers: list[tuple[Node, Answer]]) -> dict[int, Arrays]:
+        models = {}
+        for node, answer in answers:
+            if answer.status != OK:
+                continue
+            try:
+                model = decode(answer.payload, like=self._initial)
+                if (fault := self.wire.downlink.cannot_send(model)) is not None:
+                    raise PayloadError(f"it {fault}")
+                models[node.partition] = model
+            except PayloadError as error:
+                self.wire.drop(node.node_id, f"its model was refused: {error}", "rejected_payloads")
+        return models
+
+    def _metrics(self, server_round: int, models: Mapping[int, Arrays], mean: Arrays) -> dict[str, Any]:
+        names = self.wire.prunable
+        metrics: dict[str, Any] = {
+            "consensus_error": consensus_error(models, mean, list(self._parameters)),
+            "node_sparsity": float(np.mean([sparsity_of(arrays, names) for arrays in models.values()])),
+            "evaluation_bytes": self.ledger.of_round("evaluation", server_round).payload_bytes,
+            "link_bytes": {f"{i}-{j}": count for (i, j), count in sorted(self.relay.link_bytes.items())},
+        }
+        scores = []
+        for arrays in models.values():
+            found = self._evaluate_fn(server_round, to_record(arrays)) if self._evaluate_fn else None
+            if found is not None and isinstance(accuracy := found.get("accuracy"), float):
+                scores.append(accuracy)
+        if scores:
+            metrics |= {"mean_node_accuracy": float(np.mean(scores)), "worst_node_accuracy": min(scores)}
+        return metrics
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Send nothing: see :meth:`conclude`."""
+        return []
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+        """Return nothing: see :meth:`conclude`."""
+        return None
+
+    def nodes_are_new(self) -> None:
+        """Let all start again: nobody has copies."""
+        self.relay.lose_all()
+
+    # -- state ------------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the round loop's state and the relay's."""
+        return {**super().state_dict(), "relay": self.relay.state_dict(), "initial": dict(self._initial)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` gave."""
+        super().load_state_dict(state)
+        self.relay.load_state_dict(state["relay"])
+        self._initial = dict(state["initial"])
+
+
+def mean_model(models: Mapping[int, Arrays]) -> Arrays:
+    """Return the mean of the nodes' models, array by array, in the arrays' own dtypes; integers are rounded."""
+    first = next(iter(models.values()))
+    mean = {}
+    for name, array in first.items():
+        exact = np.mean([np.asarray(arrays[name], np.float64) for arrays in models.values()], axis=0)
+        mean[name] = np.asarray(exact if array.dtype.kind == "f" else np.rint(exact), array.dtype)
+    return mean
+
+
+def consensus_error(models: Mapping[int, Arrays], mean: Arrays, names: list[str]) -> float:
+    """Return ``sum_i ||x_i - xbar||^2 / n`` over the arrays of these names."""
+    squares = sum(
+        float(np.square(np.asarray(arrays[name], np.float64) - mean[name]).sum())
+        for arrays in models.values()
+        for name in names
+    )
+    return squares / len(models)
+
+
+def _means(rows: list[dict[str, float]]) -> dict[str, float]:
+    """Average each metric over the nodes that report it: every node counts alike."""
+    keys = sorted({key for row in rows for key in row})
+    return {key: float(np.mean([row[key] for row in rows if key in row])) for key in keys}

@@ -1,0 +1,387 @@
+"""The server's round loop: greet, send, receive, aggregate, evaluate, report.
+
+Subclasses say what a round is made of, in Flower's own four methods; the loop, the hello, the quorum, the deadline and
+the report are here, what travels is in :mod:`flsparse.strategies.core.courier`.
+"""
+
+import time
+from abc import abstractmethod
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import islice
+from logging import INFO, WARNING
+from typing import Any
+
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Result, Strategy
+from torch import nn
+
+from flsparse._flwr import log
+from flsparse.clients.core.method import asked_method
+from flsparse.codec import Codec, Layer, Reference
+from flsparse.codec.wire import VERSION
+from flsparse.metering.ledger import Ledger
+from flsparse.strategies.core.courier import Node, Value, Wire
+from flsparse.strategies.core.downlink import Downlink
+from flsparse.wire.messages import RECORD, STYPE, record_of, to_numpy
+
+EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
+LARGEST = 1e15  # of a metric or a weight that a node reports
+_MOST_METRICS, _LONGEST_KEY = 64, 64  # of one reply
+_HELLO_TIMEOUT_S = 120.0
+# What only the server measures: a node's metric of such a name is reported as client_<name>
+_SERVERS_OWN = {
+    *("accuracy", "loss", "sparsity", "broadcast_sparsity", "target_sparsity", "union_sparsity", "uplink_sparsity"),
+    *("layer_sparsity", "mask_iou", "mask_iou_server", "server_round", "schema_version", "replies", "failures"),
+    *("rejected_payloads", "resent_models", "round_seconds", "wall_seconds", "uplink_bytes", "downlink_bytes"),
+    *("uplink_wire_bytes", "downlink_wire_bytes", "uplink_ratio", "downlink_ratio"),
+    *("uplink_bits_per_element", "downlink_bits_per_element", "rejoined", "local_steps", "links", "link_bytes"),
+    *("graph_bytes", "evaluation_bytes", "consensus_error", "node_sparsity", "mean_node_accuracy"),
+    *("worst_node_accuracy", "resynchronized", "mean_valley", "valley_reached", "valley_step", "valley_losses"),
+}
+
+
+class RoundFailed(RuntimeError):
+    """A round had too few valid replies."""
+
+
+@dataclass(frozen=True)
+class RoundReport:
+    """What a callback gets after every round.
+
+    Attributes
+    ----------
+    server_round, num_rounds : int
+        This round, from 1, and the last one.
+    arrays : ArrayRecord
+        The global model after the round.
+    metrics : dict[str, Any]
+        Everything that was measured: plain numbers, by name, and dicts of numbers by layer.
+    """
+
+    server_round: int
+    num_rounds: int
+    arrays: ArrayRecord
+    metrics: dict[str, Any]
+
+
+class RoundLoop(Strategy):
+    """A Flower strategy over the packed wire; base of all of ours.
+
+    Parameters
+    ----------
+    values : {"raw", "fp32", "fp16", "int8", "int4"} (default: "int4")
+        How nodes code their updates; "raw" is dense, 4 bytes a parameter.
+    rounding : {"nearest", "stochastic"} (default: "nearest")
+        How nodes round; stochastic is unbiased and has about twice the squared error.
+    downlink_values : str (default: "int8")
+        How the broadcast is coded, same choices.
+    prunable : list[str], optional
+        Patterns (as in ``fnmatch``) of the arrays that may be pruned; default: floating arrays of two or more
+        dimensions.
+    min_replies : int (default: 1)
+        Valid replies without which a round fails.
+    round_timeout_s : float, optional
+        Deadline of each exchange of a round in seconds, beside the ``timeout`` of :meth:`start`; the nearer one holds.
+    max_reference_bytes : int (default: 1 GiB)
+        Memory for the broadcasts that the server keeps, to send deltas against, in bytes.
+    hello : bool (default: False)
+        Ask each node for its partition id and what it holds before it takes part. Our device application answers; an
+        app that has only our mod does not, and is sampled by node id.
+    seed : int (default: 0)
+        Seed of sampling and of stochastic rounding.
+    """
+
+    name = "base"
+    min_train_nodes: int = 1  # a round asks so many, or those that are there
+
+    def __init__(
+        self,
+        *,
+        values: str = "int4",
+        rounding: str = "nearest",
+        downlink_values: str = "int8",
+        prunable: list[str] | None = None,
+        min_replies: int = 1,
+        round_timeout_s: float | None = None,
+        max_reference_bytes: int = 1024**3,
+        hello: bool = False,
+        seed: int = 0,
+    ) -> None:
+        self.wire = Wire(values, rounding, Downlink(Codec(values=downlink_values), max_reference_bytes), prunable, seed)
+        self.min_replies = min_replies
+        self.round_timeout_s = round_timeout_s
+        self.hello = hello
+        self.seed = seed
+        self.nodes: dict[int, Node] = {}
+        self.callbacks: list[Callable[[RoundReport], None]] = []
+        self.node_models: dict[int, dict[str, np.ndarray]] = {}  # of methods without one model, by partition id
+        self.round_metrics: dict[str, Any] = {}
+        self._mute: set[int] = set()
+        self._num_rounds = 1
+        self._first_round = self._next_round = 1
+
+    @property
+    def ledger(self) -> Ledger:
+        """Bytes of every message so far."""
+        return self.wire.ledger
+
+    # -- what a subclass is made of, beside Flower's four methods --------------------------------------------------
+
+    @property
+    @abstractmethod
+    def min_available_nodes(self) -> int:
+        """Nodes without which no round starts."""
+
+    def method(self, node: Node, server_round: int) -> Mapping[str, Value]:
+        """Return the local method a node is to run, as ``{"method": name, "method.<key>": value}``."""
+        return {}
+
+    def prepare(self, model: nn.Module) -> nn.Module:
+        """Turn a plain model into the one the nodes train, in place: the arrays to start from are its state."""
+        return asked_method(ConfigRecord(dict(self.method(Node(0, 0), 1)))).prepare(model)
+
+    def open(self, initial_arrays: ArrayRecord) -> None:
+        """Run before the first round; for subclasses."""
+
+    def nodes_are_new(self) -> None:
+        """Learn that what nodes kept is gone, as where a run goes on in another one; for subclasses."""
+
+    def conclude(self, grid: Grid, server_round: int, arrays: ArrayRecord, timeout_s: float) -> ArrayRecord:
+        """Return the model that a round ends with, after further exchanges about it; here, the aggregated one."""
+        return arrays
+
+    # -- the loop ---------------------------------------------------------------------------------------------------
+
+    def start(
+        self,
+        grid: Grid,
+        initial_arrays: ArrayRecord,
+        num_rounds: int = 3,
+        timeout: float = 3600,
+        train_config: ConfigRecord | None = None,
+        evaluate_config: ConfigRecord | None = None,
+        evaluate_fn: EvaluateFn | None = None,
+    ) -> Result:
+        """Run the rounds; parameters and result are those of Flower's ``Strategy.start``.
+
+        After :meth:`load_state_dict` it goes on with the round after the saved one.
+
+        Raises
+        ------
+        RoundFailed
+            A round had fewer than ``min_replies`` valid replies.
+        ValueError
+            The strategy has already run as many rounds.
+        """
+        if self._first_round < self._next_round > num_rounds:
+            raise ValueError(
+                f"this strategy has run {self._next_round - 1} rounds already: make a new one to train anew, or ask "
+                f"for more than num_rounds={num_rounds} to go on"
+            )
+        train_config = ConfigRecord() if train_config is None else train_config
+        self._evaluate_fn, self._exchange_s = evaluate_fn, min(timeout, self.round_timeout_s or timeout)
+        self.open(initial_arrays)
+        evaluate_config = ConfigRecord() if evaluate_config is None else evaluate_config
+        self._num_rounds = num_rounds
+        arrays, result = initial_arrays, Result()
+        result.arrays = arrays
+        log(INFO, "Starting %s:", type(self).__name__)
+        self.summary()
+        if evaluate_fn and self._next_round == 1 and (metrics := evaluate_fn(0, arrays)) is not None:
+            result.evaluate_metrics_serverapp[0] = metrics
+
+        for server_round in range(self._next_round, num_rounds + 1):
+            started = time.perf_counter()
+            self.round_metrics, self.wire.problems = {}, []
+            self.greet(grid, server_round, timeout)
+            self.wire.downlink.keep({node.held for node in self.nodes.values()})
+
+            messages = self.configure_train(server_round, arrays, train_config, grid)
+            aggregated, train_metrics = self.aggregate_train(server_round, self._exchange(grid, messages))
+            if aggregated is None:
+                raise RoundFailed(self._why_failed(server_round))
+            if (fault := self.wire.downlink.cannot_send(to_numpy(aggregated))) is not None:
+                raise RoundFailed(f"the model after round {server_round} {fault}; that of the round before is kept")
+            arrays = result.arrays = self.conclude(grid, server_round, aggregated, self._exchange_s)
+            if train_metrics is not None:
+                result.train_metrics_clientapp[server_round] = train_metrics
+
+            messages = self.configure_evaluate(server_round, arrays, evaluate_config, grid)
+            evaluated = self.aggregate_evaluate(server_round, self._exchange(grid, messages))
+            if evaluated is not None:
+                result.evaluate_metrics_clientapp[server_round] = evaluated
+            self._next_round = server_round + 1
+            central = evaluate_fn(server_round, arrays) if evaluate_fn else None
+            if central is not None:
+                result.evaluate_metrics_serverapp[server_round] = central
+            self._report(server_round, arrays, train_metrics, evaluated, central, time.perf_counter() - started)
+        return result
+
+    def _report(
+        self,
+        server_round: int,
+        arrays: ArrayRecord,
+        train: MetricRecord | None,
+        evaluated: MetricRecord | None,
+        central: MetricRecord | None,
+        seconds: float,
+    ) -> None:
+        metrics = _from_nodes("", train) | _from_nodes("evaluate_", evaluated)
+        metrics |= {key.replace("-", "_"): value for key, value in (central or {}).items()}
+        for direction in ("uplink", "downlink"):
+            traffic = self.ledger.of_round(direction, server_round)
+            metrics |= {
+                f"{direction}_bytes": traffic.payload_bytes,
+                f"{direction}_wire_bytes": traffic.wire_bytes,
+                f"{direction}_ratio": traffic.ratio,
+            }
+        metrics |= self.round_metrics | {"round_seconds": seconds} | dict(self.wire.counts)
+        report = RoundReport(server_round, self._num_rounds, arrays, metrics)
+        for callback in self.callbacks:
+            callback(report)
+
+    def _why_failed(self, server_round: int) -> str:
+        reasons = "; ".join(self.wire.problems[:3]) or "no reply came before the deadline"
+        if f"Unsupported serialization type for numpy conversion: '{STYPE}'" in reasons:  # Flower's, from a node
+            reasons += ". The nodes' app lacks the mod that unpacks the model: ClientApp(mods=[CompressMod()])"
+        return f"round {server_round} had fewer than min_replies={self.min_replies} valid replies: {reasons}"
+
+    # -- nodes ------------------------------------------------------------------------------------------------------
+
+    def greet(self, grid: Grid, server_round: int, timeout_s: float) -> None:
+        """Wait for the nodes that a round needs and learn who they are; nodes that joined late are greeted too.
+
+        Raises
+        ------
+        RoundFailed
+            Too few nodes are connected after ``timeout_s`` seconds, or none answered the hello.
+        """
+        needed, started = max(1, self.min_available_nodes), time.monotonic()
+        wanted = max(needed, self.min_train_nodes)
+        while len(present := sorted(grid.get_node_ids())) < needed:
+            waited = time.monotonic() - started
+            if waited > timeout_s:
+                raise RoundFailed(f"only {len(present)} of {needed} nodes were connected after {timeout_s:g} s")
+            if int(waited) % 10 == 0:
+                log(INFO, "Waiting for nodes: %d here, %d needed", len(present), needed)
+            time.sleep(1)
+        if not self.hello:
+            known = self.nodes
+            self.nodes = {i: replace(known.get(i, Node(i, 0)), partition=n) for n, i in enumerate(present)}
+            return
+        here = set(present)
+        self.nodes = {i: node for i, node in self.nodes.items() if i in here}
+        self._mute &= here  # a node that did not answer is asked again when it has been away, or is wanted
+        if len(self.nodes) + len(here - self.nodes.keys() - self._mute) < wanted:
+            self._mute.clear()
+        new = [i for i in present if i not in self.nodes and i not in self._mute]
+        self._say_hello(grid, new, server_round, min(timeout_s, _HELLO_TIMEOUT_S))
+        if not self.nodes:
+            raise RoundFailed(f"none of {len(present)} nodes answered the hello: {'; '.join(self.wire.problems[:3])}")
+        if len(self.nodes) < wanted:
+            log(WARNING, "Round %d: only %d nodes are there, %d wanted", server_round, len(self.nodes), wanted)
+
+    def _say_hello(self, grid: Grid, new: list[int], server_round: int, timeout_s: float) -> None:
+        messages = [Message(RecordDict({RECORD: ConfigRecord()}), i, MessageType.QUERY) for i in new]
+        self._mute |= set(new)
+        for reply in self.wire.exchange(grid, messages, {}, lambda _: {}, server_round, timeout_s):
+            node_id = self.wire.sender(reply).node_id
+            if reply.has_error():
+                self.wire.drop(node_id, f"no hello: {reply.error.reason}", "failures")
+            else:
+                self._welcome(node_id, record_of(reply.content))
+
+    def _welcome(self, node_id: int, said: ConfigRecord) -> None:
+        partition = said.get("partition-id")
+        if type(partition) is not int or not 0 <= partition < 2**31:
+            self.wire.drop(node_id, f"says its partition id is {partition!r}", "failures")
+        elif said.get("codec-version") != VERSION:
+            reason = f"codes payloads in version {said.get('codec-version')!r}, not {VERSION}: update it"
+            self.wire.drop(node_id, reason, "failures")
+        elif (fault := self._not_known(said)) is not None:
+            self.wire.drop(node_id, fault, "failures")
+        elif partition in (taken := {n.partition: n.node_id for n in self.nodes.values()}):
+            self._mute.discard(node_id)  # a node that was started anew is taken for two until its old self is gone
+            self.wire.drop(node_id, f"says it is partition {partition}, as does node {taken[partition]}", "failures")
+        else:
+            examples = said.get("num-examples")
+            known = examples if type(examples) is int and 0 < examples < 2**31 else 0
+            self._mute.discard(node_id)
+            self.nodes[node_id] = Node(node_id, partition, held_by(said), known)
+
+    def _not_known(self, said: ConfigRecord) -> str | None:
+        """Return why a node cannot run this method; None where it can, or does not say what it knows."""
+        known, method = said.get("methods"), self.method(Node(0, 0), self._next_round).get("method")
+        if not isinstance(known, list) or not known or method is None or method in known:
+            return None
+        return f"does not know the method {method!r}, only {', '.join(map(str, known))}: update it"
+
+    def in_partition_order(self) -> list[Node]:
+        """Return the known nodes by partition id."""
+        return sorted(self.nodes.values(), key=lambda node: node.partition)
+
+    # -- messages ---------------------------------------------------------------------------------------------------
+
+    def _exchange(self, grid: Grid, messages: Iterable[Message]) -> Iterator[Message]:
+        server_round = self._next_round
+        return self.wire.exchange(
+            grid, messages, self.nodes, lambda node: self.method(node, server_round), server_round, self._exchange_s
+        )
+
+    def update(
+        self, reply: Message, mirror: Mapping[str, np.ndarray] | None = None
+    ) -> tuple[list[Layer], Reference] | None:
+        """Decode one training reply (see :meth:`Wire.update`) and note what its node now holds."""
+        update = self.wire.update(reply, mirror)
+        if update:
+            self.note_held(reply)
+        return update
+
+    def note_held(self, reply: Message) -> None:
+        """Note the reference that a node says it keeps: the next broadcast is a delta against it."""
+        node_id = self.wire.sender(reply).node_id
+        if node_id in self.nodes:
+            self.nodes[node_id] = replace(self.nodes[node_id], held=held_by(record_of(reply.content)))
+
+    # -- state ------------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything but the model that the next round depends on: numbers, strings and arrays, nested."""
+        return {
+            "next_round": self._next_round,
+            "ledger": self.ledger.state_dict(),
+            "counts": dict(self.wire.counts),
+            "references": self.wire.downlink.state_dict(),
+            "held": {} if self.hello else {str(i): node.held for i, node in self.nodes.items()},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` gave; a hello asks the nodes anew what they hold."""
+        self._first_round = self._next_round = state["next_round"]
+        self.ledger.load_state_dict(state["ledger"])
+        self.wire.counts = Counter(state["counts"])
+        self.wire.downlink.load_state_dict(state["references"])
+        self.nodes = {int(i): Node(int(i), 0, held) for i, held in state.get("held", {}).items()}
+
+
+def held_by(said: ConfigRecord) -> str:
+    """Return the reference id that a node says it holds; the empty string where that is no id."""
+    held = said.get("held")
+    return held if isinstance(held, str) and len(held) <= 64 and held.isalnum() else ""
+
+
+def numbers_of(reply: Message) -> dict[str, float]:
+    """Return the scalar metrics of a reply, whatever the record is called, without those that cannot be averaged."""
+    pairs = ((key, value) for record in reply.content.metric_records.values() for key, value in record.items())
+    fit = ((key, value) for key, value in pairs if isinstance(value, int | float) and abs(value) <= LARGEST)
+    return {key: float(value) for key, value in islice(fit, _MOST_METRICS) if len(key) <= _LONGEST_KEY}
+
+
+def _from_nodes(prefix: str, record: MetricRecord | None) -> dict[str, Any]:
+    """Return what nodes reported under names that cannot be taken for the server's own."""
+    named = {f"{prefix}{key}".replace("-", "_"): value for key, value in (record or {}).items()}
+    return {f"client_{name}" if name in _SERVERS_OWN else name: value for name, value in named.items()}

@@ -1,0 +1,274 @@
+"""The server of a decentralized run: it carries payloads between neighbors and opens none, past the stamp on it.
+
+It keeps, round by round, whose residual *counted*: the first one that came from a node within the round. A node is told
+all rounds that it has not confirmed; a residual that came too late or twice counts for nobody. A node that has lost its
+state, or was away for longer than the log reaches back, is given copies anew by those who hold them; if nobody does,
+all start again from a common model.
+
+Nodes are not taken at their word. A residual's stamp is read before it counts. A residual that fits nobody is struck
+out again: its sender is resynchronized, not the neighbors that could not take it in. Copies are taken only from those
+who were asked for them, and where they did not bring a node back, another holder is asked.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from flsparse.codec.residuals.residual import check_stamp
+from flsparse.topology import Topology
+from flsparse.wire.mail import LOST, OK, Answer, Delivery, Letter, Mail
+
+
+class Relay:
+    """Who has sent what, who has taken in what.
+
+    Parameters
+    ----------
+    topology : Topology
+        Nodes are partition ids.
+    max_backlog : int
+        Rounds that are kept for a node that is away, at least 1.
+
+    Attributes
+    ----------
+    epoch : int
+        The round after which all copies were the common initialization.
+    link_bytes : dict[tuple[int, int], int]
+        Bytes of residuals by directed link (from, to) of the graph, as if nodes spoke to each other: over the whole
+        run. Copies that are handed over are not in it: who holds one need not be a neighbor of who lacks it.
+    """
+
+    def __init__(self, topology: Topology, max_backlog: int = 16) -> None:
+        if max_backlog < 1:
+            raise ValueError(f"max_backlog={max_backlog} must be at least 1")
+        self.topology, self.max_backlog = topology, max_backlog
+        self.epoch = 0
+        self.link_bytes: dict[tuple[int, int], int] = {}
+        self._log: dict[int, dict[int, bytes]] = {}  # round -> sender -> payload
+        self._applied: dict[int, int] = {}  # last round that a node confirmed; absent: it has not started
+        self._lost: set[int] = set()
+        self._misfits: dict[int, tuple[int, int]] = {}  # by node: sender and round of what did not fit its copy
+        self._accused: dict[int, int] = {}  # senders that are resynchronized on one node's word: whose
+        self._asked: dict[int, list[int]] = {}  # copies asked for in this round, by holder
+        self._times_asked: Counter[int] = Counter()  # by copy
+        self._given: set[int] = set()  # nodes that were sent the present copies
+        self._copies: dict[int, bytes] = {}  # handed over in the last round, for those that lack them
+        self._copies_after = -1
+
+    # -- to the nodes -----------------------------------------------------------------------------------------------
+
+    def open(self, server_round: int) -> None:
+        """Begin a round."""
+        self.settle()
+        if self._given & self._lost:  # the copies did not bring them back: they may be no good
+            self._copies, self._copies_after = {}, -1
+        self._given, self._asked = set(), {}
+        self._log.setdefault(server_round, {})
+
+    def settle(self) -> set[int]:
+        """Where a residual did not fit, find who is to be resynchronized: its sender, unless it fits others.
+
+        Returns
+        -------
+        set[int]
+            Nodes that it did not fit and that are not at fault: they can be told again, without it.
+        """
+        complained = set(self._misfits)
+        for node, (sender, server_round) in self._misfits.items():
+            if any(self._applied.get(j, self.epoch) >= server_round for j in self.topology.neighbors(sender)):
+                self._lost.add(node)
+                continue
+            if node in (self._accused[j] for j in self._accused if j != sender):  # one at a time on one node's word
+                self._lost.add(node)
+                continue
+            self._accused[sender] = node
+            self._lost.add(sender)
+            for letters in (letters for r, letters in self._log.items() if r >= server_round):
+                letters.pop(sender, None)
+        self._misfits = {}
+        return complained - self._lost
+
+    def mail(self, node: int, server_round: int) -> Mail | None:
+        """Return what a node is to be told before this round; None while it waits to be resynchronized.
+
+        Parameters
+        ----------
+        node : int
+            Partition id.
+        server_round : int
+            The round it is to take part in; in an evaluation, one more than the last round.
+        """
+        if self.waits(node, server_round):
+            return None
+        base = self._applied.get(node, self.epoch)
+        copies: dict[int, bytes] = {}
+        if node in self._lost:
+            base, copies = self._copies_after, {j: self._copies[j] for j in sorted(self._needed(node))}
+            self._given.add(node)
+        neighbors = self.topology.neighbors(node)
+        rounds = range(base + 1, server_round)
+        letters = [Letter(j, r, self._log[r][j]) for r in rounds for j in neighbors if j in self._log[r]]
+        return Mail(
+            round=server_round,
+            epoch=self.epoch,
+            delivery=Delivery(
+                base + 1, server_round - 1, letters, frozenset(r for r in rounds if node in self._log[r])
+            ),
+            weights={j: float(self.topology.weights[node, j]) for j in neighbors},
+            starts=node not in self._applied and not copies,
+            copies=copies,
+            copies_after=base if copies else 0,
+        )
+
+    def waits(self, node: int, server_round: int) -> bool:
+        """Tell whether a node is lost, or was away for longer than the log reaches back, and copies for it lack."""
+        if self._applied.get(node, self.epoch) + 1 < min(self._log, default=server_round):
+            self._lost.add(node)
+        return node in self._lost and not self._needed(node) <= set(self._copies)
+
+    def returns(self, node: int, server_round: int) -> bool:
+        """Tell whether a lost node can be given copies that came after it was to be told."""
+        return node in self._lost - self._given and not self.waits(node, server_round)
+
+    def _needed(self, node: int) -> set[int]:
+        return {node, *self.topology.neighbors(node)}
+
+    def wanted(self, waiting: Iterable[int], present: Iterable[int]) -> dict[int, list[int]]:
+        """Return which nodes are to hand over which copies in this round.
+
+        Parameters
+        ----------
+        waiting : Iterable[int]
+            Nodes that need copies (see :meth:`waits`).
+        present : Iterable[int]
+            Nodes that can be asked for them; which of these are lost themselves must be known.
+        """
+        present = set(present)
+        asked: dict[int, list[int]] = {}
+        for node in sorted(waiting):
+            for copy in sorted(self._needed(node)):  # all of them: copies of different rounds do not go together
+                holders = [j for j in self._holders(copy) if j in present]
+                if holders and not any(copy in copies for copies in asked.values()):
+                    asked.setdefault(holders[self._times_asked[copy] % len(holders)], []).append(copy)
+                    self._times_asked[copy] += 1
+        self._asked = asked
+        return asked
+
+    def _holders(self, copy: int) -> list[int]:
+        """Return the nodes that have started and are not lost and hold a copy; its own node first."""
+        nodes = [copy, *self.topology.neighbors(copy)]
+        return [j for j in nodes if j in self._applied and j not in self._lost]
+
+    @property
+    def must_restart(self) -> bool:
+        """Whether some lost node needs a copy that nobody holds any more: all that ever did are lost."""
+        return any(self._needed(copy) <= self._lost for node in self._lost for copy in self._needed(node))
+
+    def lose_all(self) -> None:
+        """Note that no node holds any copy, those that are away included."""
+        self._lost = set(range(self.topology.nodes))
+
+    def restart(self, epoch: int) -> None:
+        """Forget everything: after round ``epoch`` all copies are a common model again."""
+        self.epoch = epoch
+        self._log = {r: {} for r in self._log if r > epoch}
+        self._applied, self._lost, self._misfits, self._accused = {}, set(), {}, {}
+        self._copies, self._copies_after, self._given, self._asked = {}, -1, set(), {}
+
+    # -- from the nodes ---------------------------------------------------------------------------------------------
+
+    def hear(self, node: int, server_round: int, answer: Answer, *, training: bool = True) -> bool:
+        """Take in a node's answer; tell whether its residual counts. One that answers for another round is ignored.
+
+        Parameters
+        ----------
+        node : int
+            Partition id.
+        server_round : int
+            The round it answers in.
+        answer : Answer
+        training : bool
+            Whether it brings a residual; an evaluation does not.
+
+        Raises
+        ------
+        ValueError
+            Its residual is damaged or not of this node and round, or it brings copies that it was not asked for.
+            Nothing was taken in.
+        """
+        if answer.status == LOST:
+            self._note_lost(node, answer)
+        if answer.status != OK:
+            return False
+        if answer.applied != server_round - training:  # a node that answers has taken in all it was told
+            return False
+        if training:
+            check_stamp(answer.payload, node, server_round)
+            if unasked := set(answer.copies) - set(self._asked.get(node, ())):
+                raise ValueError(f"it brings copies of {sorted(unasked)} that it was not asked for")
+        self._applied[node] = answer.applied
+        self._lost.discard(node)
+        self._accused.pop(node, None)
+        self._misfits.pop(node, None)
+        if not training or node in self._log.get(server_round, {}):
+            return False
+        self._take_copies(answer)
+        self._log[server_round][node] = answer.payload
+        for j in self.topology.neighbors(node):
+            self.link_bytes[node, j] = self.link_bytes.get((node, j), 0) + len(answer.payload)
+        return True
+
+    def _note_lost(self, node: int, answer: Answer) -> None:
+        """Believe a node that a residual it was told does not fit, until the round is over; else it is lost."""
+        sender, server_round = answer.misfit if len(answer.misfit) == 2 else (-1, -1)
+        told = sender in self._log.get(server_round, {}) and server_round > self._applied.get(node, self.epoch)
+        if node not in self._lost and told and sender in self.topology.neighbors(node):
+            self._misfits[node] = (sender, server_round)
+        else:
+            self._lost.add(node)
+
+    def _take_copies(self, answer: Answer) -> None:
+        """Keep what was handed over."""
+        if answer.copies and answer.applied != self._copies_after:
+            self._copies, self._copies_after, self._given = {}, answer.applied, set()
+        self._copies.update(answer.copies)
+
+    def close(self, server_round: int) -> None:
+        """End a round: forget what nobody needs any more."""
+        if not self._lost or server_round - self._copies_after > self.max_backlog + 1:
+            self._copies, self._copies_after = {}, -1
+        reached = [self._applied[j] for j in self._applied if j not in self._lost]
+        everyone = len(reached) == self.topology.nodes
+        oldest = min(reached) + 1 if everyone else 0
+        oldest = max(oldest, server_round + 1 - self.max_backlog)
+        if self._copies:
+            oldest = min(oldest, self._copies_after + 1)
+        self._log = {r: letters for r, letters in self._log.items() if r >= oldest}
+
+    # -- state ------------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything that the next round depends on."""
+        return {
+            "epoch": self.epoch,
+            "log": {str(r): {str(j): data for j, data in letters.items()} for r, letters in self._log.items()},
+            "applied": {str(j): r for j, r in self._applied.items()},
+            "lost": sorted(self._lost),
+            "misfits": {str(j): list(misfit) for j, misfit in self._misfits.items()},
+            "accused": {str(j): by for j, by in self._accused.items()},
+            "link_bytes": {f"{i}-{j}": count for (i, j), count in self.link_bytes.items()},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what :meth:`state_dict` gave; copies on their way are asked for anew."""
+        self.epoch = state["epoch"]
+        self._log = {
+            int(r): {int(j): bytes(data) for j, data in letters.items()} for r, letters in state["log"].items()
+        }
+        self._applied = {int(j): r for j, r in state["applied"].items()}
+        self._lost = set(state["lost"])
+        self._misfits = {int(j): (sender, r) for j, (sender, r) in state["misfits"].items()}
+        self._accused = {int(j): by for j, by in state["accused"].items()}
+        links = (key.split("-") for key in state["link_bytes"])
+        self.link_bytes = {(int(i), int(j)): state["link_bytes"][f"{i}-{j}"] for i, j in links}
+        self._copies, self._copies_after = {}, -1

@@ -1,0 +1,55 @@
+"""The wire of split learning: coded models as ever at the ends of a round, bundles of tensors between them."""
+
+from collections.abc import Sequence
+
+from flwr.app import Message
+
+from flsparse._flwr import wire_size
+from flsparse.codec import PayloadError
+from flsparse.metering.ledger import Direction
+from flsparse.strategies.core.courier import Node, Wire
+from flsparse.strategies.core.downlink import Broadcast
+from flsparse.wire.bundle import Part, lines_of, packed_bundle, unbundle
+from flsparse.wire.messages import packed_payload
+
+
+class SplitWire(Wire):
+    """A :class:`Wire` that lets bundles pass, counts them by line, and remembers what a node began its round with."""
+
+    def begin_round(self) -> None:
+        """Forget the round before."""
+        self._begun: dict[int, Broadcast] = {}
+
+    def _packed(self, message: Message, node: Node) -> Message:
+        if packed_bundle(message.content) is None:
+            packed = super()._packed(message, node)
+            if node.node_id in self._exchange.broadcasts:
+                self._begun[node.node_id] = self._exchange.broadcasts[node.node_id]
+            return packed
+        self._exchange.broadcasts[node.node_id] = self._begun[node.node_id]
+        return message
+
+    def count_accepted(self, parts: Sequence[Part]) -> None:
+        """Enter what a node's parts stand for, now that they are what was asked for: their shapes are its words."""
+        dense, server_round = sum(part.dense_bytes for part in parts), self._exchange.server_round
+        self.ledger.count("uplink", server_round, payload_bytes=0, wire_bytes=0, dense_bytes=dense)
+
+    def count(self, direction: Direction, message: Message) -> None:
+        """Enter one message into the ledger, a bundle line by line; see :meth:`count_accepted` for a node's."""
+        data = packed_bundle(message.content) if message.has_content() else None
+        server_round = self._exchange.server_round
+        if data is None:
+            super().count(direction, message)
+            if message.has_content() and (payload := packed_payload(message.content)):
+                self.ledger.itemize(direction, server_round, "models", len(payload))
+            return
+        try:
+            lines = lines_of(data)
+        except PayloadError:  # refused in due course; its bytes have traveled all the same
+            lines = {"framing": len(data)}
+        dense = sum(part.dense_bytes for part in unbundle(data)) if direction == "downlink" else 0
+        self.ledger.count(
+            direction, server_round, payload_bytes=len(data), wire_bytes=wire_size(message), dense_bytes=dense
+        )
+        for line, size in lines.items():
+            self.ledger.itemize(direction, server_round, line, size)

@@ -1,0 +1,448 @@
+"""The application from its command line: what is refused, what runs, where it leaves its folders, how it ends."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import flsparse.runtime
+from flsparse.app import main
+from flsparse.runs.checkpoint import save_checkpoint
+from flsparse.runs.folder import CHECKPOINT
+
+Run = Callable[..., int]
+SUMMARY: dict[str, Any] = {
+    "status": "completed",
+    "dataset": "digits",
+    "rounds": 2,
+    "final_accuracy": 0.9,
+    "best_accuracy": 0.9,
+    "final_loss": 0.3,
+    "final_sparsity": 0.95,
+    "dense_bytes_per_model": 1000,
+    "uplink_bytes": 100,
+    "downlink_bytes": 200,
+    "uplink_wire_bytes": 150,
+    "downlink_wire_bytes": 250,
+    "uplink_ratio": 20.0,
+    "downlink_ratio": 10.0,
+    "wall_seconds": 1.0,
+}
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
+    """Return a function that runs the console script in a folder of its own and returns its exit code."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["flsparse", *arguments])
+        with pytest.raises(SystemExit) as end:
+            main()
+        return int(end.value.code or 0)
+
+    return call
+
+
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """Replace the runtime by one that notes the configuration and writes a summary; ``num_rounds=13`` fails."""
+    configurations: list[dict[str, Any]] = []
+
+    def launch(cfg: dict[str, Any], observers: Sequence[Any] = ()) -> dict[str, Any]:
+        configurations.append(cfg)
+        folder = Path(cfg["output_dir"])
+        (folder / "config.yaml").write_text(yaml.safe_dump(cfg))
+        if cfg["num_rounds"] == 13:
+            raise RuntimeError("thirteen rounds\nand a second line")
+        save_checkpoint(
+            folder / CHECKPOINT, {"round": min(3, cfg["num_rounds"]), "config": json.loads(json.dumps(cfg))}
+        )
+        summary = SUMMARY | {"strategy": cfg["strategy"]["name"]}
+        if cfg["num_rounds"] == 7:
+            return summary | {"status": "interrupted", "rounds": 3, "checkpoint_round": 2}
+        (folder / "summary.json").write_text(json.dumps(summary))
+        return summary
+
+    monkeypatch.setattr(flsparse.runtime, "launch", launch)
+    return configurations
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["strategy=sparsifed"], "did you mean sparsyfed?"),
+        (["dataset=difits"], "did you mean digits?"),
+        (["num_round=3"], "did you mean num_rounds?"),
+        (["sparsity=0.9"], "did you mean strategy.sparsity?"),
+        (["codec.value=int8"], "did you mean codec.values"),
+        (["strateg=topk"], "did you mean strategy"),
+        (["+strategy.sparsit=0.9"], "did you mean sparsity?"),
+        (["+foo=1"], "there is no key foo"),
+        (["client.learning_rate=0.1"], "did you mean client.lr?"),
+        (["+client.nesterov=true"], "there is no key client.nesterov"),
+        (["+client.lr_finall=0.1"], "did you mean client.lr_final"),
+        (["+evaluate.evry=5"], "did you mean evaluate.every"),
+        (["+runtime.foo=1"], "there is no key runtime.foo"),
+        (["+partition.kindd=iid"], "did you mean partition.kind"),
+        (["+model.widht=8"], "widht"),
+        (["+dataset.rot=x"], "rot"),
+        (["+codec.value=int8"], "value"),
+        (["device=cuda:99"], "device=cuda:99: PyTorch finds"),
+        (["num_clients=null"], "num_clients=null is impossible"),
+        (["seed=null"], "seed=null is impossible"),
+        (["client.lr=null"], "client.lr=null is impossible: it is a number above 0"),
+        (["strategy=null"], "strategy=None: it is one of"),
+        (["strategy.name=bogus"], "strategy.name=bogus: it is one of choco_sgd"),
+        (["runtime.name=cloud"], "runtime.name=cloud is impossible"),
+        (["strategy.beta=0.5"], "strategy.beta=0.5 is neither"),
+        (["strategy.scope=layers"], "strategy.scope='layers' is neither"),
+        (["strategy.server_optimizer=sgd"], "strategy.server_optimizer='sgd' is not one of"),
+        (["strategy.tiers={90-50:0.5}"], "'90-50' is not a range"),
+        (["strategy.sparsity=1.2"], "strategy.sparsity=1.2 is impossible"),
+        (["-m", "strategy.sparsity=0.5,1.2"], "strategy.sparsity=1.2 is impossible"),
+        (["fraction_train=1.5"], "fraction_train=1.5 is impossible"),
+        (["+strategy.min_train_nodes=21"], "there are num_clients=20 nodes"),
+        (["strategy.tiers={0-x:0.9}"], "0-x"),
+        (["strategy=fedavg,topk"], "add -m"),
+        (["strategy=[a"], ""),
+        (["nonsense"], "nonsense"),
+        (["resume=nowhere"], "no run folder there"),
+        (["dataset=fashion_mnist", "dataset.root=nowhere", "dry_run=true"], "nowhere"),
+        (["dataset=fashion_mnist", "dataset.root=nowhere"], "nowhere"),
+        (["num_clients=5000"], "5000 is more than"),
+        (["-m", "seed=0,1", "model.norm=layer"], "model.norm='layer' must be"),
+        (["model.width=6"], "model.width=6 is not a multiple of model.groups=4"),
+        (["model.width=0"], "model.width=0 is impossible"),
+        (["device=tpu"], "device=tpu is impossible"),
+        (["client.lr=inf"], "client.lr=inf is impossible: it is a number above 0, and finite"),
+        (
+            ["strategy=local_sgd", "strategy.qsr=0.1", "client.local_steps=0"],
+            "strategy.qsr=0.1 needs client.local_steps above 0",
+        ),
+        (["model=char_lstm"], "does not read images"),
+        (["strategy=split_ms", "cut=conv7"], "no layer 'conv7'"),
+        (["strategy=split_ms", "cut=conv7", "dry_run=true"], "no layer 'conv7'"),
+        (["strategy=split_ms", "cut=2", "strategy.bits=99"], "strategy.bits=99 is not"),
+        (["runtime=deployment", "superlink=there"], "superlink=there is impossible: it is HOST:PORT"),
+        (["runtime=simulation", "runtime.num_cpus=9999"], "runtime.num_cpus=9999 of one node is more than the "),
+        (["runtime=simulation", "runtime.num_gpus=999"], "runtime.num_gpus=999 of one node is more than the "),
+        (["runtime=simulation", "runtime.num_gpus=-1"], "runtime.num_gpus=-1 is impossible"),
+        (["evaluate.on=validation", "dataset.validation_fraction=0"], "set dataset.validation_fraction above 0"),
+        (["strategy=dppf", "strategy.valley_names=foo"], "valley_names=foo is impossible: it is a list"),
+        (["output_dir="], "output_dir= is empty"),
+        ([f"output_dir={__file__}"], "is not a folder that can be written to"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line_before_anything_starts(
+    arguments: list[str], said: str, run: Run, launched: list[Any], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert run(*arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("flsparse: ")
+    assert said in error
+    assert len(error.splitlines()) == 1
+    assert not launched
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("ended", ["summary.json", "metrics.jsonl"])
+def test_a_folder_that_holds_a_run_is_left_as_it_is(
+    ended: str, run: Run, launched: list[Any], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "done").mkdir()
+    (tmp_path / "done" / ended).touch()
+    assert run("output_dir=done") == 2
+    assert "go on with it (resume=done)" in capsys.readouterr().err
+    assert [each.name for each in (tmp_path / "done").iterdir()] == [ended]
+    assert not launched
+
+
+def test_a_run_that_measured_nothing_may_be_tried_again_in_its_folder(
+    run: Run, launched: list[Any], tmp_path: Path
+) -> None:
+    (tmp_path / "failed").mkdir()
+    (tmp_path / "failed" / "metrics.jsonl").touch()
+    (tmp_path / "failed" / "summary.json").write_text('{"status": "failed", "rounds": 0}')
+    assert run("output_dir=failed") == 0
+    assert len(launched) == 1
+
+
+@pytest.mark.parametrize(("held", "mend"), [("sweep", "resume=sweep"), ("sweep/0-topk", "resume=sweep/0-topk")])
+def test_a_sweep_leaves_a_folder_that_holds_runs_as_it_is(
+    held: str, mend: str, run: Run, launched: list[Any], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / held).mkdir(parents=True)
+    (tmp_path / held / "metrics.jsonl").touch()
+    before = sorted(tmp_path.rglob("*"))
+    assert run("-m", "seed=1,2", "output_dir=sweep") == 2
+    assert f"sweep holds a run: choose another output_dir, or go on with it ({mend})" in capsys.readouterr().err
+    assert sorted(tmp_path.rglob("*")) == before
+    assert not launched
+
+
+def test_the_table_of_a_sweep_is_of_its_own_jobs(
+    run: Run, launched: list[Any], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """What an earlier sweep left there that measured nothing is none of them."""
+    assert run("-m", "num_rounds=13", "seed=1,2,3", "output_dir=sweep") == 1
+    for record in tmp_path.glob("sweep/*/.hydra/overrides.yaml"):
+        os.utime(record, (1e9, 1e9))
+    capsys.readouterr()
+    assert run("-m", "seed=5,6", "output_dir=sweep") == 0
+    captured = capsys.readouterr()
+    assert "failed" not in captured.err
+    assert " 5 " in captured.out
+
+
+def test_a_run_with_all_its_rounds_is_not_resumed(
+    run: Run, launched: list[Any], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "done").mkdir()
+    assert run("num_rounds=3", "output_dir=done") == 0
+    before = (tmp_path / "done" / "config.yaml").read_text()
+    for rounds in ([], ["num_rounds=2"]):
+        assert run("resume=done", *rounds) == 2
+        assert "it has 3 rounds" in capsys.readouterr().err
+    assert (tmp_path / "done" / "config.yaml").read_text() == before
+    assert len(launched) == 1
+
+
+@pytest.mark.parametrize(("saved", "ended"), [(2, True), (3, False)])
+def test_a_run_that_was_killed_at_its_end_can_be_finished(
+    saved: int, ended: bool, run: Run, launched: list[Any], tmp_path: Path
+) -> None:
+    """Killed while it wrote its last checkpoint, behind the row of that round; or its model and summary, after it."""
+    (tmp_path / "killed").mkdir()
+    assert run("num_rounds=3", "output_dir=killed") == 0
+    (tmp_path / "killed" / "metrics.jsonl").write_text("".join(f'{{"server_round": {n}}}\n' for n in (1, 2, 3)))
+    save_checkpoint(tmp_path / "killed" / CHECKPOINT, {"round": saved, "config": launched[0]})
+    if not ended:
+        (tmp_path / "killed" / "summary.json").unlink()
+    assert run("resume=killed") == 0
+    assert len(launched) == 2
+
+
+def test_a_run_without_a_checkpoint_is_not_resumed(
+    run: Run, launched: list[Any], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert run("num_rounds=3", "output_dir=run") == 0
+    (tmp_path / "run" / CHECKPOINT).write_bytes(b"no checkpoint")
+    assert run("resume=run", "num_rounds=5") == 2
+    assert "flsparse: cannot read the checkpoint run/checkpoint" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["cut=2"], "cut=2 has no effect on strategy=sparsyfed"),
+        (["topology=torus"], "topology=torus has no effect on strategy=sparsyfed"),
+        (["superlink=there:1"], "superlink=there:1 has no effect on runtime=inprocess"),
+        (["strategy=d_psgd", "codec=int4"], "codec has no effect on strategy=d_psgd"),
+        (
+            ["strategy=d_psgd", "codec.rounding=stochastic"],
+            "codec.rounding=stochastic has no effect on strategy=d_psgd",
+        ),
+        (["strategy=fedavg", "codec.rounding=stochastic"], "has no effect on codec.values=raw"),
+        (["strategy=local_sgd", "client.local_epochs=5"], "has no effect beside client.local_steps=4"),
+        (["strategy=split_ms", "client.local_steps=5"], "client.local_steps=5 has no effect on strategy=split_ms"),
+        (["partition.kind=iid", "partition.alpha=0.01"], "partition.alpha=0.01 has no effect on partition.kind=iid"),
+        (["strategy.tiers={0-4:0.5,1000-2000:0.5}"], "the tier 1000-2000 has no effect"),
+    ],
+)
+def test_a_setting_without_effect_is_named(
+    arguments: list[str], said: str, run: Run, launched: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(*arguments) == 0
+    assert said in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize("arguments", [["strategy=local_sgd"], ["strategy=d_psgd"], ["strategy.tiers={0:0.9}"]])
+def test_a_default_without_effect_is_not_remarked(
+    arguments: list[str], run: Run, launched: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(*arguments) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_a_run_leaves_a_folder_that_its_configuration_names(
+    run: Run, launched: list[Any], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert run("strategy=topk", "num_rounds=2") == 0
+    (folder,) = tmp_path.glob("runs/*/*-topk-digits")
+    assert Path(launched[0]["output_dir"]) == folder
+    assert (folder / "flsparse.log").exists()
+    out = capsys.readouterr().out
+    assert "topk on digits" in out
+    assert f"run folder: {folder.relative_to(tmp_path)}" in out
+
+
+def test_output_dir_names_the_folder_of_one_run(run: Run, launched: list[Any], tmp_path: Path) -> None:
+    assert run("output_dir=here") == 0
+    assert Path(launched[0]["output_dir"]) == tmp_path / "here"
+    assert [each.name for each in tmp_path.iterdir()] == ["here"]
+
+
+def test_a_sweep_gives_each_job_a_folder_and_ends_with_one_table(
+    run: Run, launched: list[Any], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert run("-m", "strategy=fedavg,topk", "seed=1,2", "output_dir=sweep") == 0
+    assert [(cfg["strategy"]["name"], cfg["seed"]) for cfg in launched] == [
+        ("fedavg", 1),
+        ("fedavg", 2),
+        ("topk", 1),
+        ("topk", 2),
+    ]
+    assert len({cfg["output_dir"] for cfg in launched}) == 4
+    assert all(Path(cfg["output_dir"]).parent == tmp_path / "sweep" for cfg in launched)
+    out = capsys.readouterr().out
+    assert out.count("run folder") == 1
+    assert "python -m flsparse.report sweep" in out
+
+
+def test_a_failed_run_is_said_in_one_line_and_its_trace_is_in_the_log(
+    run: Run, launched: list[Any], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert run("num_rounds=13", "output_dir=bad") == 1
+    error = capsys.readouterr().err
+    assert "flsparse: thirteen rounds\n" in error
+    assert "Traceback" not in error
+    assert "and a second line" in (tmp_path / "bad" / "flsparse.log").read_text()
+
+
+def test_a_sweep_goes_on_after_a_failed_run_and_ends_with_an_error(
+    run: Run, launched: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("-m", "num_rounds=13,2,3", "output_dir=sweep") == 1
+    assert len(launched) == 3
+    captured = capsys.readouterr()
+    assert "num_rounds" in captured.out
+    assert "1 of 3 runs failed" in captured.err
+
+
+def test_a_sweep_that_is_interrupted_shows_what_is_done(
+    run: Run, launched: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("-m", "num_rounds=2,7,3", "output_dir=sweep") == 130
+    assert len(launched) == 2
+    captured = capsys.readouterr()
+    assert "90.0 %" in captured.out
+    assert "flsparse resume=sweep/1-" in captured.err
+
+
+def test_an_interrupted_run_says_how_to_go_on_and_goes_on(
+    run: Run, launched: list[Any], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert run("strategy=topk", "num_rounds=7", "output_dir=half") == 130
+    assert (
+        "after round 3. To go on after round 2, the last that was saved: flsparse resume=half"
+        in capsys.readouterr().err
+    )
+    assert run("resume=half", "num_rounds=2") == 0
+    again = launched[-1]
+    assert (again["strategy"]["name"], again["num_rounds"], again["resume"]) == ("topk", 2, "half")
+    assert Path(again["output_dir"]) == Path("half")
+    assert run("resume=half", "strategy=fedavg") == 2
+    assert "goes on as it was" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["experiment=sparsyfed_paper"], "goes on as it was"),
+        (["codec=int8"], "goes on as it was"),
+        (["~client.momentum"], "goes on as it was"),
+        (["output_dir=there"], "goes on as it was"),
+        (["evaluate.every=5"], "other settings of it follow from evaluate.every"),
+        (["topology.name=torus"], "other settings of it follow from topology"),
+        (["strategy.gamma=0.5"], "its strategy.gamma was 1.0"),
+        (["seed=3"], "its seed was 0"),
+        (["client.lr=0"], "client.lr=0 is impossible"),
+        (["strategy.sparsity=0.9"], "there is no key strategy.sparsity"),
+        (["+client.foo=1"], "there is no key client.foo"),
+        (["seed=1,2"], "does not sweep"),
+    ],
+)
+def test_what_cannot_change_with_resume_is_refused(
+    overrides: list[str], said: str, run: Run, launched: list[Any], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert run("strategy=malcom_psgd", "num_rounds=3", "output_dir=done") == 0
+    before = (tmp_path / "done" / "config.yaml").read_text()
+    assert run("resume=done", "num_rounds=9", *overrides) == 2
+    assert said in capsys.readouterr().err
+    assert (tmp_path / "done" / "config.yaml").read_text() == before
+    assert len(launched) == 1
+
+
+def test_a_resumed_run_is_checked_and_previewed_as_what_it_is(
+    run: Run, launched: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("strategy=split_ms", "num_rounds=3", "output_dir=done") == 0
+    capsys.readouterr()
+    assert run("resume=done", "num_rounds=9", "cut=2", "client.local_steps=2", "dry_run=true") == 0  # cut is 2
+    captured = capsys.readouterr()
+    assert "name: split_ms" in captured.out
+    assert "where to cut" in captured.out
+    assert captured.err.count("note:") == 1
+    assert "client.local_steps=2 has no effect on strategy=split_ms" in captured.err
+    assert run("resume=done", "num_rounds=9", "cut=5") == 2
+    assert "cut=5: a run goes on as it was, and other settings of it follow from cut" in capsys.readouterr().err
+    assert len(launched) == 1
+    assert run("resume=done", "num_rounds=9", "--cfg", "job") == 0
+    assert "num_rounds: 9" in capsys.readouterr().out
+    assert run("resume=done", "num_rounds=9", "strategy.bits=3") == 0
+    assert (launched[-1]["num_rounds"], launched[-1]["strategy"]["name"], launched[-1]["cut"]) == (9, "split_ms", "2")
+
+
+def test_dry_run_composes_counts_and_runs_nothing(
+    run: Run, launched: list[Any], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert run("dry_run=true", "-m", "strategy=fedavg,sparsyfed") == 0
+    out = capsys.readouterr().out
+    assert "name: fedavg" in out
+    assert "name: sparsyfed" in out
+    assert out.count("dense model, either way") == 2
+    assert not launched
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["strategy=malcom_psgd", "topology=torus", "num_clients=9"], ["torus of 9 nodes, 18 links", "residual to a"]),
+        (["strategy=d_psgd", "num_clients=5"], ["ring of 5 nodes"]),
+        (["strategy=split_ms", "cut=2"], ["where to cut", "64x2x2"]),
+        (["strategy=dppf"], ["up (an update, estimated)"]),
+    ],
+)
+def test_dry_run_speaks_of_what_the_strategy_sends(
+    run: Run, overrides: list[str], told: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("dry_run=true", *overrides) == 0
+    out = capsys.readouterr().out
+    assert all(each in out for each in told)
+
+
+def test_help_and_version_are_fast_to_load() -> None:
+    script = (
+        "import sys; sys.argv = ['flsparse', '--help']\n"
+        "from flsparse.app import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "print(sorted({'torch', 'torchvision', 'flwr', 'ray', 'matplotlib'} & set(sys.modules)))"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    assert result.stdout.splitlines()[-1] == "[]"
+    for part in ("Usage: flsparse", "strategy: choco_sgd, d_psgd, dppf, fedavg", "-m strategy=fedavg,topk,sparsyfed"):
+        assert part in result.stdout
+
+
+def test_version(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--version") == 0
+    assert capsys.readouterr().out.startswith("flsparse 0.")

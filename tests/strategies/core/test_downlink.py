@@ -1,0 +1,91 @@
+"""Deltas for those who hold a reference, the full model for everybody else, and a bound on what is kept."""
+
+import numpy as np
+import pytest
+
+from flsparse.codec import Codec, decode, specs_of
+from flsparse.strategies import TopK
+from flsparse.strategies.core.downlink import Downlink
+
+
+def model(seed: int, scale: float = 1.0) -> dict[str, np.ndarray]:
+    generator = np.random.default_rng(seed)
+    return {"w": (scale * generator.standard_normal((200, 50))).astype(np.float32)}
+
+
+def moved(arrays):
+    return {name: array + np.float32(0.01) * model(9)["w"] for name, array in arrays.items()}
+
+
+def test_a_holder_gets_a_delta_and_decodes_what_the_server_thinks():
+    downlink, first = Downlink(Codec(values="int8")), model(1)
+    downlink.set_model(first)
+    full = downlink.to("")
+    assert full.coded_against == ""
+    downlink.set_model(moved(first))
+    delta = downlink.to(full.reference.id)
+    assert delta.coded_against == full.reference.id
+    decoded = decode(delta.payload, like=specs_of(first), reference=full.reference)
+    np.testing.assert_array_equal(decoded["w"], delta.reference.arrays["w"])
+    target = moved(first)["w"]
+    assert np.std(target - decoded["w"]) < np.std(target - full.reference.arrays["w"]) / 40
+
+
+def test_a_round_is_coded_once_for_all_who_hold_the_same():
+    downlink = Downlink(Codec(values="int8"))
+    downlink.set_model(model(1))
+    assert downlink.to("") is downlink.to("") is downlink.to("an id from before a restart")
+
+
+def test_rounding_errors_do_not_add_up():
+    downlink, arrays, held = Downlink(Codec(values="int4")), model(1), ""
+    for _ in range(20):
+        downlink.set_model(arrays)
+        broadcast = downlink.to(held)
+        held = broadcast.reference.id
+    np.testing.assert_allclose(broadcast.reference.arrays["w"], arrays["w"], atol=1e-5)
+
+
+def test_what_is_kept_is_bounded_and_a_delta_may_evict_what_it_was_coded_against():
+    downlink, arrays = Downlink(Codec(values="int8"), max_reference_bytes=90_000), model(1)
+    held = ""
+    for step in range(6):
+        arrays = moved(arrays)
+        downlink.set_model(arrays)
+        broadcast = downlink.to(held)
+        assert (broadcast.coded_against == held) or step == 0
+        held = broadcast.reference.id
+    assert len(downlink.state_dict()) == 2
+
+
+def test_the_dense_baseline_keeps_nothing():
+    downlink = Downlink(Codec(values="raw"))
+    downlink.set_model(model(1))
+    np.testing.assert_array_equal(downlink.to("x").reference.arrays["w"], model(1)["w"])
+    assert not downlink.uses_references
+    assert downlink.state_dict() == {}
+
+
+def test_state_round_trips():
+    downlink = Downlink(Codec(values="int8"))
+    downlink.set_model(model(1))
+    held = downlink.to("").reference.id
+    other = Downlink(Codec(values="int8"))
+    other.load_state_dict(downlink.state_dict())
+    other.set_model(moved(model(1)))
+    assert other.to(held).coded_against == held
+
+
+@pytest.mark.parametrize("values", ["fp32", "fp16", "int8", "int4"])
+def test_every_kind_of_values(values):
+    downlink = Downlink(Codec(values=values))
+    downlink.set_model(model(1))
+    held = downlink.to("").reference.id
+    downlink.set_model(moved(model(1)))
+    assert downlink.to(held).coded_against == held
+
+
+@pytest.mark.parametrize(("downlink_values", "deltas"), [("int8", "int4"), ("fp32", "fp32"), ("int4", "int4")])
+def test_only_the_recipe_codes_differences_more_coarsely(downlink_values, deltas):
+    strategy = TopK(values="int4", downlink_values=downlink_values)
+    assert strategy.wire.downlink.delta_codec.values == deltas
