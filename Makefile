@@ -42,7 +42,7 @@ demo: $(STAMP)  ## dense FedAvg, Top-K and SparsyFed on handwritten digits, with
 	@echo "  $(BIN)/flsparse -m experiment=demo strategy=topk,sparsyfed partition.alpha=0.1   nodes that differ more"
 	@echo "  $(BIN)/flsparse dry_run=true                            the bytes a run would send"
 
-test: lint  ## everything that CI runs: format, lint, types, layers, all tests
+test: lint  ## format, lint, types, layers, all tests
 	$(BIN)/pytest -n $(WORKERS) --dist worksteal
 
 test-plain: $(STAMP)  ## the quick tests with every optional CPU feature off: as on an old processor
