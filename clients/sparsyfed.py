@@ -17,6 +17,9 @@ from flsparse.clients.core.method import Fit, register
 from flsparse.clients.topk import TopKLocal, TopKMod
 from flsparse.sparsity import begin_fit, sparsify
 
+Beta = float | Literal["spectral"]
+Threshold = Literal["frozen", "exact"]
+
 
 @register
 @dataclass(kw_only=True)
@@ -34,9 +37,9 @@ class SparsyFedLocal(TopKLocal):
     """
 
     name: ClassVar[str] = "sparsyfed"
-    beta: float | Literal["spectral"] = 1.25
+    beta: Beta = 1.25
     activation_pruning: bool = False
-    activation_threshold: Literal["frozen", "exact"] = "frozen"
+    activation_threshold: Threshold = "frozen"
 
     def prepare(self, model: nn.Module) -> nn.Module:
         """Replace the layers by Powerpropagation layers, in place."""

@@ -38,6 +38,9 @@ def prune(arrays: Mapping[str, np.ndarray], sparsity: float, scope: str, names: 
     return (prune_global if scope == "global" else prune_per_layer)(arrays, sparsity, names)
 
 
+Scope = Literal["global", "layer"]
+
+
 @register
 @dataclass(kw_only=True)
 class TopKLocal(LocalMethod):
@@ -53,7 +56,7 @@ class TopKLocal(LocalMethod):
 
     name: ClassVar[str] = "topk"
     sparsity: float = 0.95
-    scope: Literal["global", "layer"] = "global"
+    scope: Scope = "global"
 
     def after_fit(self, fit: Fit) -> Arrays:
         """Prune; report regrowth, measured before the prune as the paper does."""

@@ -2,7 +2,7 @@
 
 from flsparse.strategies.choco_sgd import ChocoSGD
 from flsparse.strategies.core.compressed import Compressed
-from flsparse.strategies.core.courier import Node
+from flsparse.strategies.core.exchange import Node
 from flsparse.strategies.core.loop import RoundFailed, RoundLoop, RoundReport
 from flsparse.strategies.d_psgd import DPSGD
 from flsparse.strategies.dppf import DPPF

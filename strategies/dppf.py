@@ -25,17 +25,20 @@ from flwr.serverapp import Grid
 from torch import nn
 
 from flsparse._flwr import log
+from flsparse.clients.core.method import LocalMethod
+from flsparse.clients.dppf import DPPFLocal
 from flsparse.clients.parts.questions import MAX_VALLEY_STEPS, METRICS, NUM_EXAMPLES, VALLEY
+from flsparse.clients.sparsyfed import Beta, Threshold
 from flsparse.clients.topk import prune
-from flsparse.codec import Layer, Reference
+from flsparse.codec import Layer
 from flsparse.nets.valley import Valley, valley_of_curves
 from flsparse.sparsity import sparsity_ramp
-from flsparse.strategies.core.courier import Node, Value
+from flsparse.strategies.core.exchange import Node, Reply
 from flsparse.strategies.core.server_optimizer import Arrays
 from flsparse.strategies.fedavg import Weighted
 from flsparse.strategies.local_sgd import LocalSGD
 from flsparse.strategies.scaffold import ServerControl
-from flsparse.wire.messages import CONTROL, to_record
+from flsparse.wire.messages import CONTROL, Scalar, to_record
 
 SCHEDULES = ("constant", "increasing", "decreasing")
 
@@ -106,9 +109,9 @@ class DPPF(LocalSGD):
         control_variates: bool = False,
         sparsity: float = 0.0,
         ramp: bool = True,
-        beta: float | str = 1.25,
+        beta: Beta = 1.25,
         activation_pruning: bool = True,
-        activation_threshold: str = "frozen",
+        activation_threshold: Threshold = "frozen",
         valley_every: int = 0,
         valley_samples: int = 200,
         valley_steps: int = 20,
@@ -131,11 +134,8 @@ class DPPF(LocalSGD):
         self.alpha, self.lambda_, self.relative_width, self.schedule = alpha, lambda_, relative_width, schedule
         self.uplink_density = uplink_density
         self.sparsity, self.ramp = sparsity, ramp
-        self.layers = {
-            "method.beta": beta,
-            "method.activation_pruning": activation_pruning,
-            "method.activation_threshold": activation_threshold,
-        }
+        self.beta: Beta = beta
+        self.activation_pruning, self.activation_threshold = activation_pruning, activation_threshold
         self.control = ServerControl([]) if control_variates else None
         self.valley_every, self.valley_samples = valley_every, valley_samples
         self.valley_steps, self.valley_step, self.valley_kappa = valley_steps, valley_step, valley_kappa
@@ -149,25 +149,28 @@ class DPPF(LocalSGD):
         """Return the sparsity asked for in a round."""
         return sparsity_ramp(server_round, self._num_rounds, self.sparsity) if self.ramp else self.sparsity
 
-    def method(self, node: Node, server_round: int) -> Mapping[str, Value]:
-        """Ask for this round's pull and push, and for replies against the mirror."""
+    def method(self, server_round: int, node: Node | None = None) -> LocalMethod:
+        """Ask for this round's pull and push."""
         fraction = push_schedule(self.schedule, server_round, self._num_rounds)
         absolute = self.lambda_ is not None
-        asked: dict[str, Value] = {
-            **super().method(node, server_round),
-            "method.alpha": self.alpha,
-            "method.push": fraction * (self.lambda_ or 0.0),
-            "method.relative_push": 0.0 if absolute else fraction * self.relative_width,
-        }
-        if self.control:
-            confirmed = self.control.confirmed.get(node.partition, 0)
-            asked |= {"method.control_variates": True, "method.confirmed": confirmed}
-        if self.sparsity:
+        return DPPFLocal(
+            continues=self.continues(node),
+            alpha=self.alpha,
+            push=fraction * (self.lambda_ or 0.0),
+            relative_push=0.0 if absolute else fraction * self.relative_width,
+            control_variates=self.control is not None,
+            confirmed=self.control.confirmed_by(node) if self.control else 0,
             # a ramp starts near 0, and layers are there or not for the whole run
-            asked |= {"method.sparsity": max(self.round_sparsity(server_round), 1e-9), **self.layers}
-        if self._mirrored:
-            asked |= {"mirror": True, "density": self.uplink_density}
-        return asked
+            sparsity=max(self.round_sparsity(server_round), 1e-9) if self.sparsity else 0.0,
+            beta=self.beta,
+            activation_pruning=self.activation_pruning,
+            activation_threshold=self.activation_threshold,
+        )
+
+    def asks(self, node: Node, server_round: int) -> Mapping[str, Scalar]:
+        """Ask for replies against the mirror, too."""
+        mirror: dict[str, Scalar] = {"mirror": True, "density": self.uplink_density} if self._mirrored else {}
+        return {**super().asks(node, server_round), **mirror}
 
     @property
     def _mirrored(self) -> bool:
@@ -181,14 +184,13 @@ class DPPF(LocalSGD):
         log(INFO, "\t├──> Pull %g, width %s, push %s", self.alpha, width, self.schedule)
         super().summary()
 
-    def prepare(self, model: nn.Module) -> nn.Module:
-        """Note the parameters' names: control variates are for them alone, and the valley is one of some of them."""
+    def bind(self, model: nn.Module) -> None:
+        """Learn the parameters' names: control variates are for them alone, and the valley is one of some of them."""
         names = [name for name, _ in model.named_parameters()]
         for name in self.valley_names or []:
             _require(name in names, f"valley_names: the model has no parameter {name!r}")
         if self.control:
             self.control.parameters = names
-        return super().prepare(model)
 
     # -- a round ----------------------------------------------------------------------------------------------------
 
@@ -209,21 +211,18 @@ class DPPF(LocalSGD):
     def _joined(self, arrays: ArrayRecord) -> ArrayRecord:
         return self.control.join(arrays) if self.control else arrays
 
-    def update(
-        self, reply: Message, mirror: Mapping[str, np.ndarray] | None = None
-    ) -> tuple[list[Layer], Reference] | None:
+    def update(self, reply: Reply, mirror: Mapping[str, np.ndarray] | None = None) -> list[Layer] | None:
         """Decode a reply, against the worker's mirror where it is coded so."""
-        known = self.workers.get(self.wire.sender(reply).partition) if self._mirrored else None
-        return super().update(reply, known)
+        return super().update(reply, self.workers.get(reply.node.partition) if self._mirrored else None)
 
-    def accept(self, reply: Message, layers: list[Layer]) -> None:
+    def accept(self, reply: Reply, layers: list[Layer]) -> None:
         """Move the worker's mirror; note whose control variate is in the server's."""
         super().accept(reply, layers)
         if self.control:
-            self.control.accept(self.wire.sender(reply), reply, self._next_round)
+            self.control.accept(reply)
         if self._mirrored or self.valley_every:
             arrays = {layer.name: np.array(layer.dense(self.wire.specs[layer.name])) for layer in layers}
-            self.workers[self.wire.sender(reply).partition] = arrays
+            self.workers[reply.node.partition] = arrays
 
     def abandon(self) -> None:
         """Let everybody join anew who was asked, and control variates start at 0."""
@@ -265,7 +264,7 @@ class DPPF(LocalSGD):
         timeout_s: float,
         *,
         hold: bool = True,
-    ) -> Iterable[Message]:
+    ) -> Iterable[Reply]:
         """Ask as LocalSGD does, the control variate behind the model."""
         joined = self._joined(arrays)
         return super().ask(grid, server_round, message_type, joined, config, timeout_s, hold=hold)
@@ -285,7 +284,7 @@ class DPPF(LocalSGD):
             expected = 1 if point == "average" else self.valley_steps
             rows, weights = [], []
             for reply in self.ask(grid, server_round, kind, model, record, timeout_s, hold=False):
-                weighed, row = self._weigh(reply, NUM_EXAMPLES), _losses_of(reply, expected)
+                weighed, row = self.weigh(reply, NUM_EXAMPLES), _losses_of(reply, expected)
                 if weighed is not None and row is not None:
                     rows.append(row)
                     weights.append(weighed[0])
@@ -329,7 +328,7 @@ def _model_of(arrays: Arrays) -> Arrays:
     return {name: array for name, array in arrays.items() if not name.startswith(CONTROL)}
 
 
-def _losses_of(reply: Message, expected: int) -> np.ndarray | None:
+def _losses_of(reply: Reply, expected: int) -> np.ndarray | None:
     """Return the losses a node measured; None where they are not the numbers that were asked for."""
     found = reply.content.metric_records.get(METRICS, MetricRecord()).get("losses")
     losses = np.asarray(found if isinstance(found, list) else [], np.float64)

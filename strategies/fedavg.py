@@ -8,7 +8,7 @@ Each node m started from its own reference r_m, a rounded copy of x. The roundin
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from logging import INFO
 
@@ -18,9 +18,11 @@ from flwr.serverapp import Grid
 
 from flsparse import rng
 from flsparse._flwr import log
+from flsparse.clients.core.method import LocalMethod
+from flsparse.clients.fedavg import FedAvgLocal
 from flsparse.codec import Accumulator, Layer, Reference
-from flsparse.strategies.core.courier import Node, Value
 from flsparse.strategies.core.downlink import rounded_names
+from flsparse.strategies.core.exchange import Node, Reply
 from flsparse.strategies.core.loop import LARGEST, RoundLoop, numbers_of
 from flsparse.strategies.core.server_optimizer import Arrays, ServerOptimizer
 from flsparse.wire.messages import to_numpy, to_record
@@ -96,9 +98,9 @@ class FedAvg(RoundLoop):
         """Nodes without which no round starts."""
         return self._min_available_nodes
 
-    def method(self, node: Node, server_round: int) -> Mapping[str, Value]:
-        """Name the local method; its hyper-parameters are the subclass's."""
-        return {"method": self.name}
+    def method(self, server_round: int, node: Node | None = None) -> LocalMethod:
+        """Ask for plain local training."""
+        return FedAvgLocal()
 
     def summary(self) -> None:
         """Log the configuration."""
@@ -137,20 +139,18 @@ class FedAvg(RoundLoop):
         content = RecordDict({self.arrayrecord_key: arrays, self.configrecord_key: config})
         return (Message(content, node.node_id, message_type) for node in nodes)
 
-    def aggregate_train(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+    def receive(self, server_round: int, replies: Iterable[Reply]) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Add each valid reply into one accumulator, in partition order; None without a quorum."""
         accumulator = Accumulator(self.wire.specs)
         references: dict[str, Weighted] = {}
         accepted: list[tuple[float, dict[str, float]]] = []
         self.before_aggregation()
         for reply in replies:
-            if (update := self.update(reply)) is None:
+            if (layers := self.update(reply)) is None or reply.broadcast is None:
                 continue
-            if (weighed := self._weigh(reply)) is None:
+            if (weighed := self.weigh(reply)) is None:
                 continue
-            (layers, reference), (weight, metrics) = update, weighed
+            (weight, metrics), reference = weighed, reply.broadcast.reference
             weight = weight if self.weighted else 1.0
             accumulator.add(layers, weight)
             self.accept(reply, layers)
@@ -168,7 +168,7 @@ class FedAvg(RoundLoop):
     def before_aggregation(self) -> None:
         """Run before the first reply of a round; for subclasses."""
 
-    def accept(self, reply: Message, layers: list[Layer]) -> None:
+    def accept(self, reply: Reply, layers: list[Layer]) -> None:
         """Note who an accepted update came from; for subclasses."""
 
     def abandon(self) -> None:
@@ -181,12 +181,12 @@ class FedAvg(RoundLoop):
         """Return the model of the next round; subclasses prune here."""
         return arrays
 
-    def _weigh(self, reply: Message, key: str = "") -> tuple[float, dict[str, float]] | None:
+    def weigh(self, reply: Reply, key: str = "") -> tuple[float, dict[str, float]] | None:
         """Return a reply's weight, by ``weighted_by_key`` or a given key, and its other numbers; None if it is bad."""
         key = key or self.weighted_by_key
         numbers = numbers_of(reply)
         weight = numbers.pop(key, math.nan)
-        known = self.nodes.get(self.wire.sender(reply).node_id)
+        known = self.nodes.get(reply.node.node_id)
         if known is not None and known.num_examples:
             weight = min(weight, known.num_examples)  # no node weighs more than it said in the hello
         if not 0 < weight <= LARGEST:
@@ -206,13 +206,11 @@ class FedAvg(RoundLoop):
             given[name] = np.asarray(mean[name] + (x - received), x.dtype)
         return given
 
-    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+    def receive_evaluations(self, server_round: int, replies: Iterable[Reply]) -> MetricRecord | None:
         """Average the nodes' metrics."""
         accepted = []
         for reply in replies:
-            if reply.has_error():
-                self.wire.drop(self.wire.sender(reply).node_id, reply.error.reason, "failures")
-            elif (weighed := self._weigh(reply)) is not None:
+            if (weighed := self.weigh(reply)) is not None:
                 accepted.append(weighed)
                 self.note_held(reply)
         return MetricRecord(weighted_means(accepted)) if accepted else None  # type: ignore[arg-type]

@@ -18,13 +18,15 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricReco
 from flwr.serverapp import Grid
 
 from flsparse._flwr import log
+from flsparse.clients.core.method import LocalMethod
+from flsparse.clients.local_sgd import LocalSGDLocal
 from flsparse.clients.parts.questions import NUM_EXAMPLES, STATISTICS
 from flsparse.codec import Layer
 from flsparse.nets.batch_norm import pooled, statistics_names
 from flsparse.schedules import learning_rate, quadratic_synchronization
-from flsparse.strategies.core.courier import Node, Value
+from flsparse.strategies.core.exchange import Node, Reply
 from flsparse.strategies.fedavg import FedAvg
-from flsparse.wire.messages import to_numpy, to_record
+from flsparse.wire.messages import Scalar, to_numpy, to_record
 
 
 class LocalSGD(FedAvg):
@@ -72,9 +74,13 @@ class LocalSGD(FedAvg):
         self._once: set[int] = set()  # partitions that have ever been accepted
         self._asked: list[Node] = []
 
-    def method(self, node: Node, server_round: int) -> Mapping[str, Value]:
+    def method(self, server_round: int, node: Node | None = None) -> LocalMethod:
         """Tell the worker which state of its to go on from."""
-        return {"method": self.name, "method.continues": self._accepted.get(node.partition, 0)}
+        return LocalSGDLocal(continues=self.continues(node))
+
+    def continues(self, node: Node | None) -> int:
+        """Return the round of a worker's last accepted reply; 0: it joins."""
+        return 0 if node is None else self._accepted.get(node.partition, 0)
 
     def summary(self) -> None:
         """Log the configuration."""
@@ -110,17 +116,15 @@ class LocalSGD(FedAvg):
         self.round_metrics["local_steps"] = steps
         return steps
 
-    def aggregate_train(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+    def receive(self, server_round: int, replies: Iterable[Reply]) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Average; who was asked and not accepted joins anew next time."""
         for node in self._asked:
             self._accepted.pop(node.partition, None)
-        return super().aggregate_train(server_round, replies)
+        return super().receive(server_round, replies)
 
-    def accept(self, reply: Message, layers: list[Layer]) -> None:
+    def accept(self, reply: Reply, layers: list[Layer]) -> None:
         """Note the worker's round; count it where it has joined again."""
-        partition = self.wire.sender(reply).partition
+        partition = reply.node.partition
         joined = any(record.get("joined", 0) for record in reply.content.metric_records.values())
         self.round_metrics["rejoined"] += int(bool(joined) and partition in self._once)
         self._accepted[partition] = self._next_round
@@ -140,7 +144,7 @@ class LocalSGD(FedAvg):
         config = ConfigRecord({"samples": self.statistics_samples})
         parts = []
         for reply in self.ask(grid, server_round, f"{MessageType.EVALUATE}.{STATISTICS}", arrays, config, timeout_s):
-            if (weighed := self._weigh(reply, NUM_EXAMPLES)) is None:
+            if (weighed := self.weigh(reply, NUM_EXAMPLES)) is None:
                 continue
             found = _statistics_of(reply, names, to_numpy(arrays))
             if found is not None and self.wire.downlink.cannot_send(found) is None:
@@ -161,8 +165,8 @@ class LocalSGD(FedAvg):
         timeout_s: float,
         *,
         hold: bool = True,
-    ) -> Iterable[Message]:
-        """Ask the round's accepted workers about a model; return the replies that have content.
+    ) -> Iterable[Reply]:
+        """Ask the round's accepted workers about a model; return their replies.
 
         With ``hold`` the nodes keep the model as their next reference, so that the next broadcast is small.
         """
@@ -170,16 +174,13 @@ class LocalSGD(FedAvg):
         content = RecordDict({self.arrayrecord_key: arrays, self.configrecord_key: config})
         messages = [Message(content, node.node_id, message_type) for node in nodes]
 
-        def method(node: Node) -> Mapping[str, Value]:
+        def asks(node: Node) -> Mapping[str, Scalar]:
             kept = {} if hold else {"hold": False}
-            return {**self.method(node, server_round), **kept}
+            return {**self.asks(node, server_round), **kept}
 
-        for reply in self.wire.exchange(grid, messages, self.nodes, method, server_round, timeout_s):
-            if reply.has_error():
-                self.wire.drop(self.wire.sender(reply).node_id, reply.error.reason, "failures")
-            else:
-                self.note_held(reply)
-                yield reply
+        for reply in self.wire.exchange(grid, messages, self.nodes, asks, server_round, timeout_s):
+            self.note_held(reply)
+            yield reply
 
     def state_dict(self) -> dict[str, object]:
         """Return FedAvg's state and which state each worker is to go on from."""
@@ -193,7 +194,7 @@ class LocalSGD(FedAvg):
         self._once = set(state["once"])  # type: ignore[call-overload]
 
 
-def _statistics_of(reply: Message, names: list[str], model: Mapping[str, np.ndarray]) -> dict[str, np.ndarray] | None:
+def _statistics_of(reply: Reply, names: list[str], model: Mapping[str, np.ndarray]) -> dict[str, np.ndarray] | None:
     """Return the statistics a node found; None where they are not finite, or not of the model's shapes and dtypes."""
     try:
         found = to_numpy(reply.content.array_records.get(STATISTICS, ArrayRecord()))

@@ -6,11 +6,13 @@ The algorithm runs on the nodes (:mod:`flsparse.clients.malcom_psgd`); here are 
     W      topology              Q   norm, unit, scaling   eta  client.lr
 """
 
-from collections.abc import Mapping
+from typing import Any
 
+from flsparse.clients.core.method import LocalMethod
+from flsparse.clients.malcom_psgd import MalcomPSGDLocal
 from flsparse.codec.residuals.dither import Dither
 from flsparse.codec.residuals.residual import CODERS
-from flsparse.strategies.core.courier import Node, Value
+from flsparse.strategies.core.exchange import Node
 from flsparse.strategies.core.gossip import Gossip
 
 
@@ -55,10 +57,11 @@ class QuantizedGossip(Gossip):
             raise ValueError(f"coder={coder!r} is none of {', '.join(CODERS)}")
         self.levels, self.norm, self.unit, self.scaling, self.coder = levels, norm, unit, scaling, coder
 
-    def method(self, node: Node, server_round: int) -> Mapping[str, Value]:
-        """Add the quantizer and the coder."""
-        keys = ("levels", "norm", "unit", "scaling", "coder")
-        return {**super().method(node, server_round), **{f"method.{key}": getattr(self, key) for key in keys}}
+    @property
+    def quantizer(self) -> dict[str, Any]:
+        """Rates, quantizer and coder, by the local method's field."""
+        keys = ("gamma", "decay_rounds", "levels", "norm", "unit", "scaling", "coder")
+        return {key: getattr(self, key) for key in keys}
 
 
 class MalcomPSGD(QuantizedGossip):
@@ -84,6 +87,6 @@ class MalcomPSGD(QuantizedGossip):
             raise ValueError(f"mu={mu} must be at least 0")
         self.mu = mu
 
-    def method(self, node: Node, server_round: int) -> Mapping[str, Value]:
-        """Add the weight of the l1 norm."""
-        return {**super().method(node, server_round), "method.mu": self.mu}
+    def method(self, server_round: int, node: Node | None = None) -> LocalMethod:
+        """Ask for the rates, the quantizer and the weight of the l1 norm."""
+        return MalcomPSGDLocal(mu=self.mu, **self.quantizer)

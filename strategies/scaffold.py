@@ -22,10 +22,11 @@ from flwr.serverapp import Grid
 from torch import nn
 
 from flsparse._flwr import log
-from flsparse.clients.scaffold import LOST
+from flsparse.clients.core.method import LocalMethod
+from flsparse.clients.scaffold import LOST, ScaffoldLocal
 from flsparse.codec import Layer
 from flsparse.nets.batch_norm import statistics_names
-from flsparse.strategies.core.courier import Node, Value
+from flsparse.strategies.core.exchange import Node, Reply
 from flsparse.strategies.core.server_optimizer import Arrays
 from flsparse.strategies.fedavg import FedAvg
 from flsparse.wire.messages import CONTROL, to_numpy, to_record
@@ -73,9 +74,13 @@ class ServerControl:
         self.arrays = {name: self.arrays.get(name, np.zeros_like(arrays[name])) for name in names}
         return to_record({**arrays, **{CONTROL + name: c for name, c in self.arrays.items()}})
 
-    def accept(self, node: Node, reply: Message, server_round: int) -> None:
+    def confirmed_by(self, node: Node | None) -> int:
+        """Return the round of a node's last accepted reply; 0: none, so its ``c_i`` is 0."""
+        return 0 if node is None else self.confirmed.get(node.partition, 0)
+
+    def accept(self, reply: Reply) -> None:
         """Note a reply whose change will be in the control variate, and whether what was in there before is lost."""
-        self.confirmed[node.partition] = server_round
+        self.confirmed[reply.node.partition] = reply.server_round
         self._is_lost |= any(record.get(LOST, 0) for record in reply.content.metric_records.values())
 
     def reset(self) -> None:
@@ -130,14 +135,13 @@ class Scaffold(FedAvg):
         super().__init__(**{**fedavg, **fixed})  # type: ignore[arg-type]
         self.control = ServerControl([])
 
-    def method(self, node: Node, server_round: int) -> Mapping[str, Value]:
+    def method(self, server_round: int, node: Node | None = None) -> LocalMethod:
         """Tell the node which of its control variates is in the server's."""
-        return {"method": self.name, "method.confirmed": self.control.confirmed.get(node.partition, 0)}
+        return ScaffoldLocal(confirmed=self.control.confirmed_by(node))
 
-    def prepare(self, model: nn.Module) -> nn.Module:
-        """Note the parameters' names: control variates are for them alone."""
+    def bind(self, model: nn.Module) -> None:
+        """Learn the parameters' names: control variates are for them alone."""
         self.control.parameters = [name for name, _ in model.named_parameters()]
-        return super().prepare(model)
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -152,9 +156,9 @@ class Scaffold(FedAvg):
         """Send it here too: what nodes hold has both."""
         return super().configure_evaluate(server_round, self.control.join(arrays), config, grid)
 
-    def accept(self, reply: Message, layers: list[Layer]) -> None:
+    def accept(self, reply: Reply, layers: list[Layer]) -> None:
         """Note the node's round."""
-        self.control.accept(self.wire.sender(reply), reply, self._next_round)
+        self.control.accept(reply)
 
     def abandon(self) -> None:
         """Let control variates start at 0: what nodes have moved theirs by is not in the server's."""

@@ -8,9 +8,9 @@ what they received, and its positions cost almost nothing. As recommended here i
 aggregate, and leaves activations alone; the paper does the opposite of all three (``experiment=sparsyfed_paper``).
 """
 
-from collections.abc import Mapping
-
-from flsparse.strategies.core.courier import Node, Value
+from flsparse.clients.core.method import LocalMethod
+from flsparse.clients.sparsyfed import Beta, SparsyFedLocal, Threshold
+from flsparse.strategies.core.exchange import Node
 from flsparse.strategies.topk import TopK
 
 
@@ -35,22 +35,23 @@ class SparsyFed(TopK):
     def __init__(
         self,
         *,
-        beta: float | str = 1.25,
+        beta: Beta = 1.25,
         activation_pruning: bool = False,
-        activation_threshold: str = "frozen",
+        activation_threshold: Threshold = "frozen",
         **topk: object,
     ) -> None:
         super().__init__(**topk)  # type: ignore[arg-type]
         if beta != "spectral" and not (isinstance(beta, int | float) and beta >= 1):
             raise ValueError(f"beta={beta!r} is neither 'spectral' nor a number of at least 1")
-        self.beta, self.activation_pruning = beta, activation_pruning
-        self.activation_threshold = activation_threshold
+        self.beta: Beta = beta
+        self.activation_pruning, self.activation_threshold = activation_pruning, activation_threshold
 
-    def method(self, node: Node, server_round: int) -> Mapping[str, Value]:
-        """Add the layers' settings to what Top-K asks for."""
-        return {
-            **super().method(node, server_round),
-            "method.beta": self.beta,
-            "method.activation_pruning": self.activation_pruning,
-            "method.activation_threshold": self.activation_threshold,
-        }
+    def method(self, server_round: int, node: Node | None = None) -> LocalMethod:
+        """Ask for the round's sparsity and the layers' settings."""
+        return SparsyFedLocal(
+            sparsity=self.round_sparsity(server_round, node),
+            scope=self.scope,
+            beta=self.beta,
+            activation_pruning=self.activation_pruning,
+            activation_threshold=self.activation_threshold,
+        )

@@ -27,6 +27,7 @@ from flwr.serverapp import Grid
 from torch import Tensor, nn
 
 from flsparse._flwr import log
+from flsparse.clients.core.method import LocalMethod
 from flsparse.clients.split_ms import SplitMSLocal
 from flsparse.codec import PayloadError, decode_activations, encode_gradient
 from flsparse.codec.activations.envelope import MAX_ELEMENTS
@@ -35,14 +36,15 @@ from flsparse.metering.ledger import Direction
 from flsparse.nets.arrays import state_arrays
 from flsparse.nets.cutting import default_head
 from flsparse.schedules import batches_of_a_pass, learning_rate
-from flsparse.strategies.core.courier import Node, Value
+from flsparse.strategies.core.downlink import Broadcast
+from flsparse.strategies.core.exchange import Exchange, Node, Reply
 from flsparse.strategies.core.loop import numbers_of
 from flsparse.strategies.core.split_top import Received, Tally, Top, decode_head_gradient
 from flsparse.strategies.core.split_wire import SplitWire
 from flsparse.strategies.fedavg import FedAvg
 from flsparse.wire import bundle as split
 from flsparse.wire.bundle import Part
-from flsparse.wire.messages import to_numpy, to_record
+from flsparse.wire.messages import Scalar, to_numpy, to_record
 
 _WAYS: tuple[Direction, Direction] = ("uplink", "downlink")
 _OF_ONE_NODE = (ValueError, RuntimeError, IndexError)  # what a node's parts may raise where they fit nothing
@@ -131,6 +133,7 @@ class SplitMS(FedAvg):
         self._top: Top | None = None
         self._momentum: dict[str, np.ndarray] = {}
         self._device_keys: list[str] = []
+        self._begun: dict[int, Broadcast] = {}  # what each node began the round with, by node id
         self._batches_done = 0
         self._each: tuple[int, ...] | None = None  # shape of one sample at the cut
 
@@ -167,10 +170,9 @@ class SplitMS(FedAvg):
             raise ValueError("call strategy.prepare(model) before start(): the strategy does not know the model yet")
         return self._top
 
-    def method(self, node: Node, server_round: int) -> Mapping[str, Value]:
+    def method(self, server_round: int, node: Node | None = None) -> LocalMethod:
         """Ask for the cut and the coding."""
-        asked = {f"method.{key}": value for key, value in self.asked.hyperparameters().items()}
-        return {"method": self.name, **asked}
+        return self.asked
 
     def summary(self) -> None:
         """Log the configuration."""
@@ -197,12 +199,12 @@ class SplitMS(FedAvg):
         decay = numbers.get("weight-decay", 0.0)
         top.begin_round(self._all, lr=rate, momentum=numbers.get("momentum", 0.0), weight_decay=decay)
         # both sides step at this round's rate
-        constant: dict[str, Value] = {"lr": rate, "lr-final": 0.0, "lr-schedule": "geometric"}
+        constant: dict[str, Scalar] = {"lr": rate, "lr-final": 0.0, "lr-schedule": "geometric"}
         config = ConfigRecord({**config, **constant, "first-batch": self._batches_done})
         nodes = self.sample(self.fraction_train, self.min_train_nodes, server_round, "sampling")
         self._batch_size, self._each = int(numbers["batch-size"]), None
         self._steps = self.steps_per_round or self._steps_of_a_pass(nodes, self._batch_size)
-        self.wire.begin_round()
+        self._begun = {}
         return self._messages(nodes, server_round, to_record(self._model), config, split.MESSAGE_TYPE)
 
     def _steps_of_a_pass(self, nodes: list[Node], batch_size: int) -> int:
@@ -211,9 +213,7 @@ class SplitMS(FedAvg):
             raise ValueError("steps_per_round=0 needs the nodes' numbers of examples (hello=True); or set it above 0")
         return ceil(batches_of_a_pass(most, batch_size) / self.asked.batches)
 
-    def aggregate_train(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+    def receive(self, server_round: int, replies: Iterable[Reply]) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Lead the nodes through the round's steps, then average their bottoms; None without a quorum."""
         self._tally = Tally()
         for step in range(self._steps):
@@ -222,7 +222,7 @@ class SplitMS(FedAvg):
             gradients = dict(lead(server_round, step, replies))
             self.top.step()
             replies = self._send(server_round, step, split.STEP if step + 1 < self._steps else split.END, gradients)
-        aggregated, metrics = super().aggregate_train(server_round, replies)
+        aggregated, metrics = super().receive(server_round, replies)
         self.top.end_round()
         self._batches_done += self._steps * self.asked.batches
         if aggregated is None or metrics is None:
@@ -234,17 +234,17 @@ class SplitMS(FedAvg):
         merged = self._all | state_arrays(self.top.module) | to_numpy(aggregated)
         return to_record({key: merged[key] for key in self._all}), metrics
 
-    def _weigh(self, reply: Message, key: str = "") -> tuple[float, dict[str, float]] | None:
+    def weigh(self, reply: Reply, key: str = "") -> tuple[float, dict[str, float]] | None:
         """Let a bottom weigh at most the samples that the top has stepped with: a small node's count each time."""
-        numbers, node_id = numbers_of(reply), self.wire.sender(reply).node_id
-        weight = min(numbers.pop(self.weighted_by_key, nan), self._tally.samples_of[node_id])
+        numbers = numbers_of(reply)
+        weight = min(numbers.pop(self.weighted_by_key, nan), self._tally.samples_of[reply.node.node_id])
         if not weight > 0:
             reason = f"its metric {self.weighted_by_key!r} is {weight}, not above 0"
-            self.wire.drop(node_id, reason, "rejected_payloads")
+            self.wire.drop(reply.node, reason, "rejected_payloads", reply.server_round)
             return None
         return weight, numbers
 
-    def _send(self, server_round: int, step: int, stage: str, served: Mapping[int, list[Part]]) -> Iterable[Message]:
+    def _send(self, server_round: int, step: int, stage: str, served: Mapping[int, list[Part]]) -> Exchange:
         record = ConfigRecord({"stage": stage, "round": server_round, "step": step})
         messages = [
             Message(
@@ -254,13 +254,10 @@ class SplitMS(FedAvg):
             )
             for node_id, parts in served.items()
         ]
-        return self._exchange(self._grid, messages)
+        return self.exchange(self._grid, messages, self._begun)
 
-    def _parts_of(self, reply: Message, kinds: list[int]) -> list[Part] | None:
+    def _parts_of(self, reply: Reply, kinds: list[int]) -> list[Part] | None:
         """Return the parts of a reply, if they are of these kinds for each batch; None drops the node for the round."""
-        if reply.has_error():
-            self.wire.drop(self.wire.sender(reply).node_id, reply.error.reason, "failures")
-            return None
         try:
             data = split.packed_bundle(reply.content)
             require(data is not None, "its reply has no smashed data: does it run our device application?")
@@ -272,14 +269,16 @@ class SplitMS(FedAvg):
             return None
         return parts
 
-    def _smashed(self, replies: Iterable[Message], kinds: list[int]) -> Iterator[tuple[Message, list[Part]]]:
+    def _smashed(self, replies: Iterable[Reply], kinds: list[int]) -> Iterator[tuple[Reply, list[Part]]]:
         """Yield the replies whose activations are as many as a batch has, and shaped as those of most nodes."""
-        found: Iterable[tuple[Message, list[Part]]]
+        found: Iterable[tuple[Reply, list[Part]]]
         found = ((reply, parts) for reply in replies if (parts := self._parts_of(reply, kinds)) is not None)
         if self._each is None:  # the strategy knows the layers, but not the data: the round's first replies tell
             found = list(found)
             self._each = _most_common([parts[0].shape[1:] for _, parts in found])
         for reply, parts in found:
+            if reply.broadcast is not None:
+                self._begun[reply.node.node_id] = reply.broadcast
             odd = [part.shape for part in parts[:: len(kinds)] if not self._fits(part.shape)]
             if odd:
                 wanted = (
@@ -292,12 +291,10 @@ class SplitMS(FedAvg):
     def _fits(self, shape: tuple[int, ...]) -> bool:
         return len(shape) > 1 and 1 <= shape[0] <= self._batch_size + 1 and shape[1:] == self._each
 
-    def _refuse(self, reply: Message, error: Exception) -> None:
-        self.wire.drop(self.wire.sender(reply).node_id, f"its payload was refused: {error}", "rejected_payloads")
+    def _refuse(self, reply: Reply, error: Exception) -> None:
+        self.wire.drop(reply.node, f"its payload was refused: {error}", "rejected_payloads", reply.server_round)
 
-    def _to_the_loss(
-        self, server_round: int, step: int, replies: Iterable[Message]
-    ) -> Iterator[tuple[int, list[Part]]]:
+    def _to_the_loss(self, server_round: int, step: int, replies: Iterable[Reply]) -> Iterator[tuple[int, list[Part]]]:
         """Run each node's activations to the loss; yield the gradients it is to get."""
         for reply, parts in self._smashed(replies, [split.ACTIVATIONS, split.LABELS]):
             try:
@@ -306,20 +303,20 @@ class SplitMS(FedAvg):
             except _OF_ONE_NODE as error:
                 self._refuse(reply, error)
                 continue
-            self.wire.count_accepted(parts)
-            node_id = self.wire.sender(reply).node_id
+            self.wire.count_accepted(parts, server_round)
+            node_id = reply.node.node_id
             self._tally.add(node_id, batches, loss, correct)
             yield node_id, self._coded(gradients, batches)
 
     def _through_heads(
-        self, server_round: int, step: int, replies: Iterable[Message]
+        self, server_round: int, step: int, replies: Iterable[Reply]
     ) -> Iterator[tuple[int, list[Part]]]:
         """Run each node's activations to its head, and what comes back from there to the gradients it is to get."""
         codec, _ = self.asked.head_forms()
         waiting: dict[int, list[Received]] = {}
         onward = {}
         for reply, parts in self._smashed(replies, [split.ACTIVATIONS]):
-            node_id = self.wire.sender(reply).node_id
+            node_id = reply.node.node_id
             try:
                 batches = [Received(part) for part in parts]
                 outputs = self.top.to_the_head(batches)
@@ -327,19 +324,19 @@ class SplitMS(FedAvg):
             except _OF_ONE_NODE as error:
                 self._refuse(reply, error)
                 continue
-            self.wire.count_accepted(parts)
+            self.wire.count_accepted(parts, server_round)
             waiting[node_id] = batches
         for reply in self._send(server_round, step, split.HEAD, onward):
             if (gradients := self._parts_of(reply, [split.GRADIENT])) is None:
                 continue
-            node_id = self.wire.sender(reply).node_id
+            node_id = reply.node.node_id
             try:
                 pairs = zip(gradients, onward[node_id], strict=True)
                 found = self.top.from_the_head(waiting[node_id], [decode_head_gradient(*pair) for pair in pairs])
             except _OF_ONE_NODE as error:
                 self._refuse(reply, error)
                 continue
-            self.wire.count_accepted(gradients)
+            self.wire.count_accepted(gradients, server_round)
             self._tally.add(node_id, waiting[node_id])
             yield node_id, self._coded(found, waiting[node_id])
 

@@ -13,10 +13,11 @@ from logging import INFO
 import numpy as np
 
 from flsparse._flwr import log
-from flsparse.clients.topk import prune
+from flsparse.clients.core.method import LocalMethod
+from flsparse.clients.topk import Scope, TopKLocal, prune
 from flsparse.codec import Codec, Layer, Reference
 from flsparse.sparsity import layer_sparsity, sparsity_of, sparsity_ramp
-from flsparse.strategies.core.courier import Node, Value
+from flsparse.strategies.core.exchange import Node
 from flsparse.strategies.core.server_optimizer import Arrays
 from flsparse.strategies.fedavg import FedAvg, Weighted
 from flsparse.strategies.parts.masks import MaskStatistics
@@ -51,7 +52,7 @@ class TopK(FedAvg):
         sparsity: float = 0.95,
         ramp: bool = True,
         reprune: bool = True,
-        scope: str = "global",
+        scope: Scope = "global",
         tiers: Mapping[str, float] | None = None,
         **fedavg: object,
     ) -> None:
@@ -75,10 +76,9 @@ class TopK(FedAvg):
             target = next((t for low, high, t in self._tiers if low <= node.partition <= high), target)
         return sparsity_ramp(server_round, self._num_rounds, target) if self.ramp else target
 
-    def method(self, node: Node, server_round: int) -> Mapping[str, Value]:
+    def method(self, server_round: int, node: Node | None = None) -> LocalMethod:
         """Ask for the round's sparsity."""
-        sparsity = self.round_sparsity(server_round, node)
-        return {"method": self.name, "method.sparsity": sparsity, "method.scope": self.scope}
+        return TopKLocal(sparsity=self.round_sparsity(server_round, node), scope=self.scope)
 
     def summary(self) -> None:
         """Log the configuration."""

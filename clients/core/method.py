@@ -219,6 +219,11 @@ def partition_id(context: Context) -> int:
     return int(context.node_config["partition-id"])
 
 
+def written(method: LocalMethod) -> dict[str, Scalar]:
+    """Return the entries of a message's ``flsparse`` record that ask for a method."""
+    return {"method": method.name, **{f"method.{key}": value for key, value in method.hyperparameters().items()}}
+
+
 def asked_method(asked: ConfigRecord) -> LocalMethod:
     """Build the method that a message's ``flsparse`` record asks for."""
     prefix = "method."

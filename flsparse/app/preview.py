@@ -11,7 +11,6 @@ from rich.table import Table
 from flsparse import rng
 from flsparse.app.cut_adviser import advice_table, advise
 from flsparse.clients.core.gossip import GossipLocal
-from flsparse.clients.core.method import make_method
 from flsparse.codec import Codec, MaskEncoding, Reference, decode
 from flsparse.codec.residuals.residual import Stamp, copy_checksum
 from flsparse.configs import sampled_nodes
@@ -20,7 +19,6 @@ from flsparse.report.tables import human_bytes, ratio
 from flsparse.runtime.federation import make_strategy
 from flsparse.sparsity import prunable_names, prune_global
 from flsparse.strategies import STRATEGIES
-from flsparse.strategies.core.courier import Node
 from flsparse.strategies.core.gossip import Gossip
 from flsparse.strategies.core.loop import RoundLoop
 from flsparse.tasks import Task, build_task
@@ -174,9 +172,7 @@ def graph_preview(cfg: Mapping[str, Any]) -> Table:
     task.train_data(0), task.test_data()
     strategy = make_strategy(cfg, prunable_names(task.model()))
     assert isinstance(strategy, Gossip)
-    asked = strategy.method(Node(0, 0), 1)
-    settings = {key.removeprefix("method."): value for key, value in asked.items() if key.startswith("method.")}
-    method = make_method(str(asked["method"]), settings)
+    method = strategy.method(1)
     assert isinstance(method, GossipLocal)
     arrays, stream = state_arrays(task.model()), rng.stream(int(cfg["seed"]), 0, -1, "preview")
     trained = _trained(arrays, stream)

@@ -28,6 +28,8 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from flsparse.codec import ArraySpec, PayloadError
 from flsparse.codec.specs import DTYPES
 
+Scalar = int | float | str | bool  # values of a record
+
 STYPE = "flsparse.v1"
 OPAQUE = "flsparse.opaque.v1"  # payloads of methods that hold their own conversation: neither mod nor wire opens them
 RECORD = "flsparse"

@@ -23,6 +23,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from flsparse._flwr import log
+from flsparse.strategies.core.exchange import Reply
 from flsparse.strategies.core.loop import LARGEST, RoundLoop
 from flsparse.wire.messages import arrayrecord_key, to_numpy, to_record
 
@@ -62,11 +63,9 @@ class Compressed(RoundLoop):
         config["num-rounds"] = self._num_rounds  # our device application schedules by it
         return self.strategy.configure_train(server_round, arrays, config, grid)
 
-    def aggregate_train(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+    def receive(self, server_round: int, replies: Iterable[Reply]) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Decode the valid replies and let the inner strategy aggregate them."""
-        dense = [reply for reply in self._consistent(replies) if self._decoded(reply)]
+        dense = [reply.message for reply in self._consistent(replies) if self._decoded(reply)]
         self.round_metrics["replies"] = len(dense)
         if len(dense) < self.min_replies:
             return None, None
@@ -85,25 +84,19 @@ class Compressed(RoundLoop):
         """Return the inner strategy's messages; they are packed on their way out."""
         return self.strategy.configure_evaluate(server_round, arrays, config, grid)
 
-    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+    def receive_evaluations(self, server_round: int, replies: Iterable[Reply]) -> MetricRecord | None:
         """Let the inner strategy aggregate."""
         consistent = self._consistent(replies)
         for reply in consistent:
             self.note_held(reply)
-        return self.strategy.aggregate_evaluate(server_round, consistent)
+        return self.strategy.aggregate_evaluate(server_round, [reply.message for reply in consistent])
 
-    def _consistent(self, replies: Iterable[Message]) -> list[Message]:
+    def _consistent(self, replies: Iterable[Reply]) -> list[Reply]:
         """Return the replies whose metrics are those of most of them, finite, with a usable weight.
 
         Flower's strategies average all metrics of all replies, and fail as a whole where one is unlike the others.
         """
-        signatures: list[tuple[Message, tuple[str, ...] | None]] = []
-        for reply in replies:
-            node_id = self.wire.sender(reply).node_id
-            if reply.has_error():
-                self.wire.drop(node_id, reply.error.reason, "failures")
-            else:
-                signatures.append((reply, _signature(reply, self._weighted_by_key)))
+        signatures = [(reply, _signature(reply, self._weighted_by_key)) for reply in replies]
         usual = Counter(signature for _, signature in signatures if signature is not None).most_common(1)
         good = []
         for reply, signature in signatures:
@@ -134,20 +127,19 @@ class Compressed(RoundLoop):
             for name, value in kept.items():
                 setattr(strategy, name, value)
 
-    def _decoded(self, reply: Message) -> bool:
-        """Put the dense arrays into a reply; False where it is no use."""
-        if (update := self.update(reply)) is None:
+    def _decoded(self, reply: Reply) -> bool:
+        """Put the dense arrays into a reply; False where it is refused."""
+        if (layers := self.update(reply)) is None or reply.broadcast is None:
             return False
-        layers, reference = update
         arrays = {layer.name: layer.dense(self.wire.specs[layer.name]) for layer in layers}
-        for name, lost in self.wire.broadcast_to(reply).lost().items():
-            y, received = arrays[name], reference.arrays[name]
+        for name, lost in reply.broadcast.lost().items():
+            y, received = arrays[name], reply.broadcast.reference.arrays[name]
             arrays[name] = np.where((y == 0) & (received != 0), 0, y + lost).astype(y.dtype)
         reply.content[arrayrecord_key(reply.content)] = to_record({name: arrays[name] for name in self.wire.specs})
         return True
 
 
-def _signature(reply: Message, weighted_by_key: str) -> tuple[str, ...] | None:
+def _signature(reply: Reply, weighted_by_key: str) -> tuple[str, ...] | None:
     """Return the names of a reply's metrics, lists with their lengths; None where they cannot be averaged."""
     records = list(reply.content.metric_records.values())
     if len(records) != 1:

@@ -1,9 +1,7 @@
-"""Messages out, replies in: what travels is packed, counted, waited for and checked here, once for all strategies."""
+"""Models packed, messages counted, updates decoded: the server's end of the wire, once for all strategies."""
 
-import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping
 from logging import WARNING
 
 import numpy as np
@@ -15,9 +13,9 @@ from flsparse.codec import ArraySpec, Codec, Layer, PayloadError, Reference, dec
 from flsparse.metering.ledger import Direction, Ledger
 from flsparse.sparsity import default_prunable, match_prunable
 from flsparse.strategies.core.downlink import LARGEST_WEIGHT, Broadcast, Downlink
+from flsparse.strategies.core.exchange import Asks, Exchange, Node, Reply
 from flsparse.wire.messages import (
     CONTROL,
-    MISSING_REFERENCE,
     RECORD,
     Blueprint,
     arrayrecord_key,
@@ -30,44 +28,8 @@ from flsparse.wire.messages import (
 )
 from flsparse.wire.mirror import reference_with
 
-Value = int | float | str | bool
 _LONGEST_REASON = 300
 _MOST_MODELS = 1 << 16  # that one opaque payload stands for
-
-
-@dataclass(frozen=True)
-class Node:
-    """A node as the server knows it.
-
-    Attributes
-    ----------
-    node_id : int
-        Flower's id, random.
-    partition : int
-        Partition id; where the node's app answers no hello, its place among the sorted node ids.
-    held : str
-        Id of the reference it reported last; empty: none.
-    num_examples : int
-        Size of its training data; 0: unknown.
-    """
-
-    node_id: int
-    partition: int
-    held: str = ""
-    num_examples: int = 0
-
-
-@dataclass
-class _Exchange:
-    """What is under way in one exchange of messages."""
-
-    server_round: int = 0
-    uplink: Direction = "uplink"
-    sent: dict[str, Node] = field(default_factory=dict)  # by message id
-    pending: set[str] = field(default_factory=set)  # message ids
-    dense: dict[int, Message] = field(default_factory=dict)  # by node id, as the strategy made it
-    broadcasts: dict[int, Broadcast] = field(default_factory=dict)  # by node id
-    retried: set[int] = field(default_factory=set)  # node ids
 
 
 class Wire:
@@ -105,7 +67,6 @@ class Wire:
         self._patterns = prunable_patterns
         self._blueprint = Blueprint({}, [])
         self._model_record: ArrayRecord | None = None
-        self._exchange = _Exchange()
 
     def __str__(self) -> str:
         whole, delta = self.downlink.codec.values, self.downlink.delta_codec.values
@@ -126,95 +87,31 @@ class Wire:
         grid: Grid,
         messages: Iterable[Message],
         nodes: Mapping[int, Node],
-        method: Callable[[Node], Mapping[str, Value]],
+        asks: Asks,
         server_round: int,
         timeout_s: float,
         uplink: Direction = "uplink",
-    ) -> Iterator[Message]:
-        """Send dense messages packed, and return the replies in the messages' order, each as soon as its turn has come.
-
-        A reply that an earlier node holds up waits (coded, so it is small) until that one is in or the deadline has
-        passed. Replies with an error are yielded too.
+        broadcasts: dict[int, Broadcast] | None = None,
+    ) -> Exchange:
+        """Send dense messages packed, at most one a node; iterate over the exchange for the replies.
 
         Parameters
         ----------
-        grid : Grid
-            Takes the messages.
+        grid, asks, server_round, timeout_s, uplink, broadcasts
+            See :class:`Exchange`.
         messages : Iterable[Message]
-            At most one a node; those with dense arrays are packed.
+            Those with dense arrays are packed.
         nodes : Mapping[int, Node]
             Known nodes, by node id.
-        method : Callable[[Node], Mapping[str, int | float | str | bool]]
-            The local method each is asked to run.
-        server_round : int
-            The round to count bytes under.
-        timeout_s : float
-            Seconds after which replies are no longer waited for.
-        uplink : {"uplink", "evaluation"}
-            What the replies are counted as.
         """
-        self._exchange = _Exchange(server_round, uplink)
-        self._method = method
-        deadline = time.monotonic() + timeout_s
-        order: list[int] = []
-        for message in messages:
-            node_id = message.metadata.dst_node_id
-            node = nodes.get(node_id) or Node(node_id, -1)
-            order.append(node.node_id)
-            self._push(grid, self._packed(message, node), node)
-        return self._in_order(self._until(grid, deadline), order, timeout_s)
+        broadcasts = {} if broadcasts is None else broadcasts
+        return Exchange(self, grid, asks, server_round, timeout_s, uplink, broadcasts).send(messages, nodes)
 
-    def _until(self, grid: Grid, deadline: float) -> Iterator[Message]:
-        yield from self._pull(grid, deadline)
-        if self._exchange.pending and (drop_messages := getattr(grid, "drop_messages", None)):
-            drop_messages(self._exchange.pending)  # in process, what was not run by now never should be
-
-    def _in_order(self, replies: Iterable[Message], order: list[int], timeout_s: float) -> Iterator[Message]:
-        waiting: dict[int, Message] = {}
-        turn = 0
-        for reply in replies:
-            waiting[self.sender(reply).node_id] = reply
-            while turn < len(order) and order[turn] in waiting:
-                yield waiting.pop(order[turn])
-                turn += 1
-        for message_id in self._exchange.pending:
-            self.drop(self._exchange.sent[message_id].node_id, f"did not reply within {timeout_s:g} s", "failures")
-        yield from (waiting[node_id] for node_id in order[turn:] if node_id in waiting)
-
-    def _push(self, grid: Grid, message: Message, node: Node) -> None:
-        self.count("downlink", message)
-        ids = [message_id for message_id in grid.push_messages([message]) if message_id]
-        if ids:
-            self._exchange.sent[ids[0]] = node
-            self._exchange.pending.add(ids[0])
-        else:
-            self.drop(node.node_id, "the message could not be delivered", "failures")
-
-    def _pull(self, grid: Grid, deadline: float) -> Iterator[Message]:
-        """Yield each reply as it comes; a node that lacks its reference is sent the full model, once."""
-        pause = 0.02
-        while self._exchange.pending and time.monotonic() < deadline:
-            replies = list(grid.pull_messages(list(self._exchange.pending)))
-            pause = 0.02 if replies else min(1.0, pause * 1.5)
-            for reply in replies:
-                if (message_id := reply.metadata.reply_to_message_id) not in self._exchange.pending:
-                    self.drop(reply.metadata.src_node_id, "sent a reply nobody waited for", "rejected_payloads")
-                    continue
-                self._exchange.pending.discard(message_id)
-                node = self.sender(reply)
-                self.count(self._exchange.uplink, reply)
-                if reply.has_content() and record_of(reply.content).get("status") == MISSING_REFERENCE:
-                    self._send_full(grid, node)
-                    continue
-                yield reply
-            if not replies:
-                time.sleep(pause)
-
-    def count(self, direction: Direction, message: Message) -> None:
+    def count(self, direction: Direction, server_round: int, message: Message) -> None:
         """Enter one message into the ledger."""
         self.ledger.count(
             direction,
-            self._exchange.server_round,
+            server_round,
             payload_bytes=payload_size(message.content) if message.has_content() else 0,
             wire_bytes=wire_size(message),
             dense_bytes=self._stands_for(message),
@@ -230,34 +127,20 @@ class Wire:
             return self._blueprint.nbytes * (said if type(said) is int and 0 <= said <= _MOST_MODELS else 1)
         return self._blueprint.nbytes if packed_payload(content) is not None else payload_size(content)
 
-    def refuse(self, reply: Message, reason: str) -> None:
-        """Drop a reply that is no use: its bytes were sent, but are no model."""
-        self._take_back(self._exchange.uplink, self._stands_for(reply))
-        self.drop(self.sender(reply).node_id, reason, "rejected_payloads")
+    def refuse(self, reply: Reply, reason: str) -> None:
+        """Drop a reply whose bytes were sent, but are no model."""
+        self._take_back(reply.uplink, reply.server_round, self._stands_for(reply.message))
+        self.drop(reply.node, reason, "rejected_payloads", reply.server_round)
 
-    def _take_back(self, direction: Direction, dense_bytes: int) -> None:
-        self.ledger.count(
-            direction, self._exchange.server_round, payload_bytes=0, wire_bytes=0, dense_bytes=-dense_bytes
-        )
+    def take_back_model(self, server_round: int) -> None:
+        """Take a model that its receiver could not decode out of the ledger's dense bytes."""
+        self._take_back("downlink", server_round, self._blueprint.nbytes)
 
-    def sender(self, reply: Message) -> Node:
-        """Return the node a reply of this exchange comes from: an error that Flower made up names another."""
-        return self._exchange.sent[reply.metadata.reply_to_message_id]
+    def _take_back(self, direction: Direction, server_round: int, dense_bytes: int) -> None:
+        self.ledger.count(direction, server_round, payload_bytes=0, wire_bytes=0, dense_bytes=-dense_bytes)
 
-    def _send_full(self, grid: Grid, node: Node) -> None:
-        message = self._exchange.dense.get(node.node_id)
-        if message is not None:  # what it was sent it could not decode
-            self._take_back("downlink", self._blueprint.nbytes)
-        if message is None or node.node_id in self._exchange.retried:
-            self.drop(node.node_id, "lacks its reference also after the full model was sent", "failures")
-            return
-        self._exchange.retried.add(node.node_id)
-        self.counts["resent_models"] += 1
-        without = replace(node, held="")
-        self._push(grid, self._packed(message, without), without)
-
-    def _packed(self, message: Message, node: Node) -> Message:
-        """Return the message with its dense arrays packed, coded for what the node holds."""
+    def packed(self, message: Message, node: Node, exchange: Exchange) -> Message:
+        """Return the message with its dense arrays packed, coded against the reference that the node holds."""
         content = message.content
         if not content.array_records or packed_payload(content) is not None or opaque_payload(content) is not None:
             return message
@@ -271,15 +154,14 @@ class Wire:
                 "values": self.values,
                 "rounding": self.rounding,
                 "seed": self.seed,
-                "round": self._exchange.server_round,
+                "round": exchange.server_round,
                 "node": node.partition,
-                **self._method(node),
+                **exchange.asks(node),
             }
         )
         if not broadcast.coded_against:
             record["blueprint"] = self._blueprint.to_bytes()
-        self._exchange.dense[node.node_id] = message
-        self._exchange.broadcasts[node.node_id] = broadcast
+        exchange.broadcasts[node.node_id] = broadcast
         others = {name: value for name, value in content.items() if name != key}
         packed = RecordDict({key: pack(broadcast.payload), **others, RECORD: record})
         return Message(packed, node.node_id, message.metadata.message_type, ttl=message.metadata.ttl)
@@ -300,34 +182,27 @@ class Wire:
             prunable = default_prunable(model) if default else match_prunable(model, self._patterns or [])
             self._blueprint = Blueprint(specs_of(arrays), prunable)
 
-    def update(
-        self, reply: Message, mirror: Mapping[str, np.ndarray] | None = None
-    ) -> tuple[list[Layer], Reference] | None:
-        """Check and decode one training reply; None where it is no use, which is logged and counted.
+    def update(self, reply: Reply, mirror: Mapping[str, np.ndarray] | None = None) -> list[Layer] | None:
+        """Check and decode the update of a training reply; None where it is refused, which is logged and counted.
 
         Parameters
         ----------
-        reply : Message
-            Of this exchange.
+        reply : Reply
+            Its broadcast is the model that the node had received.
         mirror : Mapping[str, np.ndarray], optional
             The node's mirror, where the server has one: the reply may be coded against it, or against the broadcast.
 
         Returns
         -------
-        layers : list[Layer]
+        list[Layer] or None
             The weights the node sent, sparse where they are.
-        reference : Reference
-            The model that this node had received.
         """
-        node = self.sender(reply)
-        if reply.has_error():
-            self.drop(node.node_id, reply.error.reason, "failures")
-            return None
         payload = packed_payload(reply.content)
-        if payload is None:
-            self.drop(node.node_id, "its reply has no packed update: is CompressMod first in mods?", "failures")
+        if payload is None or reply.broadcast is None:
+            reason = "its reply has no packed update: is CompressMod first in mods?"
+            self.drop(reply.node, reason, "failures", reply.server_round)
             return None
-        reference = self.broadcast_to(reply).reference
+        reference = reply.broadcast.reference
         try:
             base = reference if mirror is None else _named(payload, reference_with(mirror, reference), reference)
             layers = decode_layers(payload, like=self.specs, reference=None if self.values == "raw" else base)
@@ -337,19 +212,15 @@ class Wire:
         except PayloadError as error:
             self.refuse(reply, f"its payload was refused: {error}")
             return None
-        return layers, reference
+        return layers
 
-    def broadcast_to(self, reply: Message) -> Broadcast:
-        """Return what the node that a reply comes from was sent in this exchange."""
-        return self._exchange.broadcasts[self.sender(reply).node_id]
-
-    def drop(self, node_id: int, reason: str | None, counter: str) -> None:
+    def drop(self, node: Node, reason: str | None, counter: str, server_round: int) -> None:
         """Log and count a node's failure; the round goes on without it."""
         last_line = ((reason or "").strip() or "no reason given").splitlines()[-1][:_LONGEST_REASON]
         last_line = "".join(c if c.isprintable() else "?" for c in last_line)  # it may be a stranger's words
         self.counts[counter] += 1
-        self.problems.append(f"node {node_id}: {last_line}")
-        log(WARNING, "Round %d: node %d dropped: %s", self._exchange.server_round, node_id, last_line)
+        self.problems.append(f"node {node.node_id}: {last_line}")
+        log(WARNING, "Round %d: node %d dropped: %s", server_round, node.node_id, last_line)
 
 
 def _named(payload: bytes, mirrored: Reference, broadcast: Reference) -> Reference:

@@ -23,7 +23,7 @@ from flsparse._flwr import log
 from flsparse.codec import Codec, PayloadError, Reference, decode
 from flsparse.nets.arrays import Arrays
 from flsparse.sparsity import sparsity_of
-from flsparse.strategies.core.courier import Node, Value
+from flsparse.strategies.core.exchange import Node, Reply
 from flsparse.strategies.core.loop import RoundLoop, numbers_of
 from flsparse.strategies.core.relay import Relay
 from flsparse.topology import Topology, make_topology
@@ -110,14 +110,9 @@ class Gossip(RoundLoop):
         """Nodes without which no round starts."""
         return self._min_available_nodes
 
-    def method(self, node: Node, server_round: int) -> Mapping[str, Value]:
-        """Name the local method and its rates."""
-        return {"method": self.name, "method.gamma": self.gamma, "method.decay_rounds": self.decay_rounds}
-
-    def prepare(self, model: nn.Module) -> nn.Module:
-        """Note the parameters' names: buffers do not gossip."""
+    def bind(self, model: nn.Module) -> None:
+        """Learn the parameters' names: buffers do not gossip."""
         self._names = [name for name, _ in model.named_parameters()]
-        return super().prepare(model)
 
     def summary(self) -> None:
         """Log the configuration."""
@@ -200,14 +195,12 @@ class Gossip(RoundLoop):
         if mail.starts or mail.copies:
             mail = replace(mail, prunable=self.wire.prunable)
         mail = replace(mail, wanted=wanted)
-        content = mail.to_content({"seed": self.seed, **self.method(node, mail.round)})
+        content = mail.to_content({"seed": self.seed, **self.asks(node, mail.round)})
         if message_type == MessageType.TRAIN:
             content["config"] = self._config
         return Message(content, node.node_id, message_type)
 
-    def aggregate_train(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+    def receive(self, server_round: int, replies: Iterable[Reply]) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Take the residuals in, unopened; None without a quorum. The model is that of the last evaluation."""
         rows: list[dict[str, float]] = []
         again = self._take_in(server_round, replies, rows)
@@ -215,7 +208,7 @@ class Gossip(RoundLoop):
             # those in step are too few: all others are asked, who may have what these lack, or lack it themselves
             others = [node for node in self._present() if node.partition not in self._asked]
             messages = self._ask(server_round, others)
-            again += self._take_in(server_round, self._exchange(self._grid, messages), rows)
+            again += self._take_in(server_round, self.exchange(self._grid, messages), rows)
         if self.relay.must_restart:
             log(WARNING, "Round %d: copies are lost; all nodes start again from the last known model", server_round)
             self._restart(server_round)
@@ -223,7 +216,7 @@ class Gossip(RoundLoop):
         again += [n for p, n in self._asked.items() if p not in self._told and self.relay.returns(p, server_round)]
         if again:
             messages = self._mails(server_round, again, {}, with_initial=True)
-            self._hear(server_round, self._exchange(self._grid, messages), rows)
+            self._hear(server_round, self.exchange(self._grid, messages), rows)
         if waiting := self._waiting(server_round):
             self.wire.problems.append(f"nodes {waiting} wait for copies of models, from nodes that hold them")
         self.relay.close(server_round)
@@ -232,7 +225,7 @@ class Gossip(RoundLoop):
             return None, None
         return self._arrays, MetricRecord(_means(rows))  # type: ignore[arg-type]
 
-    def _take_in(self, server_round: int, replies: Iterable[Message], rows: list[dict[str, float]]) -> list[Node]:
+    def _take_in(self, server_round: int, replies: Iterable[Reply], rows: list[dict[str, float]]) -> list[Node]:
         """Take in answers; return who is to be told anew: they lack the initialization, or got what fits nobody."""
         answers = self._hear(server_round, replies, rows)
         freed = self.relay.settle()
@@ -244,16 +237,13 @@ class Gossip(RoundLoop):
         self.relay.open(server_round)
 
     def _hear(
-        self, server_round: int, replies: Iterable[Message], rows: list[dict[str, float]], *, training: bool = True
+        self, server_round: int, replies: Iterable[Reply], rows: list[dict[str, float]], *, training: bool = True
     ) -> list[tuple[Node, Answer]]:
         """Take in the valid answers; add the metrics of those that count to ``rows``."""
         answers = []
         carried, parameters = 0, sum(array.size for array in self._parameters.values())
         for reply in replies:
-            node = self.wire.sender(reply)
-            if reply.has_error():
-                self.wire.drop(node.node_id, reply.error.reason, "failures")
-                continue
+            node = reply.node
             try:
                 answer = Answer.of(reply.content)
                 if training:
@@ -305,7 +295,7 @@ class Gossip(RoundLoop):
         replies = self.wire.exchange(
             grid, messages, self.nodes, lambda _: {}, server_round, timeout_s, uplink="evaluation"
         )
-        models = self._models(self._hear(server_round, replies, [], training=False))
+        models = self._models(server_round, self._hear(server_round, replies, [], training=False))
         if not models:
             return arrays
         self.node_models = models
@@ -313,7 +303,7 @@ class Gossip(RoundLoop):
         self.round_metrics |= self._metrics(server_round, models, mean)
         return to_record(mean)
 
-    def _models(self, answers: list[tuple[Node, Answer]]) -> dict[int, Arrays]:
+    def _models(self, server_round: int, answers: list[tuple[Node, Answer]]) -> dict[int, Arrays]:
         models = {}
         for node, answer in answers:
             if answer.status != OK:
@@ -324,7 +314,7 @@ class Gossip(RoundLoop):
                     raise PayloadError(f"it {fault}")
                 models[node.partition] = model
             except PayloadError as error:
-                self.wire.drop(node.node_id, f"its model was refused: {error}", "rejected_payloads")
+                self.wire.drop(node, f"its model was refused: {error}", "rejected_payloads", server_round)
         return models
 
     def _metrics(self, server_round: int, models: Mapping[int, Arrays], mean: Arrays) -> dict[str, Any]:
@@ -350,7 +340,7 @@ class Gossip(RoundLoop):
         """Send nothing: see :meth:`conclude`."""
         return []
 
-    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+    def receive_evaluations(self, server_round: int, replies: Iterable[Reply]) -> MetricRecord | None:
         """Return nothing: see :meth:`conclude`."""
         return None
 

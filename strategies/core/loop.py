@@ -7,11 +7,11 @@ the report are here, what travels is in :mod:`flsparse.strategies.core.courier`.
 import time
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
 from logging import INFO, WARNING
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
@@ -20,13 +20,14 @@ from flwr.serverapp.strategy import Result, Strategy
 from torch import nn
 
 from flsparse._flwr import log
-from flsparse.clients.core.method import asked_method
-from flsparse.codec import Codec, Layer, Reference
+from flsparse.clients.core.method import LocalMethod, written
+from flsparse.codec import Codec, Layer
 from flsparse.codec.wire import VERSION
 from flsparse.metering.ledger import Ledger
-from flsparse.strategies.core.courier import Node, Value, Wire
-from flsparse.strategies.core.downlink import Downlink
-from flsparse.wire.messages import RECORD, STYPE, record_of, to_numpy
+from flsparse.strategies.core.courier import Wire
+from flsparse.strategies.core.downlink import Broadcast, Downlink
+from flsparse.strategies.core.exchange import Exchange, Node, Reply
+from flsparse.wire.messages import RECORD, STYPE, Scalar, to_numpy
 
 EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
 LARGEST = 1e15  # of a metric or a weight that a node reports
@@ -136,13 +137,44 @@ class RoundLoop(Strategy):
     def min_available_nodes(self) -> int:
         """Nodes without which no round starts."""
 
-    def method(self, node: Node, server_round: int) -> Mapping[str, Value]:
-        """Return the local method a node is to run, as ``{"method": name, "method.<key>": value}``."""
-        return {}
+    def method(self, server_round: int, node: Node | None = None) -> LocalMethod | None:
+        """Return the local method that a node is to run in a round; None: the node's app decides.
+
+        Without a node, its layers and names count alone: those are the same for all nodes and rounds.
+        """
+        return None
+
+    @abstractmethod
+    def receive(self, server_round: int, replies: Iterable[Reply]) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Aggregate the round's updates as they come; return the model, None without a quorum, and the metrics."""
+
+    @abstractmethod
+    def receive_evaluations(self, server_round: int, replies: Iterable[Reply]) -> MetricRecord | None:
+        """Aggregate what the nodes measured of the model; None where they measured nothing."""
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Flower's name for :meth:`receive`; the loop hands replies over that know their node and their broadcast."""
+        return self.receive(server_round, cast("Iterable[Reply]", replies))
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+        """Flower's name for :meth:`receive_evaluations`."""
+        return self.receive_evaluations(server_round, cast("Iterable[Reply]", replies))
+
+    def asks(self, node: Node, server_round: int) -> Mapping[str, Scalar]:
+        """Return what our record of a message asks of a node: the local method, and how its update travels."""
+        method = self.method(server_round, node)
+        return {} if method is None else written(method)
 
     def prepare(self, model: nn.Module) -> nn.Module:
         """Turn a plain model into the one the nodes train, in place: the arrays to start from are its state."""
-        return asked_method(ConfigRecord(dict(self.method(Node(0, 0), 1)))).prepare(model)
+        self.bind(model)
+        method = self.method(1)
+        return model if method is None else method.prepare(model)
+
+    def bind(self, model: nn.Module) -> None:
+        """Learn what a plain model is made of, such as its parameters' names; for subclasses."""
 
     def open(self, initial_arrays: ArrayRecord) -> None:
         """Run before the first round; for subclasses."""
@@ -201,7 +233,9 @@ class RoundLoop(Strategy):
             self.wire.downlink.keep({node.held for node in self.nodes.values()})
 
             messages = self.configure_train(server_round, arrays, train_config, grid)
-            aggregated, train_metrics = self.aggregate_train(server_round, self._exchange(grid, messages))
+            aggregated, train_metrics = self.aggregate_train(
+                server_round, cast("Iterable[Message]", self.exchange(grid, messages))
+            )
             if aggregated is None:
                 raise RoundFailed(self._why_failed(server_round))
             if (fault := self.wire.downlink.cannot_send(to_numpy(aggregated))) is not None:
@@ -211,7 +245,7 @@ class RoundLoop(Strategy):
                 result.train_metrics_clientapp[server_round] = train_metrics
 
             messages = self.configure_evaluate(server_round, arrays, evaluate_config, grid)
-            evaluated = self.aggregate_evaluate(server_round, self._exchange(grid, messages))
+            evaluated = self.aggregate_evaluate(server_round, cast("Iterable[Message]", self.exchange(grid, messages)))
             if evaluated is not None:
                 result.evaluate_metrics_clientapp[server_round] = evaluated
             self._next_round = server_round + 1
@@ -289,36 +323,33 @@ class RoundLoop(Strategy):
         messages = [Message(RecordDict({RECORD: ConfigRecord()}), i, MessageType.QUERY) for i in new]
         self._mute |= set(new)
         for reply in self.wire.exchange(grid, messages, {}, lambda _: {}, server_round, timeout_s):
-            node_id = self.wire.sender(reply).node_id
-            if reply.has_error():
-                self.wire.drop(node_id, f"no hello: {reply.error.reason}", "failures")
-            else:
-                self._welcome(node_id, record_of(reply.content))
+            if (fault := self._welcome(reply.node.node_id, reply.record)) is not None:
+                self.wire.drop(reply.node, fault, "failures", server_round)
 
-    def _welcome(self, node_id: int, said: ConfigRecord) -> None:
+    def _welcome(self, node_id: int, said: ConfigRecord) -> str | None:
+        """Take in a node that said hello, or return why it cannot take part."""
         partition = said.get("partition-id")
         if type(partition) is not int or not 0 <= partition < 2**31:
-            self.wire.drop(node_id, f"says its partition id is {partition!r}", "failures")
-        elif said.get("codec-version") != VERSION:
-            reason = f"codes payloads in version {said.get('codec-version')!r}, not {VERSION}: update it"
-            self.wire.drop(node_id, reason, "failures")
-        elif (fault := self._not_known(said)) is not None:
-            self.wire.drop(node_id, fault, "failures")
-        elif partition in (taken := {n.partition: n.node_id for n in self.nodes.values()}):
+            return f"says its partition id is {partition!r}"
+        if said.get("codec-version") != VERSION:
+            return f"codes payloads in version {said.get('codec-version')!r}, not {VERSION}: update it"
+        if (fault := self._not_known(said)) is not None:
+            return fault
+        if partition in (taken := {n.partition: n.node_id for n in self.nodes.values()}):
             self._mute.discard(node_id)  # a node that was started anew is taken for two until its old self is gone
-            self.wire.drop(node_id, f"says it is partition {partition}, as does node {taken[partition]}", "failures")
-        else:
-            examples = said.get("num-examples")
-            known = examples if type(examples) is int and 0 < examples < 2**31 else 0
-            self._mute.discard(node_id)
-            self.nodes[node_id] = Node(node_id, partition, held_by(said), known)
+            return f"says it is partition {partition}, as does node {taken[partition]}"
+        examples = said.get("num-examples")
+        known = examples if type(examples) is int and 0 < examples < 2**31 else 0
+        self._mute.discard(node_id)
+        self.nodes[node_id] = Node(node_id, partition, held_by(said), known)
+        return None
 
     def _not_known(self, said: ConfigRecord) -> str | None:
         """Return why a node cannot run this method; None where it can, or does not say what it knows."""
-        known, method = said.get("methods"), self.method(Node(0, 0), self._next_round).get("method")
-        if not isinstance(known, list) or not known or method is None or method in known:
+        known, method = said.get("methods"), self.method(self._next_round)
+        if not isinstance(known, list) or not known or method is None or method.name in known:
             return None
-        return f"does not know the method {method!r}, only {', '.join(map(str, known))}: update it"
+        return f"does not know the method {method.name!r}, only {', '.join(map(str, known))}: update it"
 
     def in_partition_order(self) -> list[Node]:
         """Return the known nodes by partition id."""
@@ -326,26 +357,33 @@ class RoundLoop(Strategy):
 
     # -- messages ---------------------------------------------------------------------------------------------------
 
-    def _exchange(self, grid: Grid, messages: Iterable[Message]) -> Iterator[Message]:
+    def exchange(
+        self, grid: Grid, messages: Iterable[Message], broadcasts: dict[int, Broadcast] | None = None
+    ) -> Exchange:
+        """Send the messages of this round, or those that go on with the broadcasts of an exchange before."""
         server_round = self._next_round
         return self.wire.exchange(
-            grid, messages, self.nodes, lambda node: self.method(node, server_round), server_round, self._exchange_s
+            grid,
+            messages,
+            self.nodes,
+            lambda node: self.asks(node, server_round),
+            server_round,
+            self._exchange_s,
+            broadcasts=broadcasts,
         )
 
-    def update(
-        self, reply: Message, mirror: Mapping[str, np.ndarray] | None = None
-    ) -> tuple[list[Layer], Reference] | None:
+    def update(self, reply: Reply, mirror: Mapping[str, np.ndarray] | None = None) -> list[Layer] | None:
         """Decode one training reply (see :meth:`Wire.update`) and note what its node now holds."""
-        update = self.wire.update(reply, mirror)
-        if update:
+        layers = self.wire.update(reply, mirror)
+        if layers is not None:
             self.note_held(reply)
-        return update
+        return layers
 
-    def note_held(self, reply: Message) -> None:
+    def note_held(self, reply: Reply) -> None:
         """Note the reference that a node says it keeps: the next broadcast is a delta against it."""
-        node_id = self.wire.sender(reply).node_id
+        node_id = reply.node.node_id
         if node_id in self.nodes:
-            self.nodes[node_id] = replace(self.nodes[node_id], held=held_by(record_of(reply.content)))
+            self.nodes[node_id] = replace(self.nodes[node_id], held=held_by(reply.record))
 
     # -- state ------------------------------------------------------------------------------------------------------
 
@@ -374,7 +412,7 @@ def held_by(said: ConfigRecord) -> str:
     return held if isinstance(held, str) and len(held) <= 64 and held.isalnum() else ""
 
 
-def numbers_of(reply: Message) -> dict[str, float]:
+def numbers_of(reply: Reply) -> dict[str, float]:
     """Return the scalar metrics of a reply, whatever the record is called, without those that cannot be averaged."""
     pairs = ((key, value) for record in reply.content.metric_records.values() for key, value in record.items())
     fit = ((key, value) for key, value in pairs if isinstance(value, int | float) and abs(value) <= LARGEST)

@@ -7,39 +7,29 @@ from flwr.app import Message
 from flsparse._flwr import wire_size
 from flsparse.codec import PayloadError
 from flsparse.metering.ledger import Direction
-from flsparse.strategies.core.courier import Node, Wire
-from flsparse.strategies.core.downlink import Broadcast
+from flsparse.strategies.core.courier import Wire
+from flsparse.strategies.core.exchange import Exchange, Node
 from flsparse.wire.bundle import Part, lines_of, packed_bundle, unbundle
 from flsparse.wire.messages import packed_payload
 
 
 class SplitWire(Wire):
-    """A :class:`Wire` that lets bundles pass, counts them by line, and remembers what a node began its round with."""
+    """A :class:`Wire` that lets bundles pass, and counts them by line."""
 
-    def begin_round(self) -> None:
-        """Forget the round before."""
-        self._begun: dict[int, Broadcast] = {}
+    def packed(self, message: Message, node: Node, exchange: Exchange) -> Message:
+        """Return a bundle as it is, a model packed."""
+        return super().packed(message, node, exchange) if packed_bundle(message.content) is None else message
 
-    def _packed(self, message: Message, node: Node) -> Message:
-        if packed_bundle(message.content) is None:
-            packed = super()._packed(message, node)
-            if node.node_id in self._exchange.broadcasts:
-                self._begun[node.node_id] = self._exchange.broadcasts[node.node_id]
-            return packed
-        self._exchange.broadcasts[node.node_id] = self._begun[node.node_id]
-        return message
-
-    def count_accepted(self, parts: Sequence[Part]) -> None:
+    def count_accepted(self, parts: Sequence[Part], server_round: int) -> None:
         """Enter what a node's parts stand for, now that they are what was asked for: their shapes are its words."""
-        dense, server_round = sum(part.dense_bytes for part in parts), self._exchange.server_round
+        dense = sum(part.dense_bytes for part in parts)
         self.ledger.count("uplink", server_round, payload_bytes=0, wire_bytes=0, dense_bytes=dense)
 
-    def count(self, direction: Direction, message: Message) -> None:
+    def count(self, direction: Direction, server_round: int, message: Message) -> None:
         """Enter one message into the ledger, a bundle line by line; see :meth:`count_accepted` for a node's."""
         data = packed_bundle(message.content) if message.has_content() else None
-        server_round = self._exchange.server_round
         if data is None:
-            super().count(direction, message)
+            super().count(direction, server_round, message)
             if message.has_content() and (payload := packed_payload(message.content)):
                 self.ledger.itemize(direction, server_round, "models", len(payload))
             return

@@ -1,0 +1,235 @@
+"""One exchange: messages to nodes, and their replies, each with the node and the broadcast that it answers.
+
+Exchanges are independent of each other: two may be open at a time, and a reply that comes after the deadline can still
+be decoded against the broadcast that it answers, as long as somebody holds the exchange.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.serverapp import Grid
+
+from flsparse.metering.ledger import Direction
+from flsparse.strategies.core.downlink import Broadcast
+from flsparse.wire.messages import MISSING_REFERENCE, Scalar, record_of
+
+Asks = Callable[["Node"], Mapping[str, Scalar]]
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node as the server knows it.
+
+    Attributes
+    ----------
+    node_id : int
+        Flower's id, random.
+    partition : int
+        Partition id; where the node's app answers no hello, its place among the sorted node ids.
+    held : str
+        Id of the reference it reported last; empty: none.
+    num_examples : int
+        Size of its training data; 0: unknown.
+    """
+
+    node_id: int
+    partition: int
+    held: str = ""
+    num_examples: int = 0
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A node's answer; it has content, errors are dropped before.
+
+    Attributes
+    ----------
+    message : Message
+        As it came.
+    node : Node
+        The node that was asked: an error that Flower made up names another one.
+    broadcast : Broadcast or None
+        The model that it answers; None where the question carried none.
+    server_round : int
+        Round that its bytes are counted under.
+    uplink : {"uplink", "evaluation"}
+        Direction that its bytes are counted as.
+    """
+
+    message: Message
+    node: Node
+    broadcast: Broadcast | None
+    server_round: int
+    uplink: Direction
+
+    @property
+    def content(self) -> RecordDict:
+        """Content of the message."""
+        return self.message.content
+
+    @property
+    def record(self) -> ConfigRecord:
+        """Our record in the content; empty where there is none."""
+        return record_of(self.message.content)
+
+
+class Post(Protocol):
+    """What an exchange needs of the wire."""
+
+    counts: Counter[str]
+
+    def packed(self, message: Message, node: Node, exchange: "Exchange") -> Message:
+        """Return the message with its model coded for the node; enter the broadcast into the exchange."""
+
+    def count(self, direction: Direction, server_round: int, message: Message) -> None:
+        """Enter a message into the ledger."""
+
+    def drop(self, node: Node, reason: str | None, counter: str, server_round: int) -> None:
+        """Log and count a node's failure."""
+
+    def take_back_model(self, server_round: int) -> None:
+        """Take a model that its receiver could not decode out of the ledger's dense bytes."""
+
+
+@dataclass
+class Exchange:
+    """Messages on their way to nodes, at most one a node, and what comes back.
+
+    Iterating yields the replies in the messages' order, each as soon as its turn has come: a reply that an earlier node
+    holds up waits (coded, so it is small) until that one is in or the deadline has passed. Errors are dropped and
+    counted, as is a node that did not reply by the deadline; a node that lacks its reference is sent the full model,
+    once. :meth:`arrived` yields replies as they come, without an order and without a deadline.
+
+    Attributes
+    ----------
+    post : Post
+        Packs, counts and drops.
+    grid : Grid
+        Carries the messages.
+    asks : Callable[[Node], Mapping[str, int | float | str | bool]]
+        Entries of our record for each node: the local method it is to run, and how.
+    server_round : int
+        Round to count bytes under.
+    timeout_s : float
+        Seconds after which iteration waits no longer.
+    uplink : {"uplink", "evaluation"}
+        Direction that replies are counted as.
+    broadcasts : dict[int, Broadcast]
+        What each node was sent, by node id; those of an earlier exchange where this one goes on with it.
+    """
+
+    post: Post
+    grid: Grid
+    asks: Asks
+    server_round: int
+    timeout_s: float
+    uplink: Direction = "uplink"
+    broadcasts: dict[int, Broadcast] = field(default_factory=dict)
+    _order: list[int] = field(default_factory=list)  # node ids
+    _pending: dict[str, Node] = field(default_factory=dict)  # by message id
+    _dense: dict[int, Message] = field(default_factory=dict)  # by node id, as the strategy made it, where coded
+    _resent: set[int] = field(default_factory=set)  # node ids
+
+    def __post_init__(self) -> None:
+        self._deadline = time.monotonic() + self.timeout_s
+
+    def send(self, messages: Iterable[Message], nodes: Mapping[int, Node]) -> "Exchange":
+        """Pack and send messages; nodes are the known ones, by node id."""
+        for message in messages:
+            node_id = message.metadata.dst_node_id
+            node = nodes.get(node_id) or Node(node_id, -1)
+            self._order.append(node_id)
+            self._push(message, node)
+        return self
+
+    @property
+    def pending(self) -> list[Node]:
+        """Nodes that have not replied yet."""
+        return list(self._pending.values())
+
+    def __iter__(self) -> Iterator[Reply]:
+        waiting: dict[int, tuple[Message, Node]] = {}
+        turn = 0
+        for message, node in self._incoming():
+            waiting[node.node_id] = message, node
+            while turn < len(self._order) and self._order[turn] in waiting:
+                yield from self._valid(*waiting.pop(self._order[turn]))
+                turn += 1
+        for node in self._pending.values():
+            self.post.drop(node, f"did not reply within {self.timeout_s:g} s", "failures", self.server_round)
+        self.cancel()
+        for node_id in self._order[turn:]:
+            if node_id in waiting:
+                yield from self._valid(*waiting[node_id])
+
+    def arrived(self) -> Iterator[Reply]:
+        """Yield the replies that have come by now, also after the deadline; errors are dropped."""
+        for message, node in self._poll():
+            yield from self._valid(message, node)
+
+    def cancel(self) -> None:
+        """Give up on the nodes that have not replied; in process, what has not run by now never will."""
+        if self._pending and (drop_messages := getattr(self.grid, "drop_messages", None)):
+            drop_messages(set(self._pending))
+        self._pending = {}
+
+    def _incoming(self) -> Iterator[tuple[Message, Node]]:
+        """Yield each reply as it comes, until the deadline."""
+        pause = 0.02
+        while self._pending and time.monotonic() < self._deadline:
+            some = False
+            for reply in self._poll():
+                some = True
+                yield reply
+            pause = 0.02 if some else min(1.0, pause * 1.5)
+            if not some:
+                time.sleep(pause)
+
+    def _poll(self) -> Iterator[tuple[Message, Node]]:
+        """Count and yield the replies that are there; resend the full model to a node that lacks its reference."""
+        if not self._pending:
+            return
+        for message in self.grid.pull_messages(list(self._pending)):
+            node = self._pending.pop(message.metadata.reply_to_message_id, None)
+            if node is None:
+                stranger = Node(message.metadata.src_node_id, -1)
+                self.post.drop(stranger, "sent a reply nobody waited for", "rejected_payloads", self.server_round)
+                continue
+            self.post.count(self.uplink, self.server_round, message)
+            if message.has_content() and record_of(message.content).get("status") == MISSING_REFERENCE:
+                self._resend(node)
+            else:
+                yield message, node
+
+    def _valid(self, message: Message, node: Node) -> Iterator[Reply]:
+        if message.has_error():
+            self.post.drop(node, message.error.reason, "failures", self.server_round)
+        else:
+            yield Reply(message, node, self.broadcasts.get(node.node_id), self.server_round, self.uplink)
+
+    def _push(self, message: Message, node: Node) -> None:
+        packed = self.post.packed(message, node, self)
+        if packed is not message:
+            self._dense[node.node_id] = message
+        self.post.count("downlink", self.server_round, packed)
+        ids = [message_id for message_id in self.grid.push_messages([packed]) if message_id]
+        if ids:
+            self._pending[ids[0]] = node
+        else:
+            self.post.drop(node, "the message could not be delivered", "failures", self.server_round)
+
+    def _resend(self, node: Node) -> None:
+        message = self._dense.get(node.node_id)
+        if message is not None:
+            self.post.take_back_model(self.server_round)
+        if message is None or node.node_id in self._resent:
+            reason = "lacks its reference also after the full model was sent"
+            self.post.drop(node, reason, "failures", self.server_round)
+            return
+        self.post.counts["resent_models"] += 1
+        self._resent.add(node.node_id)
+        self._push(message, replace(node, held=""))
