@@ -19,6 +19,7 @@ from flwr.serverapp import Grid
 from flsparse import rng
 from flsparse._flwr import log
 from flsparse.codec import Accumulator, Layer, Reference
+from flsparse.ranges import within
 from flsparse.strategies.core.courier import Node, Value
 from flsparse.strategies.core.downlink import rounded_names
 from flsparse.strategies.core.loop import LARGEST, RoundLoop, numbers_of
@@ -77,9 +78,9 @@ class FedAvg(RoundLoop):
         **wire: object,
     ) -> None:
         super().__init__(**wire)  # type: ignore[arg-type]
-        for key, fraction in (("fraction_train", fraction_train), ("fraction_evaluate", fraction_evaluate)):
-            if not 0 <= fraction <= 1:
-                raise ValueError(f"{key}={fraction} is not in [0, 1]")
+        within("[0, 1]", fraction_train=fraction_train, fraction_evaluate=fraction_evaluate)
+        within("[0, inf)", min_train_nodes=min_train_nodes, min_evaluate_nodes=min_evaluate_nodes)
+        within("[1, inf)", min_available_nodes=min_available_nodes)
         self.fraction_train = fraction_train
         self.fraction_evaluate = fraction_evaluate
         self.min_train_nodes = min_train_nodes

@@ -24,6 +24,7 @@ from torch import nn
 from flsparse._flwr import log
 from flsparse.clients.scaffold import LOST
 from flsparse.codec import Layer
+from flsparse.configs import settled
 from flsparse.nets.batch_norm import statistics_names
 from flsparse.strategies.core.courier import Node, Value
 from flsparse.strategies.core.server_optimizer import Arrays
@@ -118,16 +119,20 @@ class Scaffold(FedAvg):
     Parameters
     ----------
     **fedavg
-        Parameters of :class:`FedAvg` but those of the server optimizer. The hello is always said: what nodes keep goes
-        by partition.
+        Parameters of :class:`FedAvg`. The server optimizer is plain averaging, and ``hello`` is True: what nodes keep
+        goes by partition.
     """
 
     name = "scaffold"
     weighted = False
+    fixed = {
+        "server_optimizer": ("none", "the plain average that control variates correct"),
+        "server_lr": (1.0, "the plain average that control variates correct"),
+        "hello": (True, "control variates, which go by partition"),
+    }
 
     def __init__(self, **fedavg: object) -> None:
-        fixed = {"server_optimizer": "none", "server_lr": 1.0, "hello": True}
-        super().__init__(**{**fedavg, **fixed})  # type: ignore[arg-type]
+        super().__init__(**settled(fedavg, self.fixed))
         self.control = ServerControl([])
 
     def method(self, node: Node, server_round: int) -> Mapping[str, Value]:

@@ -10,6 +10,7 @@ aggregate, and leaves activations alone; the paper does the opposite of all thre
 
 from collections.abc import Mapping
 
+from flsparse.sparsity import check_layers
 from flsparse.strategies.core.courier import Node, Value
 from flsparse.strategies.topk import TopK
 
@@ -41,8 +42,7 @@ class SparsyFed(TopK):
         **topk: object,
     ) -> None:
         super().__init__(**topk)  # type: ignore[arg-type]
-        if beta != "spectral" and not (isinstance(beta, int | float) and beta >= 1):
-            raise ValueError(f"beta={beta!r} is neither 'spectral' nor a number of at least 1")
+        check_layers(beta, activation_threshold)
         self.beta, self.activation_pruning = beta, activation_pruning
         self.activation_threshold = activation_threshold
 
