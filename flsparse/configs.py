@@ -72,7 +72,10 @@ def sampled_nodes(cfg: Mapping[str, Any]) -> int:
     29
     """
     at_least = lookup(cfg, "strategy.min_train_nodes")
-    return max(at_least if isinstance(at_least, int) else 1, int(float(cfg.get("fraction_train", 1.0)) * int(cfg["num_clients"]) + 1e-9))
+    return max(
+        at_least if isinstance(at_least, int) else 1,
+        int(float(cfg.get("fraction_train", 1.0)) * int(cfg["num_clients"]) + 1e-9),
+    )
 
 
 def build(
@@ -115,13 +118,13 @@ def build(
     if not isinstance(name, str) or name not in registry:
         raise ValueError(f"{what}={name!r} is none of {', '.join(registry)}{did_you_mean(str(name), registry)}")
     made = registry[name]
-    takes, fixed = parameters(made), getattr(made, "fixed", {})
+    takes, free = parameters(made), open_parameters(made)
     settings = {key: each for key, each in takes.items() if each.kind is Parameter.KEYWORD_ONLY}
     for key in arguments:
         if key not in settings:
             mend = did_you_mean(key, settings) or f", which takes {', '.join(settings) or 'none'}"
             raise ValueError(f"{what}.{key} is not a setting of {name}{mend}")
-    taken = {key: value for key, value in (offered or {}).items() if key in takes and key not in fixed}
+    taken = {key: value for key, value in (offered or {}).items() if key in free}
     given = {**taken, **arguments}
     for key, each in settings.items():
         if each.default is Parameter.empty and given.get(key) is None:
@@ -154,7 +157,7 @@ def settled(given: Mapping[str, Any], fixed: Fixed) -> dict[str, Any]:
     """
     for key, (value, reason) in fixed.items():
         if key in given and given[key] != value:
-            raise ValueError(f"{key}={given[key]!r} cannot be chosen here: it is {value!r}, for {reason}; leave it out")
+            raise ValueError(f"{key}={given[key]!r} cannot be chosen: it is {value!r}, since {reason}; leave it out")
     return {**given, **{key: value for key, (value, _) in fixed.items()}}
 
 
@@ -179,6 +182,12 @@ def parameters(made: Callable[..., Any]) -> dict[str, Parameter]:
     return found
 
 
+def open_parameters(made: Callable[..., Any]) -> dict[str, Parameter]:
+    """Return the parameters of a function or class without those that it fixes (see :func:`settled`)."""
+    fixed: Fixed = getattr(made, "fixed", {})
+    return {key: each for key, each in parameters(made).items() if key not in fixed}
+
+
 def fits(value: object, hint: Any) -> bool:
     """Return whether a plain value is of a type: a plain class, ``Literal``, sequence or mapping, or a union of them.
 
@@ -195,7 +204,9 @@ def fits(value: object, hint: Any) -> bool:
     if isinstance(kind, type) and issubclass(kind, Mapping):
         return isinstance(value, kind) and all(fits(each, inner[1]) for each in value.values())
     if isinstance(kind, type) and issubclass(kind, Sequence):
-        return isinstance(value, Sequence) and not isinstance(value, str) and all(fits(each, inner[0]) for each in value)
+        return (
+            isinstance(value, Sequence) and not isinstance(value, str) and all(fits(each, inner[0]) for each in value)
+        )
     if inner:
         return any(fits(value, each) for each in inner)
     if hint in _WORDS:

@@ -12,6 +12,7 @@ Models with batch norm: after an exchange the nodes estimate its statistics at t
 
 from collections.abc import Iterable, Mapping
 from logging import INFO
+from typing import ClassVar
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
@@ -20,7 +21,7 @@ from flwr.serverapp import Grid
 from flsparse._flwr import log
 from flsparse.clients.parts.questions import NUM_EXAMPLES, STATISTICS
 from flsparse.codec import Layer
-from flsparse.configs import settled
+from flsparse.configs import Fixed, settled
 from flsparse.nets.batch_norm import pooled, statistics_names
 from flsparse.ranges import within
 from flsparse.schedules import learning_rate, quadratic_synchronization
@@ -51,7 +52,7 @@ class LocalSGD(FedAvg):
 
     name = "local_sgd"
     weighted = False
-    fixed = {"hello": (True, "workers, whose state goes by partition")}
+    fixed: ClassVar[Fixed] = {"hello": (True, "worker state goes by partition")}
 
     def __init__(
         self,

@@ -14,7 +14,7 @@ taken out of ``c`` again, and the corrections would never more add up to nothing
 
 from collections.abc import Iterable, Mapping
 from logging import WARNING
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message
@@ -24,7 +24,7 @@ from torch import nn
 from flsparse._flwr import log
 from flsparse.clients.scaffold import LOST
 from flsparse.codec import Layer
-from flsparse.configs import settled
+from flsparse.configs import Fixed, settled
 from flsparse.nets.batch_norm import statistics_names
 from flsparse.strategies.core.courier import Node, Value
 from flsparse.strategies.core.server_optimizer import Arrays
@@ -125,10 +125,10 @@ class Scaffold(FedAvg):
 
     name = "scaffold"
     weighted = False
-    fixed = {
-        "server_optimizer": ("none", "the plain average that control variates correct"),
-        "server_lr": (1.0, "the plain average that control variates correct"),
-        "hello": (True, "control variates, which go by partition"),
+    fixed: ClassVar[Fixed] = {
+        "server_optimizer": ("none", "control variates correct plain averaging"),
+        "server_lr": (1.0, "control variates correct plain averaging"),
+        "hello": (True, "control variates go by partition"),
     }
 
     def __init__(self, **fedavg: object) -> None:

@@ -18,7 +18,7 @@ from copy import deepcopy
 from dataclasses import replace
 from logging import INFO
 from math import ceil, nan, prod
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -31,7 +31,7 @@ from flsparse.clients.split_ms import SplitMSLocal
 from flsparse.codec import PayloadError, decode_activations, encode_gradient
 from flsparse.codec.activations.envelope import MAX_ELEMENTS
 from flsparse.codec.errors import require
-from flsparse.configs import settled
+from flsparse.configs import Fixed, settled
 from flsparse.metering.ledger import Direction
 from flsparse.nets.arrays import state_arrays
 from flsparse.nets.cutting import default_head
@@ -80,13 +80,14 @@ class SplitMS(FedAvg):
     batches_per_message : int (default: 1)
         Batches that one message carries; they make one step together.
     **fedavg
-        Parameters of :class:`FedAvg`, which averages the bottoms; ``prunable`` is empty and ``fraction_evaluate`` 0. ``round_timeout_s`` holds for each message.
+        Parameters of :class:`FedAvg`, which averages the bottoms; ``prunable`` is empty and ``fraction_evaluate`` 0.
+        ``round_timeout_s`` holds for each message.
     """
 
     name = "split_ms"
-    fixed = {
-        "prunable": ([], "bottoms, whose weights travel whole"),
-        "fraction_evaluate": (0.0, "devices, none of which holds the whole model"),
+    fixed: ClassVar[Fixed] = {
+        "prunable": ([], "no weights are pruned"),
+        "fraction_evaluate": (0.0, "no device holds the whole model"),
     }
 
     def __init__(

@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from logging import INFO, WARNING
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
@@ -21,7 +21,7 @@ from torch import nn
 from flsparse import rng
 from flsparse._flwr import log
 from flsparse.codec import Codec, PayloadError, Reference, decode
-from flsparse.configs import settled
+from flsparse.configs import Fixed, settled
 from flsparse.nets.arrays import Arrays
 from flsparse.ranges import within
 from flsparse.sparsity import sparsity_of
@@ -32,7 +32,7 @@ from flsparse.topology import Topology, make_topology
 from flsparse.wire.mail import NO_INITIAL, OK, Answer, Mail
 from flsparse.wire.messages import to_numpy, to_record
 
-_OWN = "residuals, which the method codes itself"
+_OWN = "residuals have a coding of their own"
 _TABLES = 64 * 1024  # bytes, generously: what a coder adds to a small model
 
 
@@ -67,9 +67,11 @@ class Gossip(RoundLoop):
     """
 
     name = "gossip"
-    fixed = {
-        **{key: (value, _OWN) for key, value in (("values", "raw"), ("rounding", "nearest"), ("downlink_values", "raw"))},
-        "hello": (True, "neighbors, which are partition ids"),
+    fixed: ClassVar[Fixed] = {
+        "values": ("raw", _OWN),
+        "rounding": ("nearest", _OWN),
+        "downlink_values": ("raw", _OWN),
+        "hello": (True, "neighbors are partition ids"),
     }
 
     def __init__(
