@@ -129,8 +129,9 @@ def build(
     for key, each in settings.items():
         if each.default is Parameter.empty and given.get(key) is None:
             raise ValueError(f"{what}.{key} must be set for {name}")
-        if key in arguments and not fits(given[key], each.annotation):
-            raise ValueError(f"{what}.{key}={given[key]!r} is not {_spelled(each.annotation)}")
+    for key, value in arguments.items():
+        if not fits(value, settings[key].annotation):
+            raise ValueError(f"{what}.{key}={value!r} is not {_spelled(settings[key].annotation)}")
     try:
         return made(**given)
     except ValueError as error:

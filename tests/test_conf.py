@@ -62,9 +62,9 @@ def test_a_data_set_chooses_a_partition_that_exists(dataset: str) -> None:
 
 # Defaults of conf/strategy/*.yaml that are not the constructors', with the reason.
 ON_PURPOSE = {
-    ("choco_sgd", "levels"): "its dithered quantizer diverges with fewer levels at this consensus rate",
-    ("choco_sgd", "gamma"): "its own quantizer's; the constructor's is MALCOM-PSGD's",
-    ("choco_sgd", "coder"): "as compared in the paper; the constructor's is MALCOM-PSGD's",
+    ("choco_sgd", "levels"): "its usual setting, for comparisons: docs/methods/malcom_psgd.md",
+    ("choco_sgd", "gamma"): "its usual setting; the constructor's is that of all gossip",
+    ("choco_sgd", "coder"): "its usual setting, without an entropy coder",
 }
 FOLLOWS = {"name", "cut", "topology", "num_nodes", "min_available_nodes"}  # of other keys of the configuration
 

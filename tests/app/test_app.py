@@ -114,10 +114,6 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         (["strategy=dppf", "strategy.alpha=2"], "strategy.alpha=2 is not in (0, 1]: it is the share of the way"),
         (["strategy=scaffold", "+strategy.server_lr=0.1"], "strategy.server_lr=0.1 cannot be chosen: it is 1.0"),
         (["strategy=d_psgd", "+strategy.values=int8"], "strategy.values='int8' cannot be chosen: it is 'raw'"),
-        (
-            ["topology=ring", "strategy=d_psgd", "+topology.probability=0.5"],
-            "topology.probability is not a setting of ring",
-        ),
         (["-m", "strategy.sparsity=0.5,1.2"], "strategy.sparsity=1.2 is not in [0, 1)"),
         (["fraction_train=1.5"], "fraction_train=1.5 is impossible"),
         (["+strategy.min_train_nodes=21"], "there are num_clients=20 nodes"),
