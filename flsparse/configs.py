@@ -135,7 +135,7 @@ def build(
     try:
         return made(**given)
     except ValueError as error:
-        named = re.match(r"\w+", str(error))
+        named = re.match(r"\w+(?![\w.])", str(error))
         if named and named[0] in arguments:
             raise ValueError(f"{what}.{error}") from error
         raise

@@ -94,6 +94,12 @@ def test_an_error_about_something_else_passes_as_it_is() -> None:
         build({"broken": broken}, "broken", {"rate": 0.5}, what="thing")
 
 
+def test_an_error_that_has_its_full_name_already_gets_no_second_one() -> None:
+    with pytest.raises(ValueError, match=r"^topology\.probability=2\.0 is not in "):
+        topology = {"name": "erdos_renyi", "probability": 2.0}
+        build(STRATEGIES, "d_psgd", {"topology": topology, "num_nodes": 4}, what="strategy")
+
+
 @pytest.mark.parametrize(
     ("value", "hint", "expected"),
     [
