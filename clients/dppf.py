@@ -27,7 +27,8 @@ from flsparse.clients.scaffold import ControlVariates
 from flsparse.clients.topk import prune
 from flsparse.codec.portable import total
 from flsparse.nets.arrays import Arrays, load_parameters, parameter_arrays
-from flsparse.sparsity import begin_fit, sparsify
+from flsparse.ranges import within
+from flsparse.sparsity import begin_fit, check_layers, sparsify
 
 
 def norm(arrays: Mapping[str, np.ndarray]) -> float:
@@ -108,6 +109,10 @@ class DPPFLocal(LocalSGDLocal):
     activation_threshold: Literal["frozen", "exact"] = "frozen"
 
     def __post_init__(self) -> None:
+        within("(0, 1]", alpha=self.alpha)
+        within("[0, inf)", push=self.push, relative_push=self.relative_push)
+        within("[0, 1)", "the fraction of zeros", sparsity=self.sparsity)
+        check_layers(self.beta, self.activation_threshold)
         self.control = ControlVariates(self.confirmed) if self.control_variates else None
 
     def prepare(self, model: nn.Module) -> nn.Module:

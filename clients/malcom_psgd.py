@@ -18,6 +18,7 @@ from flsparse.clients.core.method import Fit, register
 from flsparse.clients.core.neighborhood import Exchange
 from flsparse.codec.residuals.dither import Dither, Vector
 from flsparse.codec.residuals.residual import ResidualCodec
+from flsparse.ranges import within
 from flsparse.sparsity import soft_threshold
 
 
@@ -45,6 +46,10 @@ class QuantizedGossipLocal(GossipLocal):
     scaling: Literal["least_squares", "contractive", "unbiased"] = "least_squares"
     coder: Literal["golomb", "rans", "fixed"] = "golomb"
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.quantizer()  # refuses levels out of range, and a scaling that the norm does not have
+
     def quantizer(self) -> Dither | None:
         """Return the quantizer; None sends the model whole."""
         return Dither(self.levels, self.norm, self.scaling) if self.levels else None
@@ -67,6 +72,10 @@ class MalcomPSGDLocal(QuantizedGossipLocal):
 
     name: ClassVar[str] = "malcom_psgd"
     mu: float = 1e-5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        within("[0, inf)", mu=self.mu)
 
     def threshold(self, fit: Fit) -> float:
         """Return ``eta_t * mu`` for each local step."""

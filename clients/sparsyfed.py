@@ -15,7 +15,7 @@ from torch import nn
 
 from flsparse.clients.core.method import Fit, register
 from flsparse.clients.topk import TopKLocal, TopKMod
-from flsparse.sparsity import begin_fit, sparsify
+from flsparse.sparsity import begin_fit, check_layers, sparsify
 
 Beta = float | Literal["spectral"]
 Threshold = Literal["frozen", "exact"]
@@ -40,6 +40,10 @@ class SparsyFedLocal(TopKLocal):
     beta: Beta = 1.25
     activation_pruning: bool = False
     activation_threshold: Threshold = "frozen"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_layers(self.beta, self.activation_threshold)
 
     def prepare(self, model: nn.Module) -> nn.Module:
         """Replace the layers by Powerpropagation layers, in place."""

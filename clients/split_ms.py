@@ -19,7 +19,9 @@ from flsparse import rng
 from flsparse.clients.core.method import LocalMethod, register
 from flsparse.codec import make_activation_codec
 from flsparse.codec.activations.compressors import ActivationCodec
+from flsparse.codec.activations.gradient import FORMS
 from flsparse.nets.cutting import cut_model
+from flsparse.ranges import one_of, within
 from flsparse.schedules import batches_of_a_pass
 
 
@@ -56,6 +58,11 @@ class SplitMSLocal(LocalMethod):
     entropy: bool = True
     gradient: str = "int4"
     batches: int = 1
+
+    def __post_init__(self) -> None:
+        one_of(FORMS, gradient=self.gradient)
+        within("[1, inf)", batches=self.batches)
+        self.codec()  # refuses a bad setting of the compressor
 
     def codec(self) -> ActivationCodec:
         """Return the codec of the smashed data."""

@@ -16,6 +16,7 @@ from flwr.app import ConfigRecord
 from flsparse.clients.core.compress import CompressMod
 from flsparse.clients.core.method import Fit, LocalMethod, register
 from flsparse.nets.arrays import Arrays, state_arrays
+from flsparse.ranges import within
 from flsparse.sparsity import prune_global, prune_per_layer, regrowth
 
 
@@ -57,6 +58,9 @@ class TopKLocal(LocalMethod):
     name: ClassVar[str] = "topk"
     sparsity: float = 0.95
     scope: Scope = "global"
+
+    def __post_init__(self) -> None:
+        within("[0, 1)", "the fraction of zeros", sparsity=self.sparsity)
 
     def after_fit(self, fit: Fit) -> Arrays:
         """Prune; report regrowth, measured before the prune as the paper does."""

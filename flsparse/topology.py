@@ -9,7 +9,7 @@ With eigenvalues 1 = l_1 > |l_2| >= ... the *spectral gap* is ``1 - |l_2|``: one
 fraction ``1 - gap`` of the nodes' disagreement.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -18,10 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flsparse import rng
+from flsparse.configs import build
 
 Matrix = NDArray[np.float64]
 Adjacency = NDArray[np.bool_]
-NAMES = ("ring", "torus", "complete", "star", "erdos_renyi", "given")
 _TOLERANCE = 1e-9
 _DRAWS = 1000
 
@@ -63,16 +63,16 @@ def star(nodes: int) -> Adjacency:
     return _adjacency(nx.star_graph(nodes - 1))
 
 
-def erdos_renyi(nodes: int, probability: float, seed: int) -> Adjacency:
+def erdos_renyi(nodes: int, seed: int, *, probability: float = 0.5) -> Adjacency:
     """Each edge with this probability; drawn again until the graph is connected.
 
     Parameters
     ----------
     nodes : int
-    probability : float
-        In (0, 1].
     seed : int
         The run's seed.
+    probability : float (default: 0.5)
+        In (0, 1].
 
     Raises
     ------
@@ -80,7 +80,7 @@ def erdos_renyi(nodes: int, probability: float, seed: int) -> Adjacency:
         The probability is out of range, or so small that no draw is connected.
     """
     if not 0 < probability <= 1:
-        raise ValueError(f"topology.probability={probability} is not in (0, 1]")
+        raise ValueError(f"probability={probability} is not in (0, 1]")
     stream = rng.stream(seed, 0, -1, "topology")
     for _ in range(_DRAWS):
         adjacency: Adjacency = np.triu(stream.random((nodes, nodes)) < probability, 1)
@@ -88,7 +88,7 @@ def erdos_renyi(nodes: int, probability: float, seed: int) -> Adjacency:
         if is_connected(adjacency):
             return adjacency
     raise ValueError(
-        f"topology.probability={probability} gave no connected graph of {nodes} nodes in {_DRAWS} draws; "
+        f"probability={probability} gave no connected graph of {nodes} nodes in {_DRAWS} draws; "
         f"take more than log(n)/n = {np.log(nodes) / nodes:.2f}"
     )
 
@@ -185,7 +185,7 @@ class Topology:
     Parameters
     ----------
     name : str
-        One of :data:`NAMES`.
+        A key of :data:`GRAPHS`.
     weights : np.ndarray
         Shape (n, n), float64: W.
 
@@ -238,7 +238,7 @@ def make_topology(config: Mapping[str, Any], nodes: int, seed: int) -> Topology:
     Parameters
     ----------
     config : Mapping
-        ``name``, one of :data:`NAMES`. ``erdos_renyi`` takes ``probability``; ``given`` takes ``edges`` (pairs of
+        ``name``, a key of :data:`GRAPHS`. ``erdos_renyi`` takes ``probability``; ``given`` takes ``edges`` (pairs of
         partition ids) or ``weights`` (the rows of W). Other graphs take nothing.
     nodes : int
         Number of nodes, at least 1.
@@ -255,40 +255,42 @@ def make_topology(config: Mapping[str, Any], nodes: int, seed: int) -> Topology:
     >>> make_topology({"name": "torus"}, 16, seed=0).neighbors(0)
     [1, 3, 4, 12]
     """
-    settings = {key: value for key, value in config.items() if key != "name" and value is not None}
-    name = config.get("name")
-    takes = {"erdos_renyi": {"probability"}, "given": {"edges", "weights"}}
-    if name not in NAMES:
-        raise ValueError(f"topology.name={name!r} is none of {', '.join(NAMES)}")
-    if unknown := set(settings) - takes.get(name, set()):
-        raise ValueError(f"topology.{min(unknown)} is not a setting of {name}")
-    if name == "given":
-        return _given(settings, nodes)
-    if name == "erdos_renyi":
-        adjacency = erdos_renyi(nodes, float(settings.get("probability", 0.5)), seed)
-    else:
-        adjacency = {"ring": ring, "torus": torus, "complete": complete, "star": star}[name](nodes)
-    return Topology(name, metropolis(adjacency))
+    settings = dict(config)
+    name = settings.pop("name", None)
+    found = build(GRAPHS, name, settings, what="topology", offered={"nodes": nodes, "seed": seed})
+    return Topology(str(name), metropolis(found) if found.dtype == np.bool_ else found)
 
 
-def _given(settings: Mapping[str, Any], nodes: int) -> Topology:
-    if len(settings) != 1:
-        raise ValueError("topology=given needs topology.edges, pairs of nodes, or topology.weights, the rows of W")
-    if "edges" in settings:
-        adjacency = from_edges(nodes, settings["edges"])
+def given(
+    nodes: int, *, edges: Sequence[Sequence[int]] | None = None, weights: Sequence[Sequence[float]] | None = None
+) -> Adjacency | Matrix:
+    """Return the graph of given edges, or the mixing matrix of given rows; ValueError unless one of them is set."""
+    if edges is not None and weights is None:
+        adjacency = from_edges(nodes, edges)
         if not is_connected(adjacency):
             away = _beyond_reach(adjacency)
             raise ValueError(
                 f"topology.edges reach {nodes - len(away)} of num_clients={nodes} nodes from node 0, but not node "
                 f"{min(away)}: add edges that reach all (topology.edges=[[0,1],[1,2],...]), or set num_clients to fit"
             )
-        return Topology("given", metropolis(adjacency))
-    rows = settings["weights"]
-    if any(len(row) != len(rows) for row in rows):
+        return adjacency
+    if weights is None or edges is not None:
+        raise ValueError("topology=given needs topology.edges, pairs of nodes, or topology.weights, the rows of W")
+    if any(len(row) != len(weights) for row in weights):
         raise ValueError("topology.weights is not square: as many rows as columns")
-    if len(rows) != nodes:
-        raise ValueError(f"topology.weights has {len(rows)} rows, but there are {nodes} nodes (num_clients)")
-    return Topology("given", np.array(rows, np.float64))
+    if len(weights) != nodes:
+        raise ValueError(f"topology.weights has {len(weights)} rows, but there are {nodes} nodes (num_clients)")
+    return np.array(weights, np.float64)
+
+
+GRAPHS: dict[str, Callable[..., NDArray[Any]]] = {
+    "ring": ring,
+    "torus": torus,
+    "complete": complete,
+    "star": star,
+    "erdos_renyi": erdos_renyi,
+    "given": given,
+}
 
 
 def _edges_of(weights: Matrix) -> Adjacency:

@@ -31,8 +31,10 @@ from flsparse.clients.parts.questions import MAX_VALLEY_STEPS, METRICS, NUM_EXAM
 from flsparse.clients.sparsyfed import Beta, Threshold
 from flsparse.clients.topk import prune
 from flsparse.codec import Layer
+from flsparse.configs import did_you_mean
 from flsparse.nets.valley import Valley, valley_of_curves
-from flsparse.sparsity import sparsity_ramp
+from flsparse.ranges import one_of, within
+from flsparse.sparsity import check_layers, sparsity_ramp
 from flsparse.strategies.core.exchange import Node, Reply
 from flsparse.strategies.core.server_optimizer import Arrays
 from flsparse.strategies.fedavg import Weighted
@@ -121,16 +123,16 @@ class DPPF(LocalSGD):
         **local_sgd: object,
     ) -> None:
         super().__init__(**local_sgd)  # type: ignore[arg-type]
-        _require(0 < alpha <= 1, f"alpha={alpha} is not in (0, 1]: it is the share of the way to the average")
-        _require((lambda_ or 0) >= 0, f"lambda_={lambda_} is below 0: it is a distance, null takes relative_width")
-        _require(relative_width >= 0, f"relative_width={relative_width} is below 0")
-        _require(schedule in SCHEDULES, f"schedule={schedule!r} is none of {', '.join(SCHEDULES)}")
-        _require(0 < uplink_density <= 1, f"uplink_density={uplink_density} is not in (0, 1]")
-        _require(0 <= sparsity < 1, f"sparsity={sparsity} is not in [0, 1)")
-        _require(valley_every >= 0, f"valley_every={valley_every} must be at least 0")
-        fits = 1 <= valley_steps <= MAX_VALLEY_STEPS
-        _require(fits, f"valley_steps={valley_steps} is not in 1..{MAX_VALLEY_STEPS}, which is what devices walk")
-        _require(valley_kappa > 1 and valley_step > 0, "valley_kappa must be above 1, valley_step above 0")
+        within("(0, 1]", "the share of the way to the average", alpha=alpha)
+        within("[0, inf)", "a distance, null takes relative_width", lambda_=lambda_)
+        within("[0, inf)", relative_width=relative_width, valley_every=valley_every, valley_samples=valley_samples)
+        one_of(SCHEDULES, schedule=schedule)
+        within("(0, 1]", uplink_density=uplink_density)
+        within("[0, 1)", "the fraction of zeros", sparsity=sparsity)
+        check_layers(beta, activation_threshold)
+        within(f"[1, {MAX_VALLEY_STEPS}]", valley_steps=valley_steps)
+        within("(1, inf)", valley_kappa=valley_kappa)
+        within("(0, inf)", valley_step=valley_step)
         self.alpha, self.lambda_, self.relative_width, self.schedule = alpha, lambda_, relative_width, schedule
         self.uplink_density = uplink_density
         self.sparsity, self.ramp = sparsity, ramp
@@ -188,7 +190,8 @@ class DPPF(LocalSGD):
         """Learn the parameters' names: control variates are for them alone, and the valley is one of some of them."""
         names = [name for name, _ in model.named_parameters()]
         for name in self.valley_names or []:
-            _require(name in names, f"valley_names: the model has no parameter {name!r}")
+            if name not in names:
+                raise ValueError(f"valley_names: the model has no parameter {name!r}{did_you_mean(name, names)}")
         if self.control:
             self.control.parameters = names
 
@@ -333,8 +336,3 @@ def _losses_of(reply: Reply, expected: int) -> np.ndarray | None:
     found = reply.content.metric_records.get(METRICS, MetricRecord()).get("losses")
     losses = np.asarray(found if isinstance(found, list) else [], np.float64)
     return losses if losses.size == expected and not np.isnan(losses).any() else None
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ValueError(message)

@@ -21,6 +21,7 @@ from flsparse._flwr import log
 from flsparse.clients.core.method import LocalMethod
 from flsparse.clients.fedavg import FedAvgLocal
 from flsparse.codec import Accumulator, Layer, Reference
+from flsparse.ranges import within
 from flsparse.strategies.core.downlink import rounded_names
 from flsparse.strategies.core.exchange import Node, Reply
 from flsparse.strategies.core.loop import LARGEST, RoundLoop, numbers_of
@@ -79,9 +80,9 @@ class FedAvg(RoundLoop):
         **wire: object,
     ) -> None:
         super().__init__(**wire)  # type: ignore[arg-type]
-        for key, fraction in (("fraction_train", fraction_train), ("fraction_evaluate", fraction_evaluate)):
-            if not 0 <= fraction <= 1:
-                raise ValueError(f"{key}={fraction} is not in [0, 1]")
+        within("[0, 1]", fraction_train=fraction_train, fraction_evaluate=fraction_evaluate)
+        within("[0, inf)", min_train_nodes=min_train_nodes, min_evaluate_nodes=min_evaluate_nodes)
+        within("[1, inf)", min_available_nodes=min_available_nodes)
         self.fraction_train = fraction_train
         self.fraction_evaluate = fraction_evaluate
         self.min_train_nodes = min_train_nodes

@@ -12,6 +12,7 @@ Models with batch norm: after an exchange the nodes estimate its statistics at t
 
 from collections.abc import Iterable, Mapping
 from logging import INFO
+from typing import ClassVar
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
@@ -22,7 +23,9 @@ from flsparse.clients.core.method import LocalMethod
 from flsparse.clients.local_sgd import LocalSGDLocal
 from flsparse.clients.parts.questions import NUM_EXAMPLES, STATISTICS
 from flsparse.codec import Layer
+from flsparse.configs import Fixed, settled
 from flsparse.nets.batch_norm import pooled, statistics_names
+from flsparse.ranges import within
 from flsparse.schedules import learning_rate, quadratic_synchronization
 from flsparse.strategies.core.exchange import Node, Reply
 from flsparse.strategies.fedavg import FedAvg
@@ -45,12 +48,13 @@ class LocalSGD(FedAvg):
     statistics_samples : int (default: 500)
         Examples of each node for such an estimate; 0: all.
     **fedavg
-        Parameters of :class:`FedAvg`. The mean is over workers, whatever their examples. The hello is always said: what
-        workers keep goes by partition.
+        Parameters of :class:`FedAvg`. The mean is over workers, whatever their examples. ``hello`` is
+        True: what workers keep goes by partition.
     """
 
     name = "local_sgd"
     weighted = False
+    fixed: ClassVar[Fixed] = {"hello": (True, "worker state goes by partition")}
 
     def __init__(
         self,
@@ -61,13 +65,9 @@ class LocalSGD(FedAvg):
         statistics_samples: int = 500,
         **fedavg: object,
     ) -> None:
-        super().__init__(**{**fedavg, "hello": True})  # type: ignore[arg-type]
-        if qsr < 0 or qsr_max_steps < 1:
-            raise ValueError(f"qsr={qsr} must be at least 0 and qsr_max_steps={qsr_max_steps} at least 1")
-        if statistics_every < 0 or statistics_samples < 0:
-            raise ValueError(
-                f"statistics_every={statistics_every} and statistics_samples={statistics_samples} must be at least 0"
-            )
+        super().__init__(**settled(fedavg, self.fixed))
+        within("[0, inf)", qsr=qsr, statistics_every=statistics_every, statistics_samples=statistics_samples)
+        within("[1, inf)", qsr_max_steps=qsr_max_steps)
         self.qsr, self.qsr_max_steps = qsr, qsr_max_steps
         self.statistics_every, self.statistics_samples = statistics_every, statistics_samples
         self._accepted: dict[int, int] = {}  # round of the last accepted reply, by partition

@@ -12,6 +12,7 @@ from flsparse.clients.core.method import LocalMethod
 from flsparse.clients.malcom_psgd import MalcomPSGDLocal
 from flsparse.codec.residuals.dither import Dither
 from flsparse.codec.residuals.residual import CODERS
+from flsparse.ranges import one_of, within
 from flsparse.strategies.core.exchange import Node
 from flsparse.strategies.core.gossip import Gossip
 
@@ -51,10 +52,8 @@ class QuantizedGossip(Gossip):
         super().__init__(**gossip)  # type: ignore[arg-type]
         if levels:
             Dither(levels, norm, scaling)  # refuses what does not exist
-        if unit not in ("layer", "whole"):
-            raise ValueError(f"unit={unit!r} is neither 'layer' nor 'whole'")
-        if coder not in CODERS:
-            raise ValueError(f"coder={coder!r} is none of {', '.join(CODERS)}")
+        one_of(("layer", "whole"), unit=unit)
+        one_of(CODERS, coder=coder)
         self.levels, self.norm, self.unit, self.scaling, self.coder = levels, norm, unit, scaling, coder
 
     @property
@@ -83,8 +82,7 @@ class MalcomPSGD(QuantizedGossip):
 
     def __init__(self, *, mu: float = 1e-5, norm: str = "rms", **quantized: object) -> None:
         super().__init__(norm=norm, **quantized)  # type: ignore[arg-type]
-        if not mu >= 0:
-            raise ValueError(f"mu={mu} must be at least 0")
+        within("[0, inf)", mu=mu)
         self.mu = mu
 
     def method(self, server_round: int, node: Node | None = None) -> LocalMethod:

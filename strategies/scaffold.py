@@ -14,7 +14,7 @@ taken out of ``c`` again, and the corrections would never more add up to nothing
 
 from collections.abc import Iterable, Mapping
 from logging import WARNING
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message
@@ -25,6 +25,7 @@ from flsparse._flwr import log
 from flsparse.clients.core.method import LocalMethod
 from flsparse.clients.scaffold import LOST, ScaffoldLocal
 from flsparse.codec import Layer
+from flsparse.configs import Fixed, settled
 from flsparse.nets.batch_norm import statistics_names
 from flsparse.strategies.core.exchange import Node, Reply
 from flsparse.strategies.core.server_optimizer import Arrays
@@ -123,16 +124,20 @@ class Scaffold(FedAvg):
     Parameters
     ----------
     **fedavg
-        Parameters of :class:`FedAvg` but those of the server optimizer. The hello is always said: what nodes keep goes
-        by partition.
+        Parameters of :class:`FedAvg`. The server optimizer is plain averaging, and ``hello`` is True: what nodes keep
+        goes by partition.
     """
 
     name = "scaffold"
     weighted = False
+    fixed: ClassVar[Fixed] = {
+        "server_optimizer": ("none", "control variates correct plain averaging"),
+        "server_lr": (1.0, "control variates correct plain averaging"),
+        "hello": (True, "control variates go by partition"),
+    }
 
     def __init__(self, **fedavg: object) -> None:
-        fixed = {"server_optimizer": "none", "server_lr": 1.0, "hello": True}
-        super().__init__(**{**fedavg, **fixed})  # type: ignore[arg-type]
+        super().__init__(**settled(fedavg, self.fixed))
         self.control = ServerControl([])
 
     def method(self, server_round: int, node: Node | None = None) -> LocalMethod:

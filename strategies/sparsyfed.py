@@ -10,6 +10,7 @@ aggregate, and leaves activations alone; the paper does the opposite of all thre
 
 from flsparse.clients.core.method import LocalMethod
 from flsparse.clients.sparsyfed import Beta, SparsyFedLocal, Threshold
+from flsparse.sparsity import check_layers
 from flsparse.strategies.core.exchange import Node
 from flsparse.strategies.topk import TopK
 
@@ -41,8 +42,7 @@ class SparsyFed(TopK):
         **topk: object,
     ) -> None:
         super().__init__(**topk)  # type: ignore[arg-type]
-        if beta != "spectral" and not (isinstance(beta, int | float) and beta >= 1):
-            raise ValueError(f"beta={beta!r} is neither 'spectral' nor a number of at least 1")
+        check_layers(beta, activation_threshold)
         self.beta: Beta = beta
         self.activation_pruning, self.activation_threshold = activation_pruning, activation_threshold
 

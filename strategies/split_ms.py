@@ -18,7 +18,7 @@ from copy import deepcopy
 from dataclasses import replace
 from logging import INFO
 from math import ceil, nan, prod
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -32,9 +32,11 @@ from flsparse.clients.split_ms import SplitMSLocal
 from flsparse.codec import PayloadError, decode_activations, encode_gradient
 from flsparse.codec.activations.envelope import MAX_ELEMENTS
 from flsparse.codec.errors import require
+from flsparse.configs import Fixed, settled
 from flsparse.metering.ledger import Direction
 from flsparse.nets.arrays import state_arrays
 from flsparse.nets.cutting import default_head
+from flsparse.ranges import one_of, within
 from flsparse.schedules import batches_of_a_pass, learning_rate
 from flsparse.strategies.core.downlink import Broadcast
 from flsparse.strategies.core.exchange import Exchange, Node, Reply
@@ -80,10 +82,15 @@ class SplitMS(FedAvg):
     batches_per_message : int (default: 1)
         Batches that one message carries; they make one step together.
     **fedavg
-        Parameters of :class:`FedAvg`, which averages the bottoms. ``round_timeout_s`` holds for each message.
+        Parameters of :class:`FedAvg`, which averages the bottoms; ``prunable`` is empty and ``fraction_evaluate`` 0.
+        ``round_timeout_s`` holds for each message.
     """
 
     name = "split_ms"
+    fixed: ClassVar[Fixed] = {
+        "prunable": ([], "no weights are pruned"),
+        "fraction_evaluate": (0.0, "no device holds the whole model"),
+    }
 
     def __init__(
         self,
@@ -102,19 +109,12 @@ class SplitMS(FedAvg):
         batches_per_message: int = 1,
         **fedavg: Any,
     ) -> None:
-        super().__init__(**{**fedavg, "prunable": []})
-        if labels not in ("sent", "kept"):
-            raise ValueError(f"labels={labels!r} is neither 'sent' nor 'kept'")
-        if self.fraction_evaluate:
-            raise ValueError("fraction_evaluate must be 0: no device of split learning holds the whole model")
-        for key, value, least in (
-            ("steps_per_round", steps_per_round, 0),
-            ("batches_per_message", batches_per_message, 1),
-        ):
-            if value < least:
-                raise ValueError(f"{key}={value} must be at least {least}")
-        if gradient not in ("fp32", "fp16", "int4"):
-            raise ValueError(f"gradient={gradient!r} is none of fp32, fp16, int4")
+        super().__init__(**settled(fedavg, self.fixed))
+        one_of(("sent", "kept"), labels=labels)
+        within("[0, inf)", steps_per_round=steps_per_round)
+        within("[1, inf)", batches_per_message=batches_per_message)
+        one_of(("round", "floor"), mask_rounding=mask_rounding)
+        one_of(("fp32", "fp16"), kept=kept)
         self.labels, self._head = labels, "" if head is None else str(head)
         self.steps_per_round = steps_per_round
         self.asked = SplitMSLocal(
@@ -128,7 +128,6 @@ class SplitMS(FedAvg):
             gradient=gradient,
             batches=batches_per_message,
         )
-        self.asked.codec()  # refuses what is impossible, before anything starts
         self.wire: SplitWire = SplitWire(self.wire.values, self.wire.rounding, self.wire.downlink, [], self.seed)
         self._top: Top | None = None
         self._momentum: dict[str, np.ndarray] = {}

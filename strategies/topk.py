@@ -16,6 +16,7 @@ from flsparse._flwr import log
 from flsparse.clients.core.method import LocalMethod
 from flsparse.clients.topk import Scope, TopKLocal, prune
 from flsparse.codec import Codec, Layer, Reference
+from flsparse.ranges import one_of, within
 from flsparse.sparsity import layer_sparsity, sparsity_of, sparsity_ramp
 from flsparse.strategies.core.exchange import Node
 from flsparse.strategies.core.server_optimizer import Arrays
@@ -53,18 +54,14 @@ class TopK(FedAvg):
         ramp: bool = True,
         reprune: bool = True,
         scope: Scope = "global",
-        tiers: Mapping[str, float] | None = None,
+        tiers: Mapping[str, float] | Mapping[int, float] | None = None,
         **fedavg: object,
     ) -> None:
         super().__init__(**fedavg)  # type: ignore[arg-type]
         self._tiers = [(*_partition_range(key), target) for key, target in (tiers or {}).items()]
         for target in (sparsity, *(target for *_, target in self._tiers)):
-            if not 0 <= target < 1:
-                raise ValueError(
-                    f"sparsity={target} is not in [0, 1): it is the fraction of zeros, 0.95 keeps one in 20"
-                )
-        if scope not in ("global", "layer"):
-            raise ValueError(f"scope={scope!r} is neither 'global' nor 'layer'")
+            within("[0, 1)", "the fraction of zeros, 0.95 keeps one weight in 20", sparsity=target)
+        one_of(("global", "layer"), scope=scope)
         if (self.wire.values, self.wire.downlink.codec.values) == ("int4", "int8"):
             self.wire.downlink.delta_codec = Codec("int4")  # as nodes code theirs: the rounding is given back
         self.sparsity, self.ramp, self.reprune, self.scope = sparsity, ramp, reprune, scope

@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 
 from flsparse.app.preview import preview
 from flsparse.app.settings import check
+from flsparse.configs import parameters
 from flsparse.runtime.federation import make_strategy
 from flsparse.strategies import STRATEGIES
 from flsparse.tasks import build_task
@@ -57,6 +58,23 @@ def test_every_yaml_composes_and_instantiates(group: str, option: str) -> None:
 @pytest.mark.parametrize("dataset", [each for each in options("dataset") if each != "hf"])
 def test_a_data_set_chooses_a_partition_that_exists(dataset: str) -> None:
     assert composed(f"dataset={dataset}")["partition"]["kind"] in ("iid", "dirichlet", "dirichlet_equal", "natural")
+
+
+# Defaults of conf/strategy/*.yaml that are not the constructors', with the reason.
+ON_PURPOSE = {
+    ("choco_sgd", "levels"): "its usual setting, for comparisons: docs/methods/malcom_psgd.md",
+    ("choco_sgd", "gamma"): "its usual setting; the constructor's is that of all gossip",
+    ("choco_sgd", "coder"): "its usual setting, without an entropy coder",
+}
+FOLLOWS = {"name", "cut", "topology", "num_nodes", "min_available_nodes"}  # of other keys of the configuration
+
+
+@pytest.mark.parametrize("option", options("strategy"))
+def test_defaults_of_a_strategy_are_those_of_its_constructor(option: str) -> None:
+    takes = parameters(STRATEGIES[option])
+    listed = {key: value for key, value in composed(f"strategy={option}")["strategy"].items() if key not in FOLLOWS}
+    different = {key for key, value in listed.items() if value != takes[key].default}
+    assert different == {key for name, key in ON_PURPOSE if name == option}
 
 
 def test_one_override_swaps_the_method_with_its_client_and_codec() -> None:

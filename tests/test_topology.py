@@ -32,13 +32,13 @@ def test_spectral_gaps():
 
 
 def test_erdos_renyi_follows_the_seed_and_is_connected():
-    first, second, other = (erdos_renyi(12, 0.25, seed) for seed in (1, 1, 2))
+    first, second, other = (erdos_renyi(12, seed, probability=0.25) for seed in (1, 1, 2))
     np.testing.assert_array_equal(first, second)
     assert (first != other).any()
     assert is_connected(first)
     assert not first.diagonal().any()
     with pytest.raises(ValueError, match="take more than log"):
-        erdos_renyi(50, 0.001, 0)
+        erdos_renyi(50, 0, probability=0.001)
     with pytest.raises(ValueError, match=r"probability=1.5 is not in"):
         make_topology({"name": "erdos_renyi", "probability": 1.5}, 4, 0)
 

@@ -28,6 +28,7 @@ from flsparse.codec import Codec, Reference, decode
 from flsparse.codec.residuals.dither import Dither, Vector, entropy_bits
 from flsparse.codec.residuals.residual import ResidualCodec, Stamp, copy_checksum
 from flsparse.nets.arrays import Arrays, load_arrays, load_optimizer, optimizer_arrays, state_arrays
+from flsparse.ranges import within
 from flsparse.wire.mail import LOST, NO_INITIAL, OK, Answer, Mail, from_bytes, to_bytes
 
 METRICS = "metrics"
@@ -158,6 +159,10 @@ class GossipLocal(ConversingMethod):
 
     gamma: float = 1.0
     decay_rounds: float = 0.0
+
+    def __post_init__(self) -> None:
+        within("(0, inf)", gamma=self.gamma)
+        within("[0, inf)", decay_rounds=self.decay_rounds)
 
     # -- what a method is made of -----------------------------------------------------------------------------------
 

@@ -15,7 +15,7 @@ Our own loop is ``flsparse.tasks.training``; a user's own loop can call the same
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar, Literal, Protocol, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Protocol
 
 import torch
 from flwr.app import ConfigRecord, Context, RecordDict
@@ -23,6 +23,7 @@ from torch import nn
 
 from flsparse.clients.core.compress import Limits
 from flsparse.clients.core.state import NodeState
+from flsparse.configs import build
 from flsparse.nets.arrays import Arrays, state_arrays
 
 Scalar = int | float | str | bool
@@ -184,26 +185,9 @@ def make_method(name: str, hyperparameters: Mapping[str, Any]) -> LocalMethod:
     Raises
     ------
     ValueError
-        The name is not registered, a key is not a field of the method, or a value has the wrong type.
+        The name is not registered, a key is not a field of the method, or a value has the wrong type or range.
     """
-    if name not in METHODS:
-        raise ValueError(f"method {name!r} is not known here; this device knows {', '.join(sorted(METHODS))}")
-    hints = get_type_hints(METHODS[name])
-    for key, value in hyperparameters.items():
-        if key not in hints or key == "name":
-            raise ValueError(f"method {name!r} has no hyper-parameter {key!r}")
-        if not _fits(value, hints[key]):
-            raise ValueError(f"method {name!r}: {key}={value!r} is not {getattr(hints[key], '__name__', hints[key])}")
-    return METHODS[name](**hyperparameters)
-
-
-def _fits(value: object, hint: Any) -> bool:
-    """Whether a value from a message fits a field's type: a plain type, a Literal, or a union of them."""
-    if get_origin(hint) is Literal:
-        return value in get_args(hint)
-    if choices := get_args(hint):
-        return any(_fits(value, choice) for choice in choices)
-    return type(value) is hint or (hint is float and type(value) is int)
+    return build(METHODS, name, hyperparameters, what="method")
 
 
 def partition_id(context: Context) -> int:

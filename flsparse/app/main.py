@@ -5,15 +5,13 @@ one starts; what is wrong is said in one line. Exit codes: 0 done, 1 a run faile
 130 interrupted.
 """
 
-import inspect
 import logging
 import math
 import os
-import re
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +27,7 @@ from rich.logging import RichHandler
 from flsparse import __version__
 from flsparse.app.composing import compose_jobs, parse_overrides, resumed_job, search_path
 from flsparse.app.settings import SettingsError, check, without_effect
-from flsparse.configs import did_you_mean
+from flsparse.configs import open_parameters
 from flsparse.report.display import Display
 from flsparse.report.tables import comparison_table, read_summary, run_table
 from flsparse.runs.checkpoint import CheckpointError
@@ -76,10 +74,11 @@ def _run(arguments: Sequence[str]) -> int:
         return _print(resumed)
     if args.cfg:
         return _hand_over(arguments)
+    notes: list[str] = []
     for cfg in jobs:
-        _check_strategy(cfg)
+        notes += without_effect(cfg, given, _check_strategy(cfg))
         _check_machine(cfg)
-    for note in dict.fromkeys(note for cfg in jobs for note in without_effect(cfg, given)):
+    for note in dict.fromkeys(notes):
         _say(f"flsparse: note: {note}", _errors)
     if resumed:
         _check_saved(resumed)
@@ -96,26 +95,14 @@ def _run(arguments: Sequence[str]) -> int:
         tasks.clear()
 
 
-def _check_strategy(cfg: Mapping[str, Any]) -> None:
-    """Build the strategy once, so that what it refuses is refused before anything starts."""
+def _check_strategy(cfg: Mapping[str, Any]) -> Collection[str]:
+    """Build the strategy once, so that it refuses before anything starts; return the arguments that it leaves open."""
     from flsparse.runtime.federation import make_strategy
-    from flsparse.strategies import STRATEGIES
 
-    name = cfg["strategy"]["name"]
-    if name not in STRATEGIES:
-        raise SettingsError(
-            f"strategy.name={name}: it is one of {', '.join(sorted(STRATEGIES))}{did_you_mean(str(name), STRATEGIES)}"
-        )
-    known = {each for cls in STRATEGIES[name].__mro__ for each in inspect.signature(cls).parameters}
-    for key in cfg["strategy"]:
-        if key not in known | {"name"}:
-            raise SettingsError(f"strategy {name} has no argument {key}{did_you_mean(key, known)}")
     try:
-        make_strategy(cfg, [])
+        return open_parameters(type(make_strategy(cfg, [])))
     except ValueError as error:
-        message = str(error)
-        named = re.match(r"\w+", message)
-        raise SettingsError(f"strategy.{message}" if named and named[0] in cfg["strategy"] else message) from error
+        raise SettingsError(str(error)) from error
 
 
 def _check_machine(cfg: Mapping[str, Any]) -> None:

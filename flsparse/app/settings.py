@@ -1,10 +1,11 @@
 """What a composed configuration must satisfy, checked before anything starts.
 
 Plain functions over plain values: no Hydra, no torch. Every refusal is one line with the value, the limit and the mend.
+Ranges here are of the application's own keys; bad arguments of a strategy are refused by its constructor.
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from math import inf
 from typing import Any
 
@@ -32,7 +33,6 @@ def _one_of(*choices: str) -> tuple[Callable[[Any], bool], str]:
 _POSITIVE = (lambda value: _number(value) and 0 < value < inf, "a number above 0, and finite")
 _NOT_NEGATIVE = (lambda value: _number(value) and 0 <= value < inf, "a number, 0 or more, and finite")
 _FRACTION = (lambda value: _number(value) and 0 < value <= 1, "a fraction of the nodes, above 0 and at most 1")
-_SWITCH = (lambda value: isinstance(value, bool), "true or false")
 _VALUES = _one_of("raw", "fp32", "fp16", "int8", "int4")
 
 _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
@@ -76,47 +76,12 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "codec.values": _VALUES,
     "codec.downlink_values": _VALUES,
     "codec.rounding": _one_of("nearest", "stochastic"),
-    "strategy.sparsity": (
-        lambda value: _number(value) and 0 <= value < 1,
-        "the fraction of zeros, at least 0 and below 1 (0.95 keeps one weight in twenty)",
-    ),
-    "strategy.ramp": _SWITCH,
-    "strategy.reprune": _SWITCH,
-    "strategy.activation_pruning": _SWITCH,
-    "strategy.control_variates": _SWITCH,
-    "strategy.entropy": _SWITCH,
-    "strategy.activation_threshold": _one_of("frozen", "exact"),
-    "strategy.alpha": (lambda value: _number(value) and 0 < value <= 1, "the pull, above 0 and at most 1"),
-    "strategy.lambda_": _NOT_NEGATIVE,
-    "strategy.relative_width": _NOT_NEGATIVE,
-    "strategy.schedule": _one_of("constant", "increasing", "decreasing"),
-    "strategy.uplink_density": (lambda value: _number(value) and 0 < value <= 1, "a fraction, above 0 and at most 1"),
-    "strategy.qsr": _NOT_NEGATIVE,
-    "strategy.valley_every": _at_least(0),
-    "strategy.valley_names": (
-        lambda value: isinstance(value, list) and all(isinstance(each, str) for each in value),
-        "a list of parameters' names, [A,B]",
-    ),
-    "strategy.statistics_every": _at_least(0),
-    "strategy.server_lr": _POSITIVE,
-    "strategy.min_replies": _at_least(1),
-    "strategy.min_available_nodes": _at_least(1),
-    "strategy.round_timeout_s": _POSITIVE,
-    "strategy.levels": (lambda value: isinstance(value, int) and 0 <= value <= 1024, "a whole number, 0 to 1024"),
-    "strategy.mu": _NOT_NEGATIVE,
-    "strategy.gamma": _POSITIVE,
-    "strategy.decay_rounds": _NOT_NEGATIVE,
-    "strategy.norm": _one_of("rms", "max", "l2"),
-    "strategy.unit": _one_of("layer", "whole"),
-    "strategy.scaling": _one_of("least_squares", "contractive", "unbiased"),
-    "strategy.coder": _one_of("golomb", "rans", "fixed"),
-    "strategy.evaluate_every": _at_least(1),
-    "strategy.max_backlog": _at_least(1),
 }
 
+_CODEC = ("codec.values", "codec.rounding", "codec.downlink_values")
 _REQUIRED = (
     *("seed", "num_rounds", "num_clients", "fraction_train", "device", "evaluate.every", "evaluate.on"),
-    *("client.lr", "client.batch_size", "codec.values", "codec.rounding", "codec.downlink_values"),
+    *("client.lr", "client.batch_size", *_CODEC),
     *("strategy.name", "dataset.name", "model.name"),
 )
 
@@ -149,7 +114,7 @@ def check(cfg: Mapping[str, Any]) -> None:
     _check_nodes(cfg)
 
 
-def without_effect(cfg: Mapping[str, Any], given: Iterable[str] = ()) -> list[str]:
+def without_effect(cfg: Mapping[str, Any], given: Iterable[str], taken: Collection[str]) -> list[str]:
     """Return a line for each setting that the chosen strategy or runtime does not look at.
 
     Parameters
@@ -158,6 +123,8 @@ def without_effect(cfg: Mapping[str, Any], given: Iterable[str] = ()) -> list[st
         The composed configuration.
     given : Iterable[str]
         Keys and groups that were set by hand. Most settings have a default that may be without effect unremarked.
+    taken : Collection[str]
+        Arguments that the strategy leaves open (see :func:`flsparse.configs.open_parameters`).
     """
     strategy, runtime = lookup(cfg, "strategy.name"), lookup(cfg, "runtime.name")
     kind, steps, nodes = lookup(cfg, "partition.kind"), lookup(cfg, "client.local_steps"), cfg["num_clients"]
@@ -175,13 +142,13 @@ def without_effect(cfg: Mapping[str, Any], given: Iterable[str] = ()) -> list[st
         if int(str(key).partition("-")[0]) >= nodes
     ]
     for key in given:
-        if key.partition(".")[0] == "codec" and "topology" in cfg["strategy"]:
+        if key in ("codec", *_CODEC) and (key.partition(".")[2] or "values") not in taken:
             notes.append(
                 f"{_as_given(cfg, key)} has no effect on strategy={strategy}, which codes residuals its own way"
             )
         elif key == "codec.rounding" and not str(lookup(cfg, "codec.values")).startswith("int"):
             notes.append(f"{_as_given(cfg, key)} has no effect on codec.values={lookup(cfg, 'codec.values')}")
-        elif key in ("client.local_epochs", "client.local_steps") and "steps_per_round" in cfg["strategy"]:
+        elif key in ("client.local_epochs", "client.local_steps") and "steps_per_round" in taken:
             notes.append(f"{_as_given(cfg, key)} has no effect on strategy={strategy}; strategy.steps_per_round has")
         elif key == "client.local_epochs" and steps:
             notes.append(
@@ -202,11 +169,11 @@ def _check_nodes(cfg: Mapping[str, Any]) -> None:
     nodes = cfg["num_clients"]
     for key in ("min_train_nodes", "min_evaluate_nodes", "min_available_nodes"):
         wanted = lookup(cfg, f"strategy.{key}")
-        if wanted is not None and wanted > nodes:
+        if isinstance(wanted, int) and wanted > nodes:
             raise SettingsError(f"strategy.{key}={wanted} is impossible: there are num_clients={nodes} nodes")
     sampled = sampled_nodes(cfg)
     replies = lookup(cfg, "strategy.min_replies")
-    if replies is not None and replies > sampled:
+    if isinstance(replies, int) and replies > sampled:
         raise SettingsError(
             f"strategy.min_replies={replies} is impossible: fraction_train={cfg.get('fraction_train')} of "
             f"num_clients={nodes} asks {sampled} nodes a round"

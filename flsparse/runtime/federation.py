@@ -20,7 +20,7 @@ from torch import nn
 
 from flsparse._flwr import log
 from flsparse.clients.core.state import state_dir
-from flsparse.configs import keys_of, lookup, sampled_nodes
+from flsparse.configs import build, did_you_mean, keys_of, lookup, parameters, sampled_nodes
 from flsparse.nets.arrays import Arrays, load_arrays, state_arrays
 from flsparse.runs.folder import RunFolder, read_checkpoint, restore_node_files
 from flsparse.runtime.inprocess import InProcessGrid
@@ -83,28 +83,26 @@ def run_federation(grid: Grid, cfg: Mapping[str, Any], observers: Sequence[Obser
 
 
 def make_strategy(cfg: Mapping[str, Any], prunable: list[str]) -> RoundLoop:
-    """Build the strategy of a configuration: ``codec`` and ``strategy`` hold its arguments.
+    """Build the strategy of a configuration: ``strategy`` holds its arguments, ``codec`` further ones if it takes them.
 
     Raises
     ------
     ValueError
-        The name is unknown, or an argument is unknown or out of range.
+        The name is unknown, or an argument is unknown, of another type or out of range.
     """
-    arguments = dict(cfg["strategy"])
-    name = arguments.pop("name")
-    if name not in STRATEGIES:
-        raise ValueError(f"strategy.name={name!r} is none of {', '.join(sorted(STRATEGIES))}")
-    nodes: dict[str, Any] = {
+    arguments, codec = dict(cfg["strategy"]), dict(cfg.get("codec") or {})
+    for key in codec.keys() - parameters(RoundLoop).keys():
+        raise ValueError(f"codec.{key} is not a setting{did_you_mean(key, parameters(RoundLoop))}")
+    offered = {
         "fraction_train": float(cfg.get("fraction_train", 1.0)),
         "min_train_nodes": sampled_nodes(cfg),
         "min_available_nodes": arguments.get("min_replies", 1),  # a device that dies does not stop a run
+        **codec,
+        "seed": int(cfg["seed"]),
+        "hello": True,
+        "prunable": prunable,
     }
-    fixed = {"seed": int(cfg["seed"]), "hello": True, "prunable": prunable}
-    try:
-        arguments = nodes | dict(cfg.get("codec") or {}) | fixed | arguments
-        return STRATEGIES[name](**arguments)
-    except TypeError as error:
-        raise ValueError(f"strategy {name}: {error}") from error
+    return build(STRATEGIES, arguments.pop("name"), arguments, what="strategy", offered=offered)
 
 
 def train_config(cfg: Mapping[str, Any]) -> ConfigRecord:

@@ -13,11 +13,19 @@ from flsparse.sparsity.masks import (
 from flsparse.sparsity.powerprop import inverse_power, power, spectral_exponent
 from flsparse.sparsity.ramp import sparsity_ramp
 from flsparse.sparsity.soft_threshold import soft_threshold
-from flsparse.sparsity.sparsify import begin_fit, export_dense, layer_densities, prunable_names, sparsify
+from flsparse.sparsity.sparsify import (
+    begin_fit,
+    check_layers,
+    export_dense,
+    layer_densities,
+    prunable_names,
+    sparsify,
+)
 from flsparse.sparsity.topk import kept_count, magnitude_threshold, top_k
 
 __all__ = [
     "begin_fit",
+    "check_layers",
     "default_prunable",
     "export_dense",
     "inverse_power",

@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
+from flsparse.ranges import one_of
 from flsparse.sparsity import layers, recurrent
 from flsparse.sparsity.layers import BitReLU, LayerState
 from flsparse.sparsity.powerprop import inverse_power, power, spectral_exponent, spectral_inverse
@@ -92,6 +93,13 @@ def prunable_names(model: nn.Module) -> list[str]:
     return list(_plan(model).weights)
 
 
+def check_layers(beta: object, activation_threshold: object) -> None:
+    """Refuse an exponent below 1, or a threshold that is neither "frozen" nor "exact", with a ValueError."""
+    if beta != "spectral" and not (isinstance(beta, int | float) and 1 <= beta < float("inf")):
+        raise ValueError(f"beta={beta!r} is neither 'spectral' nor a number in [1, inf)")
+    one_of(("frozen", "exact"), activation_threshold=activation_threshold)
+
+
 def sparsify(
     model: nn.Module,
     beta: float | Literal["spectral"] = 1.25,
@@ -113,7 +121,8 @@ def sparsify(
     beta : float | "spectral"
         Exponent, at least 1; ``"spectral"`` derives one per layer at the start of each fit (`spectral_exponent`).
     activation_pruning : bool
-        Whether the inputs saved for the weight gradients are pruned to their layer's weight sparsity while training.
+        Whether the inputs saved for the weight gradients are pruned to their layer's weight sparsity while training;
+        on by default as in the paper, where the strategy ``SparsyFed`` leaves them alone.
     activation_threshold : "frozen" | "exact"
         ``"frozen"`` finds the pruning threshold on the first training batch of a fit, ``"exact"`` on every batch.
 
@@ -127,10 +136,7 @@ def sparsify(
     ValueError
         When ``beta`` is below 1, an option is unknown, or the module is sparsified already.
     """
-    if beta != "spectral" and not (isinstance(beta, (int, float)) and 1.0 <= beta < float("inf")):
-        raise ValueError(f"beta must be a number of at least 1 or 'spectral', got {beta!r}")
-    if activation_threshold not in ("frozen", "exact"):
-        raise ValueError(f"activation_threshold must be 'frozen' or 'exact', got {activation_threshold!r}")
+    check_layers(beta, activation_threshold)
     if any(type(module) in _PLAIN for module in model.modules()):
         raise ValueError("the module is sparsified already; export_dense gives back a plain one")
     plan = _plan(model)

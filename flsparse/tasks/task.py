@@ -1,7 +1,6 @@
 """A task: what is learned, from which data, on which nodes."""
 
 import copy
-import inspect
 import json
 from collections.abc import Callable, Mapping
 from functools import cached_property, lru_cache
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from flsparse import rng
+from flsparse.configs import build
 from flsparse.nets.seeded import seeded
 from flsparse.tasks import datasets, training
 from flsparse.tasks.cost import TrainingFlops
@@ -224,17 +224,7 @@ def hold_out(source: Source, fraction: float, limit: int | None, seed: int) -> t
 def _load(config: str) -> Source:
     arguments = json.loads(config)
     name = arguments.pop("name", None)
-    if name not in LOADERS:
-        raise ValueError(f"dataset.name={name!r} is none of {', '.join(LOADERS)}")
-    loader = LOADERS[name]
-    accepted = inspect.signature(loader).parameters
-    for key in arguments:
-        if key not in accepted:
-            raise ValueError(f"dataset.{key} is not a setting of {name}, which takes {', '.join(accepted)}")
-    missing = [key for key, p in accepted.items() if p.default is p.empty and arguments.get(key) is None]
-    if missing:
-        raise ValueError(f"dataset.{missing[0]} must be set for dataset {name}")
-    return loader(**arguments)
+    return build(LOADERS, name, arguments, what="dataset")
 
 
 def _device(name: str) -> torch.device:

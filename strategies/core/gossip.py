@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from logging import INFO, WARNING
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
@@ -21,7 +21,9 @@ from torch import nn
 from flsparse import rng
 from flsparse._flwr import log
 from flsparse.codec import Codec, PayloadError, Reference, decode
+from flsparse.configs import Fixed, settled
 from flsparse.nets.arrays import Arrays
+from flsparse.ranges import within
 from flsparse.sparsity import sparsity_of
 from flsparse.strategies.core.exchange import Node, Reply
 from flsparse.strategies.core.loop import RoundLoop, numbers_of
@@ -30,6 +32,7 @@ from flsparse.topology import Topology, make_topology
 from flsparse.wire.mail import NO_INITIAL, OK, Answer, Mail
 from flsparse.wire.messages import to_numpy, to_record
 
+_OWN = "residuals have a coding of their own"
 _TABLES = 64 * 1024  # bytes, generously: what a coder adds to a small model
 
 
@@ -59,11 +62,17 @@ class Gossip(RoundLoop):
     min_available_nodes : int (default: 2)
         Nodes without which no round starts; the others may leave and come back.
     **wire
-        Parameters of :class:`RoundLoop`. ``values``, ``rounding`` and ``downlink_values`` mean nothing here, and the
-        hello is always said: neighbors are partition ids.
+        Parameters of :class:`RoundLoop`, without ``values``, ``rounding`` and ``downlink_values``: residuals have their
+        own coding. ``hello`` is True: neighbors are partition ids.
     """
 
     name = "gossip"
+    fixed: ClassVar[Fixed] = {
+        "values": ("raw", _OWN),
+        "rounding": ("nearest", _OWN),
+        "downlink_values": ("raw", _OWN),
+        "hello": (True, "neighbors are partition ids"),
+    }
 
     def __init__(
         self,
@@ -79,18 +88,16 @@ class Gossip(RoundLoop):
         min_available_nodes: int = 2,
         **wire: object,
     ) -> None:
-        super().__init__(**{**wire, "values": "raw", "hello": True})  # type: ignore[arg-type]
+        super().__init__(**settled(wire, self.fixed))
         if not isinstance(topology, Topology):
             if num_nodes is None:
                 raise ValueError("num_nodes must be set: a topology's configuration does not say how many nodes it has")
             topology = make_topology(topology, num_nodes, self.seed)
-        for key, value, low in (("gamma", gamma, 0), ("evaluate_every", evaluate_every, 0)):
-            if not value > low:
-                raise ValueError(f"{key}={value} must be above {low}")
-        if decay_rounds < 0:
-            raise ValueError(f"decay_rounds={decay_rounds} must be at least 0 (0 keeps the rates constant)")
-        if not 0 < fraction_train <= 1:
-            raise ValueError(f"fraction_train={fraction_train} is not in (0, 1]")
+        within("(0, inf)", gamma=gamma)
+        within("[0, inf)", decay_rounds=decay_rounds)
+        within("[1, inf)", evaluate_every=evaluate_every, max_backlog=max_backlog)
+        within("[1, inf)", min_available_nodes=min_available_nodes)
+        within("(0, 1]", fraction_train=fraction_train)
         self.topology = topology
         self.gamma, self.decay_rounds = gamma, decay_rounds
         self.evaluate_every = evaluate_every

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
 from logging import INFO, WARNING
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
@@ -23,7 +23,9 @@ from flsparse._flwr import log
 from flsparse.clients.core.method import LocalMethod, written
 from flsparse.codec import Codec, Layer
 from flsparse.codec.wire import VERSION
+from flsparse.configs import Fixed
 from flsparse.metering.ledger import Ledger
+from flsparse.ranges import within
 from flsparse.strategies.core.courier import Wire
 from flsparse.strategies.core.downlink import Broadcast, Downlink
 from flsparse.strategies.core.exchange import Exchange, Node, Reply
@@ -97,6 +99,7 @@ class RoundLoop(Strategy):
     """
 
     name = "base"
+    fixed: ClassVar[Fixed] = {}  # arguments of the base class that a method does not leave open
     min_train_nodes: int = 1  # a round asks so many, or those that are there
 
     def __init__(
@@ -112,6 +115,8 @@ class RoundLoop(Strategy):
         hello: bool = False,
         seed: int = 0,
     ) -> None:
+        within("[1, inf)", min_replies=min_replies)
+        within("(0, inf)", round_timeout_s=round_timeout_s)
         self.wire = Wire(values, rounding, Downlink(Codec(values=downlink_values), max_reference_bytes), prunable, seed)
         self.min_replies = min_replies
         self.round_timeout_s = round_timeout_s

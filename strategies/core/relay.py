@@ -39,8 +39,6 @@ class Relay:
     """
 
     def __init__(self, topology: Topology, max_backlog: int = 16) -> None:
-        if max_backlog < 1:
-            raise ValueError(f"max_backlog={max_backlog} must be at least 1")
         self.topology, self.max_backlog = topology, max_backlog
         self.epoch = 0
         self.link_bytes: dict[tuple[int, int], int] = {}

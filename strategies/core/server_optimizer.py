@@ -15,6 +15,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from flsparse.nets.batch_norm import statistics_names
+from flsparse.ranges import one_of, within
 from flsparse.wire.messages import CONTROL
 
 Arrays = dict[str, np.ndarray]
@@ -33,10 +34,8 @@ class ServerOptimizer:
     """
 
     def __init__(self, kind: str = "none", lr: float = 1.0) -> None:
-        if kind not in KINDS:
-            raise ValueError(f"server_optimizer={kind!r} is not one of {', '.join(KINDS)}")
-        if not lr > 0:
-            raise ValueError(f"server_lr={lr} must be above 0")
+        one_of(KINDS, server_optimizer=kind)
+        within("(0, inf)", server_lr=lr)
         self.kind, self.lr = kind, lr
         self._m: Arrays = {}
         self._u: Arrays = {}

@@ -540,10 +540,13 @@ def test_a_server_optimizer_steps_the_model_alone(optimizer: dict[str, Any]) -> 
         ("qsr", -1.0),
         ("statistics_every", -1),
         ("valley_kappa", 1.0),
+        ("lambda_", float("inf")),
+        ("beta", 0.5),
+        ("activation_threshold", "often"),
         ("valley_steps", 0),
         ("valley_steps", 201),
     ],
 )
 def test_impossible_arguments_are_refused(argument: str, value: Any) -> None:
-    with pytest.raises(ValueError, match=f"{argument}={value!r}|{argument} must be"):
+    with pytest.raises(ValueError, match=f"{argument}={value!r} is n"):
         DPPF(**{argument: value})

@@ -547,10 +547,11 @@ def test_randtopk_is_top_k_when_evaluated():
     [
         ({"labels": "lost"}, "labels='lost'"),
         ({"gradient": "int3"}, "gradient='int3'"),
-        ({"compressor": "zip"}, "compressor 'zip'"),
+        ({"compressor": "zip"}, "compressor='zip'"),
         ({"sparsity": 1.5}, "sparsity=1.5"),
         ({"batches_per_message": 0}, "batches_per_message=0"),
-        ({"fraction_evaluate": 0.5}, "fraction_evaluate"),
+        ({"fraction_evaluate": 0.5}, "fraction_evaluate=0.5 cannot be chosen"),
+        ({"prunable": ["a.weight"]}, "prunable=.* cannot be chosen"),
     ],
 )
 def test_impossible_settings_are_refused(arguments, message):

@@ -10,6 +10,7 @@ none       all values as they are, fp32 or fp16
 ========== ==================================================================================================
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
 from typing import Protocol
@@ -23,9 +24,9 @@ from flsparse.codec.activations.mask_encoding import Codes, Floats, MaskEncoding
 from flsparse.codec.coders import contexts
 from flsparse.codec.errors import require
 from flsparse.codec.wire import Reader
+from flsparse.configs import build
 
 Sent = NDArray[np.bool_]
-NAMES = ("ms", "topk", "randtopk", "uniform", "none")
 
 
 class ActivationCodec(Protocol):
@@ -162,6 +163,19 @@ def read_dense(reader: Reader, shape: Shape, flags: int) -> Floats:
     return flat
 
 
+def _top_k(*, sparsity: float, values: str, entropy: bool) -> Masks:
+    return Masks(MaskEncoding(sparsity, 1, "round", values, entropy))
+
+
+COMPRESSORS: dict[str, Callable[..., ActivationCodec]] = {
+    "ms": Masks,
+    "topk": _top_k,
+    "randtopk": RandTopK,
+    "uniform": UniformQuantizer,
+    "none": DenseActivations,
+}
+
+
 def make_activation_codec(
     name: str,
     *,
@@ -178,18 +192,9 @@ def make_activation_codec(
     ValueError
         The name is unknown or a setting out of range.
     """
-    settings = MaskEncoding(sparsity, bits, rounding, values, entropy)  # checks them all
-    if name == "ms":
-        return Masks(settings)
-    if name == "topk":
-        return Masks(MaskEncoding(sparsity, 1, "round", values, entropy))
-    if name == "randtopk":
-        return RandTopK(sparsity, entropy=entropy, values=values)
-    if name == "uniform":
-        return UniformQuantizer(bits, entropy)
-    if name == "none":
-        return DenseActivations(values)
-    raise ValueError(f"compressor {name!r} is none of {', '.join(NAMES)}")
+    settings = {"sparsity": sparsity, "bits": bits, "rounding": rounding, "values": values, "entropy": entropy}
+    offered = {**settings, "settings": MaskEncoding(sparsity, bits, rounding, values, entropy)}  # checks them all
+    return build(COMPRESSORS, name, {}, what="compressor", offered=offered)
 
 
 def decode_activations(payload: bytes, shape: Shape) -> tuple[Floats, Codes | None]:

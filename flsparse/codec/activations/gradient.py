@@ -15,6 +15,7 @@ from flsparse.codec import steps as quant
 from flsparse.codec.coders import integers
 from flsparse.codec.errors import require
 from flsparse.codec.wire import Reader, Writer, checksum
+from flsparse.ranges import one_of
 
 FORMS = ("fp32", "fp16", "int4")
 _MAGIC = b"FSG\x01"  # the last byte is the format's version
@@ -45,8 +46,7 @@ def encode_gradient(gradient: np.ndarray, form: str, sent: NDArray[np.bool_]) ->
     ValueError
         For an unknown form, or NaN or infinity.
     """
-    if form not in FORMS:
-        raise ValueError(f"gradient={form!r} is none of {', '.join(FORMS)}")
+    one_of(FORMS, gradient=form)
     flat = np.ravel(np.asarray(gradient, np.float32))
     if not np.isfinite(flat).all():
         raise ValueError("the gradient at the cut holds NaN or infinity: has the training diverged? lower client.lr")

@@ -10,6 +10,7 @@ from flsparse.codec.models import floats, lossless, quantized, support
 from flsparse.codec.models.layout import BOUNDS, Layout, is_fine, is_sparse, layout_of, words_of, write_forms
 from flsparse.codec.specs import Reference, Specs, fingerprint, flatten, specs_of
 from flsparse.codec.wire import REFERENCE_BYTES, VALUES, Envelope, seal
+from flsparse.ranges import one_of
 
 Flat = Mapping[str, np.ndarray]
 
@@ -41,10 +42,8 @@ class Codec:
     rounding: str = "nearest"
 
     def __post_init__(self) -> None:
-        if self.values not in VALUES:
-            raise ValueError(f"values={self.values!r} is not one of {', '.join(VALUES)}")
-        if self.rounding not in ("nearest", "stochastic"):
-            raise ValueError(f"rounding={self.rounding!r} is neither 'nearest' nor 'stochastic'")
+        one_of(VALUES, values=self.values)
+        one_of(("nearest", "stochastic"), rounding=self.rounding)
 
     def encode(
         self,

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from flsparse.codec import portable
 from flsparse.codec.portable import total
+from flsparse.ranges import one_of, within
 
 NORMS = ("max", "l2", "rms")
 SCALINGS = ("unbiased", "contractive", "least_squares")
@@ -61,12 +62,9 @@ class Dither:
     scaling: str = "least_squares"
 
     def __post_init__(self) -> None:
-        if not 1 <= self.levels <= MAX_LEVELS:
-            raise ValueError(f"levels={self.levels} is not in 1..{MAX_LEVELS}")
-        if self.norm not in NORMS:
-            raise ValueError(f"norm={self.norm!r} is none of {', '.join(NORMS)}")
-        if self.scaling not in SCALINGS:
-            raise ValueError(f"scaling={self.scaling!r} is none of {', '.join(SCALINGS)}")
+        within(f"[1, {MAX_LEVELS}]", levels=self.levels)
+        one_of(NORMS, norm=self.norm)
+        one_of(SCALINGS, scaling=self.scaling)
         if self.norm == "rms" and self.scaling != "least_squares":
             raise ValueError(f"scaling={self.scaling!r} is for a dithered norm; norm='rms' takes 'least_squares'")
 

@@ -25,6 +25,7 @@ from flsparse.codec.coders import bits, golomb, rans, tables
 from flsparse.codec.errors import PayloadError, require
 from flsparse.codec.residuals.dither import MAX_LEVELS, Dither, Integers, Vector, dequantize
 from flsparse.codec.wire import Reader, Writer
+from flsparse.ranges import one_of
 
 CODERS = ("fixed", "golomb", "rans")
 _DENSE = 3
@@ -83,8 +84,7 @@ class ResidualCodec:
     coder: str = "rans"
 
     def __post_init__(self) -> None:
-        if self.coder not in CODERS:
-            raise ValueError(f"coder={self.coder!r} is none of {', '.join(CODERS)}")
+        one_of(CODERS, coder=self.coder)
 
     def encode(self, x: Vector, copy: Vector, stamp: Stamp, rng: np.random.Generator) -> tuple[bytes, Integers | None]:
         """Code what turns ``copy`` into (nearly) ``x``.

@@ -1,11 +1,11 @@
 """Models by name."""
 
-import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import nn
 
+from flsparse.configs import build
 from flsparse.tasks.models.char_lstm import char_lstm
 from flsparse.tasks.models.cnn import cnn
 from flsparse.tasks.models.mlp import mlp
@@ -43,14 +43,9 @@ def build_model(config: Mapping[str, Any], input_shape: tuple[int, ...], num_cla
     """
     arguments = dict(config)
     name = arguments.pop("name", None)
-    if name not in MODELS:
-        raise ValueError(f"model.name={name!r} is none of {', '.join(MODELS)}")
-    accepted = list(inspect.signature(MODELS[name]).parameters)[2:]
-    for key in arguments:
-        if key not in accepted:
-            raise ValueError(f"model.{key} is not a setting of {name}, which takes {', '.join(accepted) or 'none'}")
     reads_text, is_text = name == "char_lstm", len(input_shape) == 1
-    if reads_text != is_text:
+    if name in MODELS and reads_text != is_text:
         mend = "model=char_lstm" if is_text else "model=cnn"
         raise ValueError(f"model.name={name} does not read {'text' if is_text else 'images'}; use {mend}")
-    return MODELS[name](input_shape, num_classes, **arguments)
+    offered = {"input_shape": input_shape, "num_classes": num_classes}
+    return build(MODELS, name, arguments, what="model", offered=offered)

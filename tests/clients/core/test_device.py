@@ -18,12 +18,22 @@ def test_every_strategy_has_its_local_method():
 @pytest.mark.parametrize(
     ("name", "hyperparameters", "complaint"),
     [
-        ("os.system", {}, "not known here"),
-        ("topk", {"sparsities": 0.5}, "no hyper-parameter 'sparsities'"),
-        ("topk", {"sparsity": "0.5"}, "is not float"),
+        ("os.system", {}, r"method='os\.system' is none of"),
+        ("topk", {"sparsities": 0.5}, r"method\.sparsities is not a setting of topk; did you mean sparsity"),
+        ("topk", {"sparsity": "0.5"}, "is not a number"),
         ("topk", {"scope": "everything"}, "scope='everything' is not"),
         ("sparsyfed", {"beta": "cubic"}, "beta='cubic' is not"),
-        ("topk", {"name": "x"}, "no hyper-parameter 'name'"),
+        ("topk", {"name": "x"}, r"method\.name is not a setting"),
+        ("topk", {"sparsity": 1.0}, r"method\.sparsity=1\.0 is not in \[0, 1\)"),
+        ("sparsyfed", {"beta": 0.5}, r"method\.beta=0\.5 is neither"),
+        ("dppf", {"alpha": 2.0}, r"method\.alpha=2\.0 is not in \(0, 1\]"),
+        ("dppf", {"push": float("nan")}, "push=nan"),
+        ("d_psgd", {"gamma": 0.0}, "gamma=0.0"),
+        ("malcom_psgd", {"mu": -1.0}, "mu=-1.0"),
+        ("malcom_psgd", {"levels": 5000}, "levels=5000"),
+        ("split_ms", {"batches": 0}, "batches=0"),
+        ("split_ms", {"bits": 99}, "bits=99"),
+        ("split_ms", {"gradient": "int3"}, "gradient='int3'"),
     ],
 )
 def test_nothing_but_registered_methods_and_their_fields(name, hyperparameters, complaint):

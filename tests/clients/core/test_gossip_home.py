@@ -108,7 +108,7 @@ def test_a_message_cannot_ask_for_what_does_not_exist():
     assert make_method("malcom_psgd", {"levels": 4, "mu": 0.0, "decay_rounds": 0}).levels == 4
     with pytest.raises(ValueError, match="norm"):
         make_method("malcom_psgd", {"norm": "l1"})
-    with pytest.raises(ValueError, match="no hyper-parameter"):
+    with pytest.raises(ValueError, match="not a setting of d_psgd"):
         make_method("d_psgd", {"levels": 4})
 
 
