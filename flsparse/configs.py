@@ -130,8 +130,13 @@ def build(
         if each.default is Parameter.empty and given.get(key) is None:
             raise ValueError(f"{what}.{key} must be set for {name}")
     for key, value in arguments.items():
-        if not fits(value, settings[key].annotation):
-            raise ValueError(f"{what}.{key}={value!r} is not {_spelled(settings[key].annotation)}")
+        hint = settings[key].annotation
+        if not fits(value, hint) and get_origin(hint) is Literal:
+            choices = [str(each) for each in get_args(hint)]
+            mend = did_you_mean(str(value), choices)
+            raise ValueError(f"{what}.{key}={value!r} is none of {', '.join(choices)}{mend}")
+        if not fits(value, hint):
+            raise ValueError(f"{what}.{key}={value!r} is not {_spelled(hint)}")
     try:
         return made(**given)
     except ValueError as error:

@@ -68,7 +68,7 @@ def test_arguments_reach_the_base_class_and_offers_those_that_take_them() -> Non
         ("child", {"layers": ["x", 1]}, "thing.layers=['x', 1] is not a list, each a text"),
         ("base", {"rate": "fast"}, "thing.rate='fast' is not a number"),
         ("base", {"rate": True}, "thing.rate=True is not a number"),
-        ("base", {"kind": "c"}, "thing.kind='c' is not one of a, b"),
+        ("base", {"kind": "c"}, "thing.kind='c' is none of a, b"),
         ("base", {"rate": 0}, "thing.rate=0 is not in (0, 1]: it is a share"),
         (
             "child",
