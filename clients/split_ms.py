@@ -5,8 +5,8 @@
     bottom <- bottom - lr * (da/dbottom) g  the coding counts as the identity (straight-through)
 
 With ``batches`` above 1 a message carries so many batches, and one step follows from all of them. With a ``head`` the
-labels stay here: the device also runs the last layers, and the loss. What runs is in
-:mod:`flsparse.clients.core.split_device`; here is what the server asks for.
+labels stay here: the device also runs the last layers, and the loss. The steps are in
+:mod:`flsparse.clients.core.split_device`; here is how activations are coded.
 """
 
 from dataclasses import dataclass

@@ -16,7 +16,7 @@ from flsparse.clients.core.state import NodeState
 from flsparse.codec.wire import VERSION
 from flsparse.wire.messages import RECORD
 
-_UNNAMED = {Kind.SPLIT: "split_ms"}  # within a round its messages name no method; other strategies' names are unknown
+_UNNAMED = {Kind.SPLIT: "split_ms"}  # its messages within a round name no method
 
 
 def device_app(load_task: Callable[[Context], TaskLike], limits: Limits | None = None) -> ClientApp:
@@ -33,7 +33,7 @@ def device_app(load_task: Callable[[Context], TaskLike], limits: Limits | None =
         Bounds set by the device's owner, which no server can exceed.
     """
     limits = limits or Limits()
-    app = ClientApp(mods=[CompressMod(limits=limits)])  # checks the bytes of every message
+    app = ClientApp(mods=[CompressMod(limits=limits)])  # holds bytes; the passes over the data are held below
 
     def answering(kind: Kind) -> ClientAppCallable:
         def answer(message: Message, context: Context) -> Message:
