@@ -28,6 +28,7 @@ from flsparse.wire.messages import (
     arrayrecord_key,
     pack,
     packed_payload,
+    payload_size,
     record_of,
     to_numpy,
     to_record,
@@ -94,9 +95,12 @@ class CompressMod:
 
     def __call__(self, message: Message, context: Context, call_next: ClientAppCallable) -> Message:
         """Unpack, call the app, pack."""
-        if not message.has_content() or packed_payload(message.content) is None:
-            if message.has_content():
-                self._check_plain(message.content)
+        if not message.has_content():
+            return call_next(message, context)
+        size = payload_size(message.content)
+        self.limits.check("max_payload_bytes", size)
+        if packed_payload(message.content) is None:
+            self.limits.check("max_memory_bytes", size)
             return call_next(message, context)
         state = NodeState(context, self.limits.max_state_bytes)
         asked = record_of(message.content)
@@ -113,12 +117,6 @@ class CompressMod:
             reply.content[RECORD] = ConfigRecord({"held": state.held})
         return reply
 
-    def _check_plain(self, content: RecordDict) -> None:
-        """Hold the owner's limits against arrays that came unpacked, too."""
-        size = sum(len(array.data) for record in content.array_records.values() for array in record.values())
-        self.limits.check("max_payload_bytes", size)
-        self.limits.check("max_memory_bytes", size)
-
     def outgoing(
         self, trained: Arrays, received: Mapping[str, np.ndarray], prunable: list[str], asked: ConfigRecord
     ) -> tuple[Arrays, dict[str, float]]:
@@ -130,7 +128,6 @@ class CompressMod:
         key = arrayrecord_key(content)
         payload = packed_payload(content)
         assert payload is not None
-        self.limits.check("max_payload_bytes", len(payload))
         reference = None
         if reference_id := str(asked.get("reference", "")):
             reference = state.reference(reference_id)
@@ -168,7 +165,6 @@ class CompressMod:
         sent, metrics = self.outgoing(trained, received.arrays, prunable, asked)
 
         started = time.perf_counter()
-        codec = Codec(values=str(asked["values"]), rounding=str(asked["rounding"]))
         mirrored = bool(asked.get("mirror", False))
         base = received
         if mirrored:
@@ -176,8 +172,7 @@ class CompressMod:
                 base = reference_with(mirror, received)
             sent = towards(sent, base.arrays, float(asked["density"]))  # type: ignore[arg-type]
         generator = rng.stream(int(asked["seed"]), int(asked["round"]), int(asked["node"]), "rounding")  # type: ignore[arg-type]
-        reference = None if codec.values == "raw" else base
-        payload = codec.encode(sent, reference=reference, rng=generator)
+        payload, reference = encode_update(sent, base, str(asked["values"]), str(asked["rounding"]), generator)
         metrics["encode-ms"] = (time.perf_counter() - started) * 1e3
 
         controlled = reference is not None and any(name.startswith(CONTROL) for name in sent)
@@ -194,6 +189,40 @@ class CompressMod:
         content[key] = pack(payload)
         for record in content.metric_records.values():
             record.update(metrics)
+
+
+def encode_update(
+    trained: Arrays, received: Reference | None, values: str, rounding: str, generator: np.random.Generator
+) -> tuple[bytes, Reference | None]:
+    """Code trained arrays relative to the model received; with ``values="raw"`` by themselves.
+
+    Parameters
+    ----------
+    trained : dict[str, np.ndarray]
+        In state-dict order, names and shapes as in `received`.
+    received : Reference, optional
+        None: the node has lost it, which "raw" alone can do without.
+    values, rounding : str
+        Of :class:`flsparse.codec.Codec`.
+    generator : np.random.Generator
+        Randomness of the rounding.
+
+    Returns
+    -------
+    tuple[bytes, Reference or None]
+        The payload, and the reference that it needs.
+
+    Raises
+    ------
+    ValueError
+        The update needs a reference, and there is none.
+    """
+    codec = Codec(values=values, rounding=rounding)
+    if codec.values == "raw":
+        return codec.encode(trained, reference=None, rng=generator), None
+    if received is None:
+        raise ValueError(f"this node has lost the model received, which values={values!r} are coded against")
+    return codec.encode(trained, reference=received, rng=generator), received
 
 
 class _MissingReference(Exception):

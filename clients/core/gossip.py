@@ -21,7 +21,7 @@ from torch import nn
 
 from flsparse import rng
 from flsparse._flwr import log
-from flsparse.clients.core.method import ConversingMethod, Fit, Visit
+from flsparse.clients.core.method import Fit, Kind, LocalMethod, Visit, unanswered
 from flsparse.clients.core.neighborhood import Exchange, Neighborhood, OutOfStep, Pending, weighted_pull
 from flsparse.clients.core.state import NodeState
 from flsparse.codec import Codec, Reference, decode
@@ -146,7 +146,7 @@ class Home:
 
 
 @dataclass(kw_only=True)
-class GossipLocal(ConversingMethod):
+class GossipLocal(LocalMethod):
     """What all decentralized methods share on the device.
 
     Attributes
@@ -209,7 +209,19 @@ class GossipLocal(ConversingMethod):
         for group in fit.optimizer.param_groups:
             group["lr"] *= self.rate(fit.server_round)
 
-    def on_train(self, visit: Visit) -> RecordDict:
+    def answer(self, kind: Kind, visit: Visit) -> RecordDict:
+        """Answer TRAIN with a residual, EVALUATE with the model.
+
+        Its payloads travel as one array of type :data:`flsparse.wire.messages.OPAQUE`, counted, but opened by no mod.
+        """
+        match kind:
+            case Kind.TRAIN:
+                return self._step(visit)
+            case Kind.EVALUATE:
+                return self._look(visit)
+        raise unanswered(self, kind)
+
+    def _step(self, visit: Visit) -> RecordDict:
         """Take in what came, train, send the residual."""
         mail = Mail.of(visit.content)
         model = self.prepare(visit.task.model())
@@ -227,7 +239,7 @@ class GossipLocal(ConversingMethod):
         content[METRICS] = MetricRecord(dict(metrics))
         return content
 
-    def on_evaluate(self, visit: Visit) -> RecordDict:
+    def _look(self, visit: Visit) -> RecordDict:
         """Take in what came, send the model as it is: lossless, for looking at."""
         mail = Mail.of(visit.content)
         model = self.prepare(visit.task.model())
@@ -294,20 +306,9 @@ class GossipLocal(ConversingMethod):
         hood = home.hood
         received = layout.into(hood.x, state_arrays(model) | home.buffers)
         load_arrays(model, received)
-        fit = Fit(
-            model=model,
-            optimizer=visit.task.optimizer(model, visit.config),
-            received=received,
-            server_round=mail.round,
-            num_rounds=int(visit.config["num-rounds"]),
-            node=visit.node,
-            seed=int(visit.asked["seed"]),  # type: ignore[arg-type]
-            config=visit.config,
-            state=visit.state,
-            prunable=list(home.prunable),
-        )
+        fit = visit.fit(model, received, mail.round, list(home.prunable))
         load_optimizer(model, fit.optimizer, home.optimizer)
-        arrays = visit.task.fit(fit, self, visit.task.train_data(visit.node))
+        arrays = self.fit(fit, visit)
         started = time.perf_counter()
         x = self.before_send(layout.flat(arrays), hood, mail.weights, mail.round)
         own = hood.copies[visit.node]

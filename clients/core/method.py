@@ -1,6 +1,6 @@
-"""The device's seam: what a method does around local training.
+"""The device's seam: what a method answers to a message, and what it does around local training.
 
-A training loop calls, in this order::
+Every message comes to :meth:`LocalMethod.answer`, with its :class:`Kind`. A training loop calls, in this order::
 
     model = method.prepare(model)            # once, before the weights are loaded
     method.before_fit(fit)
@@ -12,21 +12,42 @@ A training loop calls, in this order::
 Our own loop is ``flsparse.tasks.training``; a user's own loop can call the same five hooks.
 """
 
-from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from enum import StrEnum
 from typing import Any, ClassVar, Protocol
 
 import torch
-from flwr.app import ConfigRecord, Context, RecordDict
+from flwr.app import ConfigRecord, Context, MessageType, MetricRecord, RecordDict
 from torch import nn
 
 from flsparse.clients.core.compress import Limits
 from flsparse.clients.core.state import NodeState
+from flsparse.clients.parts import questions
 from flsparse.configs import build
-from flsparse.nets.arrays import Arrays, state_arrays
+from flsparse.nets.arrays import Arrays, load_arrays, state_arrays
+from flsparse.schedules import batches_of_a_pass
+from flsparse.wire import bundle
+from flsparse.wire.messages import (
+    CONTROL,
+    Blueprint,
+    Scalar,
+    arrayrecord_key,
+    config_of,
+    record_of,
+    to_numpy,
+    to_record,
+)
 
-Scalar = int | float | str | bool
+
+class Kind(StrEnum):
+    """A message's type on the wire: the question that a method answers."""
+
+    TRAIN = MessageType.TRAIN
+    EVALUATE = MessageType.EVALUATE
+    STATISTICS = f"{MessageType.EVALUATE}.{questions.STATISTICS}"
+    VALLEY = f"{MessageType.EVALUATE}.{questions.VALLEY}"
+    SPLIT = bundle.MESSAGE_TYPE
 
 
 @dataclass
@@ -75,9 +96,61 @@ class Fit:
 
 @dataclass(kw_only=True)
 class LocalMethod:
-    """What a method does on the device. Subclasses are data classes whose fields are the hyper-parameters."""
+    """A method's half on the device. Subclasses are data classes whose fields are the hyper-parameters."""
 
     name: ClassVar[str]
+
+    def answer(self, kind: Kind, visit: "Visit") -> RecordDict:
+        """Answer one message; the owner's limits hold already.
+
+        By default TRAIN trains the received weights and returns the update's arrays, EVALUATE measures them on the
+        node's training data, STATISTICS and VALLEY are :mod:`flsparse.clients.parts.questions`. A method with messages
+        of its own overrides this, and answers TRAIN, EVALUATE or a kind of its own.
+
+        Parameters
+        ----------
+        kind : Kind
+            The message's type.
+        visit : Visit
+            The message and the node.
+
+        Returns
+        -------
+        RecordDict
+            The reply's content. :class:`flsparse.clients.CompressMod` codes the arrays of a training reply.
+
+        Raises
+        ------
+        ValueError
+            The method does not answer this kind, or the message does not fit the model.
+        """
+        match kind:
+            case Kind.TRAIN:
+                return _trained(self, visit)
+            case Kind.EVALUATE:
+                model, _ = _loaded(self, visit)
+                found = visit.task.evaluate(model, visit.data)
+                measured = {f"train-{key}": found.pop(key) for key in ("loss", "accuracy")}  # there are no other data
+                return RecordDict({questions.METRICS: MetricRecord({**measured, **found})})
+            case Kind.STATISTICS:
+                model, _ = _loaded(self, visit)
+                return questions.answer_statistics(model, visit.sample)
+            case Kind.VALLEY:
+                model, _ = _loaded(self, visit)
+                return questions.answer_valley(model, visit.sample, config_of(visit.content), visit.state)
+        raise unanswered(self, kind)
+
+    def passes(self, kind: Kind, visit: "Visit") -> float:
+        """Return the passes over the node's data that a message comes to, at least 0; 0 where it does not train."""
+        if kind is not Kind.TRAIN:
+            return 0
+        if (steps := int(visit.config.get("local-steps", 0))) > 0:
+            return steps / batches_of_a_pass(len(visit.data), max(1, int(visit.config.get("batch-size", 1))))
+        return int(visit.config.get("local-epochs", 1))
+
+    def fit(self, fit: Fit, visit: "Visit") -> Arrays:
+        """Train with the hooks below; a trained model leaves the device through :meth:`after_fit` alone."""
+        return visit.task.fit(fit, self, visit.data)
 
     def prepare(self, model: nn.Module) -> nn.Module:
         """Turn a plain model into the one this method trains; the server does the same with its own copy."""
@@ -114,53 +187,87 @@ class TaskLike(Protocol):
 
 @dataclass(frozen=True)
 class Visit:
-    """One message to a method that reads and answers messages itself.
+    """One message at a node, for the method that it asks for.
 
     Attributes
     ----------
     content : RecordDict
-        Of the message.
-    method : ConversingMethod
-        What the message asks for.
-    asked : ConfigRecord
-        The ``flsparse`` record of the message.
-    config : Mapping[str, int | float | str | bool]
-        The training configuration.
+        The message's, decoded where it was packed.
     task : TaskLike
         Model, data and training loop of the node.
     node : int
         Partition id.
     state : NodeState
-        What this node keeps.
+        Arrays and values that the node keeps from message to message.
     limits : Limits
-        The owner's; payload and epochs have been checked.
+        The owner's; payload bytes and epochs have been checked.
     """
 
     content: RecordDict
-    method: "ConversingMethod"
-    asked: ConfigRecord
-    config: Mapping[str, Scalar]
     task: TaskLike
     node: int
     state: NodeState
     limits: Limits
 
+    @property
+    def asked(self) -> ConfigRecord:
+        """The ``flsparse`` record of the message."""
+        return record_of(self.content)
 
-@dataclass(kw_only=True)
-class ConversingMethod(LocalMethod):
-    """A method whose messages are no broadcast and no update: it reads and answers them itself.
+    @property
+    def config(self) -> dict[str, Scalar]:
+        """The training configuration (``lr``, ``batch-size``, ``server-round``, ...): its plain values."""
+        return {key: value for key, value in config_of(self.content).items() if isinstance(value, int | float | str)}
 
-    Its payloads travel as one array of type :data:`flsparse.wire.messages.OPAQUE`, counted, but opened by nobody
-    else.
-    """
+    @property
+    def data(self) -> Any:
+        """The node's training data, as its task holds them."""
+        return self.task.train_data(self.node)
 
-    @abstractmethod
-    def on_train(self, visit: Visit) -> RecordDict:
-        """Answer a training message."""
+    @property
+    def sample(self) -> questions.Batches:
+        """The sample of the node's data that the message asks to measure on."""
+        return self.task.sample(self.data, int(self.config.get("samples", 0)))
 
-    @abstractmethod
-    def on_evaluate(self, visit: Visit) -> RecordDict:
-        """Answer an evaluation message."""
+    def fit(self, model: nn.Module, received: Arrays, server_round: int, prunable: list[str]) -> Fit:
+        """Return a local training of a model with the weights loaded, its optimizer new."""
+        config = self.config
+        return Fit(
+            model=model,
+            optimizer=self.task.optimizer(model, config),
+            received=received,
+            server_round=server_round,
+            num_rounds=int(config.get("num-rounds", server_round)),  # Flower's own strategies do not say
+            node=self.node,
+            seed=int(self.asked["seed"]),  # type: ignore[arg-type]
+            config=config,
+            state=self.state,
+            prunable=prunable,
+        )
+
+
+def unanswered(method: LocalMethod, kind: Kind) -> ValueError:
+    """Return the error of a kind that a method does not answer."""
+    return ValueError(f"method {method.name!r} does not answer {kind!s}: send that to a method that does")
+
+
+def _loaded(method: LocalMethod, visit: Visit) -> tuple[nn.Module, Arrays]:
+    """Return the task's model, prepared for the method, with the received arrays loaded, and these."""
+    model = method.prepare(visit.task.model())
+    received = to_numpy(visit.content.array_records[arrayrecord_key(visit.content)])
+    load_arrays(model, {name: array for name, array in received.items() if not name.startswith(CONTROL)})
+    return model, received
+
+
+def _trained(method: LocalMethod, visit: Visit) -> RecordDict:
+    """Train the received weights; return the arrays to send, under the record name they came by, and metrics."""
+    model, received = _loaded(method, visit)
+    blueprint = visit.state.values.get("blueprint")
+    prunable = Blueprint.from_bytes(blueprint).prunable if isinstance(blueprint, bytes) else []
+    fit = visit.fit(model, received, int(visit.config["server-round"]), prunable)
+    arrays = method.fit(fit, visit)
+    metrics = MetricRecord(dict(fit.metrics))
+    return RecordDict({arrayrecord_key(visit.content): to_record(arrays), questions.METRICS: metrics})
 
 
 METHODS: dict[str, type[LocalMethod]] = {}
@@ -208,8 +315,8 @@ def written(method: LocalMethod) -> dict[str, Scalar]:
     return {"method": method.name, **{f"method.{key}": value for key, value in method.hyperparameters().items()}}
 
 
-def asked_method(asked: ConfigRecord) -> LocalMethod:
-    """Build the method that a message's ``flsparse`` record asks for."""
+def asked_method(asked: ConfigRecord, unnamed: str = "fedavg") -> LocalMethod:
+    """Build the method that a message's ``flsparse`` record asks for; ``unnamed`` where it names none."""
     prefix = "method."
     hyperparameters = {key.removeprefix(prefix): v for key, v in asked.items() if key.startswith(prefix)}
-    return make_method(str(asked.get("method", "fedavg")), hyperparameters)
+    return make_method(str(asked.get("method", unnamed)), hyperparameters)

@@ -22,7 +22,8 @@ from flsparse.tasks.partitions import Partition, make_partition
 from flsparse.tasks.shakespeare import shakespeare
 
 if TYPE_CHECKING:
-    from flsparse.clients.core.method import Fit, LocalMethod, Scalar
+    from flsparse.clients.core.method import Fit, LocalMethod
+    from flsparse.wire.messages import Scalar
 
 LOADERS: dict[str, Callable[..., Source]] = {
     "digits": datasets.digits,

@@ -21,7 +21,8 @@ from flsparse.tasks.cost import TrainingFlops, peak_memory_bytes
 from flsparse.tasks.data import Data, batches
 
 if TYPE_CHECKING:
-    from flsparse.clients.core.method import Fit, LocalMethod, Scalar
+    from flsparse.clients.core.method import Fit, LocalMethod
+    from flsparse.wire.messages import Scalar
 
 _EVALUATION_BATCH = 500
 

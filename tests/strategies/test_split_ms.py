@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from flsparse.clients import Limits, device_app, state_arrays
-from flsparse.clients.split_ms import batch_positions
+from flsparse.clients.core.split_session import batch_positions
 from flsparse.codec import PayloadError, decode_activations, make_activation_codec
 from flsparse.metering.ledger import Ledger
 from flsparse.runtime import InProcessGrid

@@ -3,12 +3,15 @@
 import numpy as np
 import pytest
 from federation_kit import TRAINING, digits, initial_arrays, run
-from flwr.app import ConfigRecord
+from flwr.app import ConfigRecord, Context, Message, RecordDict
 
+from flsparse._flwr import set_identity
 from flsparse.clients import METHODS, Limits, device_app, load_arrays, make_method
+from flsparse.clients.core.method import Kind
 from flsparse.runtime import InProcessGrid
 from flsparse.strategies import STRATEGIES, FedAvg, RoundFailed, SparsyFed
-from flsparse.wire.messages import to_numpy
+from flsparse.wire import bundle
+from flsparse.wire.messages import OPAQUE, RECORD, pack, record_of, to_numpy, to_record
 
 
 def test_every_strategy_has_its_local_method():
@@ -85,3 +88,54 @@ def test_the_device_is_deployable_with_another_strategy_without_a_change():
     grid = InProcessGrid(device_app(lambda _: task), 2)
     for strategy in (FedAvg(), SparsyFed(sparsity=0.5)):
         assert run(strategy, task, rounds=1, grid=grid)
+
+
+ANSWERED = {
+    "fedavg": {Kind.TRAIN, Kind.EVALUATE, Kind.STATISTICS, Kind.VALLEY},
+    "malcom_psgd": {Kind.TRAIN, Kind.EVALUATE},
+    "split_ms": {Kind.SPLIT},
+}
+
+
+@pytest.mark.parametrize(("name", "kind"), [(name, kind) for name in ANSWERED for kind in set(Kind) - ANSWERED[name]])
+def test_a_kind_that_a_method_does_not_answer_is_refused(name, kind):
+    content = RecordDict({RECORD: ConfigRecord({"method": name}), "config": TRAINING})
+    with pytest.raises(ValueError, match=f"method '{name}' does not answer {kind}"):
+        send(Limits(), kind, content)
+
+
+@pytest.mark.parametrize("kind", list(Kind))
+@pytest.mark.parametrize("form", ["plain", "opaque", "bundle"])
+def test_the_bytes_of_every_kind_of_message_are_held_to_the_owners_limit(kind, form):
+    data = bytes(101)
+    records = {"plain": to_record({"w": np.zeros(101, np.uint8)}), "opaque": pack(data, OPAQUE)}
+    content = RecordDict({"arrays": {**records, "bundle": bundle.pack(data)}[form], "config": TRAINING})
+    with pytest.raises(ValueError, match="max_payload_bytes=100"):
+        send(Limits(max_payload_bytes=100), kind, content)
+
+
+@pytest.mark.parametrize(("name", "kind"), [("fedavg", "train"), ("malcom_psgd", "train"), ("split_ms", "query.split")])
+def test_passes_over_the_data_are_held_to_the_owners_limit_before_a_method_answers(name, kind, monkeypatch):
+    monkeypatch.setattr(METHODS[name], "answer", lambda *_: pytest.fail("it was asked to answer"))
+    asked = {"method": name} | ({"method.batches": 1000} if name == "split_ms" else {})
+    content = RecordDict({RECORD: ConfigRecord(asked), "config": ConfigRecord({**TRAINING, "local-epochs": 3})})
+    with pytest.raises(ValueError, match="max_local_epochs=2"):
+        send(Limits(max_local_epochs=2), kind, content)
+
+
+def test_a_method_with_messages_of_its_own_answers_them_itself(monkeypatch):
+    def answer(self, kind, visit):
+        said = {"kind": str(kind), "node": visit.node, "examples": len(visit.data), "lr": visit.config["lr"]}
+        return RecordDict({RECORD: ConfigRecord(said)})
+
+    monkeypatch.setattr(METHODS["fedavg"], "answer", answer)
+    reply = send(Limits(), Kind.VALLEY, RecordDict({"config": TRAINING}))
+    examples = len(digits(2).train_data(1))
+    assert dict(record_of(reply.content)) == {"kind": "evaluate.valley", "node": 1, "examples": examples, "lr": 0.1}
+
+
+def send(limits, kind, content):
+    """Return the reply of node 1 of two to one message."""
+    set_identity(run_id=1)
+    context = Context(run_id=1, node_id=5, node_config={"partition-id": 1}, state=RecordDict(), run_config={})
+    return device_app(lambda _: digits(2), limits)(Message(content, 5, str(kind)), context)
