@@ -1,10 +1,13 @@
 """The tree keeps its layout: a method is three files of one name, links lead where they should, imports have no circle.
 
 Import graphs that do not follow ``flsparse/strategies -> ../strategies`` see neither of its sides; these tests read the
-syntax trees of the resolved files, with the imports inside functions.
+syntax trees of the resolved files, with the imports inside functions. The graph of ``docs/architecture.md`` is drawn
+here; after a change of the imports, ``python tests/test_house.py`` draws it again.
 """
 
 import ast
+import importlib
+import re
 from collections.abc import Iterator, Mapping
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -13,6 +16,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LINKED = ("strategies", "clients", "conf")
+PAGE = ROOT / "docs" / "architecture.md"
+ROOMS = re.compile(r"```mermaid\nflowchart .*?```\n", re.DOTALL)
 SHARED = {"__init__", "__pycache__", "core", "parts"}  # beside the methods
 
 
@@ -101,3 +106,78 @@ def test_a_planted_circle_is_found() -> None:
     assert found[0] == found[-1]
     assert set(found) == {"p.a", "p.b", "p.c"}
     assert circle(graph | {"p.a": set()}) == []
+
+
+def room_graph(graph: Mapping[str, set[str]]) -> dict[str, set[str]]:
+    """Return the rooms that each room imports: folders and files below ``flsparse/``, without ``__main__``.
+
+    >>> room_graph({"flsparse": set(), "flsparse.a": set(), "flsparse.b.c": {"flsparse", "flsparse.a", "flsparse.b.d"}})
+    {'a': set(), 'b': {'a'}}
+    """
+    rooms: dict[str, set[str]] = {}
+    for name, found in graph.items():
+        room, *others = ([*each.split("."), ""][1] for each in (name, *found))
+        if room not in ("", "__main__"):
+            rooms.setdefault(room, set()).update(set(others) - {room, ""})
+    return rooms
+
+
+def reduced(graph: Mapping[str, set[str]]) -> dict[str, set[str]]:
+    """Return an acyclic graph without the arrows that follow from chains of others."""
+    reach: dict[str, set[str]] = {}
+    for name in TopologicalSorter(graph).static_order():
+        reach[name] = set(graph[name]).union(*(reach[each] for each in graph[name]))
+    return {name: found - set().union(*(reach[each] for each in found)) for name, found in graph.items()}
+
+
+def drawing(rooms: Mapping[str, set[str]]) -> str:
+    """Return the rooms and their imports as a Mermaid block."""
+    arrows = [f"    {room} --> {other}" for room, found in reduced(rooms).items() for other in sorted(found)]
+    return "\n".join(["```mermaid", "flowchart TD", *sorted(arrows), "```", ""])
+
+
+def walks() -> list[str]:
+    """Return the sequence diagrams of the page."""
+    return re.findall(r"```mermaid\n(sequenceDiagram\n.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+
+
+def calls_of(walk: str) -> Iterator[tuple[str, str]]:
+    """Yield module and function of each arrow whose text is a call; arrows of plain words are not looked at.
+
+    >>> list(calls_of("participant M as wire.mail\\nM->>M: Mail.of(content)\\nM-->>M: an answer"))
+    [('flsparse.wire.mail', 'Mail.of')]
+    """
+    modules = dict(re.findall(r"participant (\w+) as ([\w.]+)", walk))
+    for receiver, function in re.findall(r"-?->>(\w+): ([\w.]+)\(", walk):
+        yield f"flsparse.{modules[receiver]}", function
+
+
+def test_rooms_have_no_circle() -> None:
+    assert circle(room_graph(imports())) == []
+
+
+def test_the_graph_of_the_rooms_is_that_of_the_imports() -> None:
+    found = ROOMS.findall(PAGE.read_text(encoding="utf-8"))
+    assert found == [drawing(room_graph(imports()))], "python tests/test_house.py draws it again"
+
+
+def test_a_graph_is_drawn_without_the_arrows_that_follow_from_others() -> None:
+    assert reduced({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == {"a": {"b"}, "b": {"c"}, "c": set()}
+
+
+def test_every_module_and_function_of_the_walks_exists() -> None:
+    assert len(walks()) == 5
+    for walk in walks():
+        found = list(calls_of(walk))
+        assert found
+        for module in re.findall(r"participant \w+ as ([\w.]+)", walk):
+            importlib.import_module(f"flsparse.{module}")
+        for module, function in found:
+            value: object = importlib.import_module(module)
+            for name in function.split("."):
+                assert hasattr(value, name), f"docs/architecture.md: {module} has no {function}"
+                value = getattr(value, name)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(ROOMS.sub(lambda _: drawing(room_graph(imports())), PAGE.read_text(encoding="utf-8")), "utf-8")
