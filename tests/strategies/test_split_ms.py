@@ -3,11 +3,12 @@
 from copy import copy as shallow_copy
 from dataclasses import replace
 
+import federation_kit
 import numpy as np
 import pytest
 import torch
-from federation_kit import TamperedGrid, copy, digits, initial_arrays
-from flwr.app import ConfigRecord, Error
+from federation_kit import TamperedGrid, digits, failed, tampered
+from flwr.app import ConfigRecord
 from torch import nn
 from torch.nn.functional import cross_entropy
 
@@ -27,13 +28,8 @@ EXACT = {"compressor": "none", "gradient": "fp32", "values": "raw", "downlink_va
 
 
 def run(strategy, task, rounds=2, grid=None, app=None, **training):
-    reports = []
-    strategy.callbacks.append(reports.append)
     grid = grid or InProcessGrid(app or device_app(lambda _: task), task.num_nodes, on_error="raise")
-    strategy.start(
-        grid, initial_arrays(strategy, task), num_rounds=rounds, train_config=ConfigRecord({**TRAINING, **training})
-    )
-    return reports
+    return federation_kit.run(strategy, task, rounds=rounds, grid=grid, config=ConfigRecord({**TRAINING, **training}))
 
 
 def uneven(*sizes):
@@ -225,17 +221,6 @@ def test_one_seed_gives_one_result_and_another_another():
     for name, array in results[0][1].items():
         np.testing.assert_array_equal(array, results[1][1][name])
     assert any((array != results[2][1][name]).any() for name, array in results[0][1].items())
-
-
-def tampered(task, tamper):
-    return TamperedGrid(InProcessGrid(device_app(lambda _: task), task.num_nodes), tamper)
-
-
-def failed(reply):
-    """Return the reply a node would have sent had its app raised."""
-    reply = copy(reply)
-    reply.__dict__["_content"], reply.__dict__["_error"] = None, Error(2, "the battery is empty")
-    return reply
 
 
 def steps_only(tamper):

@@ -1,14 +1,16 @@
 """Decentralized training through real messages: its order, its accounts, and what it survives."""
 
-import sys
+import importlib
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+import federation_kit
 import numpy as np
 import pytest
 import torch
-from federation_kit import TRAINING, TamperedGrid, copy, initial_arrays
-from flwr.app import ConfigRecord, Error, MetricRecord
+from federation_kit import TRAINING, TamperedGrid, copy, failed, grid_of, initial_arrays
+from flwr.app import ConfigRecord, MetricRecord
 
 from flsparse import rng
 from flsparse.clients import FedAvgLocal, Fit, device_app, load_arrays, state_arrays
@@ -22,29 +24,13 @@ from flsparse.topology import make_topology
 from flsparse.wire.mail import LOST, Answer
 from flsparse.wire.messages import OPAQUE, RECORD, opaque_payload, pack, to_numpy
 
-sys.path.insert(0, str(Path(__file__).parents[3] / "benchmarks"))
 CONFIG = {**TRAINING, "local-steps": 1, "lr": 0.1}
+digits = partial(federation_kit.digits, model={"name": "mlp", "hidden": 16})
 
 
-def digits(num_nodes=4, seed=0):
-    return build_task(
-        {
-            "dataset": {"name": "digits", "train_samples": 400},
-            "model": {"name": "mlp", "hidden": 16},
-            "partition": {"kind": "dirichlet_equal", "alpha": 1.0},
-            "num_clients": num_nodes,
-            "seed": seed,
-        }
-    )
-
-
-def run(strategy, task, *, rounds=3, grid=None, steps=1, momentum=0.0, **start):
-    reports = []
-    strategy.callbacks.append(reports.append)
-    grid = grid or InProcessGrid(device_app(lambda _: task), task.num_nodes)
+def run(strategy, task, *, steps=1, momentum=0.0, **options):
     config = ConfigRecord({**CONFIG, "local-steps": steps, "momentum": momentum})
-    strategy.start(grid, initial_arrays(strategy, task), num_rounds=rounds, train_config=config, **start)
-    return reports
+    return federation_kit.run(strategy, task, config=config, **options)
 
 
 def graph(name="ring", nodes=4):
@@ -331,10 +317,10 @@ def flaky(task, pattern):
             payload[len(payload) // 2] ^= 1
             reply.content["mail"] = pack(bytes(payload), OPAQUE)
         if fate == "lost":  # the node has done its work, the server hears only that it failed: no deadline to wait for
-            reply.__dict__["_content"], reply.__dict__["_error"] = None, Error(1, "the connection broke")
+            return [failed(reply)]
         return [reply]
 
-    inner = InProcessGrid(device_app(lambda _: task), task.num_nodes)
+    inner = grid_of(task)
     return inner, TamperedGrid(inner, tamper)
 
 
@@ -361,7 +347,7 @@ def test_a_damaged_residual_does_not_count():
 
 def lying(task, lie):
     """Return a grid whose node 1 says what ``lie(answer, server_round)`` returns when it is asked to train."""
-    inner = InProcessGrid(device_app(lambda _: task), task.num_nodes)
+    inner = grid_of(task)
     asked = []
 
     def tamper(reply):
@@ -681,14 +667,16 @@ def test_impossible_arguments_are_refused(arguments, what):
 
 
 @pytest.mark.parametrize("method", ["malcom_psgd", "choco_sgd", "d_psgd"])
-def test_the_benchmarks_simulation_is_what_the_rounds_do(method):
-    from gossip_simulation import Setting, simulate
-
+def test_the_benchmarks_simulation_is_what_the_rounds_do(method, monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parents[3] / "benchmarks")
+    simulation = importlib.import_module("gossip_simulation")
     torch.set_num_threads(1)
     task, topology = digits(), graph()
     dither = {"malcom_psgd": Dither(2, "rms"), "choco_sgd": Dither(2), "d_psgd": None}[method]
-    setting = Setting(method, dither, mu=1e-3, gamma=0.8, local_steps=2, rounds=4, evaluate_every=4, coders=())
-    trace = simulate(task, topology, setting, seed=0)
+    setting = simulation.Setting(
+        method, dither, mu=1e-3, gamma=0.8, local_steps=2, rounds=4, evaluate_every=4, coders=()
+    )
+    trace = simulation.simulate(task, topology, setting, seed=0)
     arguments = {"malcom_psgd": {"mu": 1e-3}, "choco_sgd": {"levels": 2}, "d_psgd": {}}[method]
     strategy = {"malcom_psgd": MalcomPSGD, "choco_sgd": ChocoSGD, "d_psgd": DPSGD}[method](
         topology=topology, gamma=0.8, **arguments

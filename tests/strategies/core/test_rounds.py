@@ -1,9 +1,10 @@
 """The round loop with real nodes in process: what it computes, what it counts, and what it survives."""
 
+import federation_kit
 import numpy as np
 import pytest
-from federation_kit import TamperedGrid, copy, digits, initial_arrays, run
-from flwr.app import Array, ArrayRecord, Error, Message, MetricRecord, RecordDict
+from federation_kit import TamperedGrid, copy, digits, failed, initial_arrays, run
+from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
 
@@ -18,7 +19,7 @@ RAW = {"values": "raw", "downlink_values": "raw"}
 
 def tampered(tamper, num_nodes=4):
     task = digits(num_nodes)
-    return task, TamperedGrid(InProcessGrid(device_app(lambda _: task), num_nodes), tamper)
+    return task, federation_kit.tampered(task, tamper)
 
 
 def only_training(tamper):
@@ -198,15 +199,8 @@ def test_a_refused_weight_is_no_model(strategy):
     assert report.metrics["uplink_ratio"] == pytest.approx(3 / 4, rel=0.01)
 
 
-def _failed(reply):
-    """Return the reply a node would have sent had its app raised."""
-    failed = copy(reply)
-    failed.__dict__["_content"], failed.__dict__["_error"] = None, Error(2, "the battery is empty")
-    return failed
-
-
 def test_a_round_without_valid_replies_fails_clearly():
-    task, grid = tampered(only_training(lambda reply: [_failed(reply)]))
+    task, grid = tampered(only_training(lambda reply: [failed(reply)]))
     with pytest.raises(RoundFailed, match="battery"):
         run(SparsyFed(sparsity=0.9, round_timeout_s=1), task, rounds=1, grid=grid)
 
