@@ -11,7 +11,7 @@ from flsparse.clients import device_app, state_arrays
 from flsparse.runtime import InProcessGrid
 from flsparse.strategies import RoundLoop, RoundReport
 from flsparse.tasks import Task, build_task
-from flsparse.wire.messages import to_record
+from flsparse.wire.messages import packed_payload, to_record
 
 TRAINING = ConfigRecord({"lr": 0.1, "batch-size": 32, "local-epochs": 1, "momentum": 0.0, "weight-decay": 0.0})
 
@@ -101,6 +101,13 @@ def tampered(task: Task, tamper: Callable[[Message], list[Message]]) -> Tampered
 def copy(message: Message) -> Message:
     """Return a copy of a message as a second delivery would give it."""
     return _flwr.through_wire(message)
+
+
+def payload_of(message: Message) -> bytes:
+    """Return the payload of a packed message."""
+    payload = packed_payload(message.content)
+    assert payload is not None
+    return payload
 
 
 def failed(reply: Message) -> Message:

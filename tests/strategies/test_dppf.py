@@ -22,9 +22,9 @@ from flsparse.tasks import Task
 from flsparse.wire.messages import pack, packed_payload, to_numpy
 from flsparse.wire.mirror import CONTROL_ROUND
 
-TRAINING = {"lr": 0.1, "lr-schedule": "cosine", "batch-size": 16, "local-steps": 2, "momentum": 0.9}
-RAW = {"values": "raw", "downlink_values": "raw", "hello": True}
-CODED = {"values": "int4", "downlink_values": "int8", "hello": True}
+TRAINING: dict[str, Any] = {"lr": 0.1, "lr-schedule": "cosine", "batch-size": 16, "local-steps": 2, "momentum": 0.9}
+RAW: dict[str, Any] = {"values": "raw", "downlink_values": "raw", "hello": True}
+CODED: dict[str, Any] = {"values": "int4", "downlink_values": "int8", "hello": True}
 
 
 @pytest.fixture(autouse=True)

@@ -32,8 +32,8 @@ def test_nothing_but_registered_methods_and_their_fields(name, hyperparameters, 
 
 
 def test_beta_may_be_a_number_or_spectral():
-    assert make_method("sparsyfed", {"beta": 2}).beta == 2
-    assert make_method("sparsyfed", {"beta": "spectral"}).beta == "spectral"
+    assert make_method("sparsyfed", {"beta": 2}).hyperparameters()["beta"] == 2
+    assert make_method("sparsyfed", {"beta": "spectral"}).hyperparameters()["beta"] == "spectral"
 
 
 def test_hyperparameters_round_trip():

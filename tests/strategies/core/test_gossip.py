@@ -4,6 +4,7 @@ import importlib
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any, cast
 
 import federation_kit
 import numpy as np
@@ -14,11 +15,12 @@ from flwr.app import ConfigRecord, MetricRecord
 
 from flsparse import rng
 from flsparse.clients import FedAvgLocal, Fit, device_app, load_arrays, state_arrays
+from flsparse.clients.core.state import NodeState
 from flsparse.codec.residuals.dither import Dither, dequantize
 from flsparse.codec.residuals.residual import ResidualCodec, Stamp
 from flsparse.runtime import InProcessGrid
 from flsparse.sparsity import soft_threshold
-from flsparse.strategies import DPSGD, ChocoSGD, MalcomPSGD, RoundFailed
+from flsparse.strategies import DPSGD, ChocoSGD, MalcomPSGD, RoundFailed, RoundReport
 from flsparse.tasks import build_task
 from flsparse.topology import make_topology
 from flsparse.wire.mail import LOST, Answer
@@ -46,7 +48,9 @@ def local_steps(task, node, x, server_round, rounds, steps=1, rate=1.0):
     optimizer = task.optimizer(model, config)
     for group in optimizer.param_groups:
         group["lr"] *= rate
-    fit = Fit(model, optimizer, {}, server_round, rounds, node, 0, config, None)
+    fit = Fit(
+        model, optimizer, {}, server_round, rounds, node, 0, config, cast(NodeState, None)
+    )  # plain training keeps nothing
     return list(task.fit(fit, FedAvgLocal(), task.train_data(node)).values())
 
 
@@ -131,7 +135,7 @@ def test_the_whole_algorithm_in_its_order(norm):
 def test_both_rates_fall(old_copies):
     task, topology = digits(), graph()
     make = ChocoSGD if old_copies else MalcomPSGD
-    more = {} if old_copies else {"norm": "max", "mu": 0.0}
+    more: dict[str, Any] = {} if old_copies else {"norm": "max", "mu": 0.0}
     run(strategy := make(topology=topology, levels=4, gamma=0.6, decay_rounds=1, **more), task, rounds=5)
     expected = reference(task, topology.weights, 5, dither=Dither(4), gamma=0.6, old_copies=old_copies, decay=1)
     assert_models(strategy, expected)
@@ -281,9 +285,9 @@ def copies_agree(grid, task):
 
     from flsparse import _flwr
     from flsparse.clients.core.gossip import Home
-    from flsparse.clients.core.state import NodeState
 
-    seen, rounds = {}, []
+    seen: dict[tuple[int, int], bytes] = {}
+    rounds = []
     for node_id, partition in grid._partitions.items():
         state = grid._states.get(partition)
         context = Context(grid.run.run_id, node_id, {}, _flwr.unpack_records(state) if state else RecordDict(), {})
@@ -313,7 +317,7 @@ def flaky(task, pattern):
         if fate == "doubled":
             return [reply, copy(reply)]
         if fate == "damaged":
-            payload = bytearray(opaque_payload(reply.content))
+            payload = bytearray(opaque_payload(reply.content) or b"")
             payload[len(payload) // 2] ^= 1
             reply.content["mail"] = pack(bytes(payload), OPAQUE)
         if fate == "lost":  # the node has done its work, the server hears only that it failed: no deadline to wait for
@@ -605,7 +609,7 @@ def test_resume_equals_uninterrupted():
     run(whole, task, rounds=5)
     first = MalcomPSGD(topology=graph(), mu=0.001)
     grid = InProcessGrid(device_app(lambda _: task), 4)
-    saved = {}
+    saved: dict[str, Any] = {}
 
     def save(report):
         if report.server_round == 3:
@@ -635,7 +639,7 @@ def test_a_run_goes_on_with_new_nodes_though_one_is_away(name):
     inner = InProcessGrid(device_app(lambda _: task), 4)
     grid = Absent(inner, inner.get_node_ids()[1])
     grid.is_away = True
-    reports = []
+    reports: list[RoundReport] = []
     second.callbacks.append(reports.append)
     second.start(grid, last.arrays, num_rounds=6, train_config=TRAINING)
     assert [report.metrics["replies"] for report in reports] == [3, 3, 3]
@@ -677,10 +681,11 @@ def test_the_benchmarks_simulation_is_what_the_rounds_do(method, monkeypatch):
         method, dither, mu=1e-3, gamma=0.8, local_steps=2, rounds=4, evaluate_every=4, coders=()
     )
     trace = simulation.simulate(task, topology, setting, seed=0)
-    arguments = {"malcom_psgd": {"mu": 1e-3}, "choco_sgd": {"levels": 2}, "d_psgd": {}}[method]
-    strategy = {"malcom_psgd": MalcomPSGD, "choco_sgd": ChocoSGD, "d_psgd": DPSGD}[method](
-        topology=topology, gamma=0.8, **arguments
-    )
+    strategy = {
+        "malcom_psgd": lambda: MalcomPSGD(topology=topology, gamma=0.8, mu=1e-3),
+        "choco_sgd": lambda: ChocoSGD(topology=topology, gamma=0.8, levels=2),
+        "d_psgd": lambda: DPSGD(topology=topology, gamma=0.8),
+    }[method]()
     reports = run(strategy, task, rounds=4, steps=2)
     assert reports[-1].metrics["consensus_error"] == pytest.approx(trace.consensus_error[-1], rel=0.02)
     model = task.model()
