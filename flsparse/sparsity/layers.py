@@ -1,8 +1,8 @@
 """Linear and convolution layers that compute with ``w = sign(v)|v|^beta`` and save a pruned input.
 
-The output uses the dense input. What is *saved* for the weight gradient is the input pruned to the layer's own weight
-sparsity (SparsyFed, step 3), as values and places; one layer at a time it is rebuilt in the backward pass. The
-weights themselves are not saved but computed again from ``v``, which is alive anyway.
+The output uses the dense input. The weight gradient uses a *saved* input, pruned to the layer's own weight sparsity
+(SparsyFed, step 3) and stored as values and positions; the backward pass rebuilds one layer's input at a time. The
+weights are not saved but computed again from ``v``, which stays in memory anyway.
 
 A plain layer becomes one of these by exchanging its class, so that parameters, state-dict keys, hooks and buffers stay.
 """
@@ -32,7 +32,7 @@ _VIEWS = {"ViewBackward0", "UnsafeViewBackward0", "ReshapeAliasBackward0", "Unsq
 
 @dataclass
 class LayerState:
-    """What a layer knows besides its parameters; all of it can be derived again, so it is in no state dict.
+    """State of a layer besides its parameters; all of it can be derived again, so it is in no state dict.
 
     Attributes
     ----------
@@ -43,7 +43,7 @@ class LayerState:
     pruning : bool
         Whether saved inputs are pruned.
     exact : bool
-        Whether the threshold is found anew for every batch.
+        Whether the threshold is found for every batch.
     sparsity : float
         Fraction of zeros among the layer's weights at the start of the fit.
     threshold : float | None
@@ -90,7 +90,7 @@ class Geometry:
 
 
 class LinearGeometry:
-    """The same two operations for a linear layer."""
+    """Forward and backward operations of a linear layer."""
 
     def forward(self, x: Tensor, w: Tensor, bias: Tensor | None) -> Tensor:
         return F.linear(x, w, bias)

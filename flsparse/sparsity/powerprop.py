@@ -1,4 +1,4 @@
-"""Powerpropagation: the weight that computes is a power of the parameter that is stored.
+"""Powerpropagation: a layer computes with a power of its stored parameter.
 
     w = sign(v) |v|^beta,        dL/dv = dL/dw * beta |v|^(beta - 1)        (Schwarz et al., 2021; SparsyFed, section 3)
 

@@ -1,4 +1,4 @@
-"""The one door to torchvision.
+"""Imports of torchvision, also beside a CPU-only torch.
 
 PyPI's torchvision wheel is compiled for CUDA. Beside a CPU-only torch its operator library cannot load, and the import
 dies on the first operator whose schema was never registered. Data sets and classification models use none of these
