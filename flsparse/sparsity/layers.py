@@ -7,6 +7,7 @@ weights are not saved but computed again from ``v``, which stays in memory anywa
 A plain layer becomes one of these by exchanging its class, so that parameters, state-dict keys, hooks and buffers stay.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -155,8 +156,13 @@ class _PowerLayer(torch.autograd.Function):
         return grad_x, grad_v, grad_bias, None, None, None, None
 
 
-def _apply(layer: nn.Module, x: Tensor, v: Tensor, bias: Tensor | None, geometry: Geometry | LinearGeometry) -> Tensor:
-    state: LayerState = layer.powerprop  # type: ignore[assignment]
+_power_layer: Callable[..., Tensor] = _PowerLayer.apply
+
+
+def _apply(
+    layer: "PowerLinear | _PowerConv", x: Tensor, v: Tensor, bias: Tensor | None, geometry: Geometry | LinearGeometry
+) -> Tensor:
+    state = layer.powerprop
     if torch.is_autocast_enabled(
         x.device.type
     ):  # inside a Function autocast would hide the casts from the backward pass
@@ -165,10 +171,7 @@ def _apply(layer: nn.Module, x: Tensor, v: Tensor, bias: Tensor | None, geometry
     if not torch.is_grad_enabled():
         return geometry.forward(x, power(v, state.beta), bias)
     threshold = state.threshold_for(x) if layer.training else None
-    result: Tensor = _PowerLayer.apply(  # type: ignore[no-untyped-call]
-        x, v, bias, state.beta, threshold, _kept_elsewhere(x), geometry
-    )
-    return result
+    return _power_layer(x, v, bias, state.beta, threshold, _kept_elsewhere(x), geometry)
 
 
 def _kept_elsewhere(x: Tensor) -> bool:
@@ -236,6 +239,9 @@ class _BitReLU(torch.autograd.Function):
         return zero_where_unset(grad, ctx.saved_tensors[0], ctx.stride), None
 
 
+_bit_relu: Callable[[Tensor, bool], Tensor] = _BitReLU.apply
+
+
 class BitReLU(nn.ReLU):
     """`torch.nn.ReLU` that saves one bit per value instead of its result.
 
@@ -247,6 +253,5 @@ class BitReLU(nn.ReLU):
 
     def forward(self, input: Tensor) -> Tensor:
         if self.as_bits and self.training and input.requires_grad and input.numel() >= MIN_SIZE:
-            result: Tensor = _BitReLU.apply(input, self.inplace)  # type: ignore[no-untyped-call]
-            return result
+            return _bit_relu(input, self.inplace)
         return super().forward(input)

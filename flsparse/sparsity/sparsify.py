@@ -145,7 +145,7 @@ def sparsify(
             if isinstance(module, kind):
                 module.__dict__["fast_path"] = {flag: getattr(module, flag) for flag in flags if hasattr(module, flag)}
                 module.__dict__.update(flags)
-    model.register_load_state_dict_post_hook(_on_load)  # type: ignore[no-untyped-call]
+    model.register_load_state_dict_post_hook(_on_load)
     begin_fit(model)
     if plan.partly or plan.dense:
         logger.info(

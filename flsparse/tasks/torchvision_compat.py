@@ -46,7 +46,7 @@ def import_torchvision(submodule: str = "") -> Any:
             raise
     for half_loaded in [module for module in sys.modules if module.split(".")[0] == "torchvision"]:
         del sys.modules[half_loaded]
-    _library = torch.library.Library("torchvision", "DEF")  # type: ignore[no-untyped-call]
+    _library = torch.library.Library("torchvision", "DEF")
     for schema in _SCHEMAS:
         _library.define(schema)
     return importlib.import_module(name)

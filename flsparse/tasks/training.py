@@ -106,7 +106,7 @@ def train(fit: "Fit", method: "LocalMethod", data: Data, flops: TrainingFlops) -
             logits = model(data.prepare(inputs[chosen])).flatten(0, -2)
             loss = cross_entropy(logits, target)
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             if clip > 0:
                 nn.utils.clip_grad_norm_(parameters, clip)
             method.after_backward(fit)
