@@ -1,6 +1,6 @@
 """All randomness of a federation, derived from one seed.
 
-Every draw names what it is for, so that runtimes that handle nodes in different orders still draw the same numbers.
+Every draw names its purpose, so that runtimes that handle nodes in different orders draw the same numbers.
 """
 
 import hashlib
@@ -16,11 +16,11 @@ def derive(seed: int, round: int, node: int, purpose: str) -> int:
     seed : int
         The run's seed.
     round : int
-        Server round, from 1; 0 for what happens once before the first round.
+        Server round, from 1; 0 before the first round.
     node : int
         Partition id, from 0; -1 for the server.
     purpose : str
-        What the numbers are for, such as ``"batches"`` or ``"sampling"``.
+        Purpose of the numbers, such as ``"batches"`` or ``"sampling"``.
 
     Returns
     -------

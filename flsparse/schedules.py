@@ -71,7 +71,7 @@ def quadratic_synchronization(rate: float, coefficient: float, at_least: int, at
 def batches_of_a_pass(size: int, batch_size: int) -> int:
     """Return how many batches hold all of a node's samples once: a single left-over sample joins the batch before it.
 
-    The server counts with this how many steps a round has, the device what its owner allows.
+    The server derives a round's steps from it, the device the passes that its owner limits.
 
     >>> [batches_of_a_pass(size, 16) for size in (1, 16, 17, 18, 65)]
     [1, 1, 1, 2, 4]

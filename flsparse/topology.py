@@ -1,4 +1,4 @@
-"""Who talks to whom, and how much each counts: graphs and mixing matrices of decentralized training.
+"""Graphs and mixing matrices of decentralized training.
 
 A graph is a symmetric boolean adjacency matrix without loops, a mixing matrix W a symmetric, doubly stochastic one that
 is zero where the graph has no edge. Metropolis weights need nothing but the neighbors' degrees::
@@ -27,14 +27,14 @@ _DRAWS = 1000
 
 
 def ring(nodes: int) -> Adjacency:
-    """Each node has the one before and the one after it; two nodes share one edge, one has none."""
+    """Ring: each node and the next are neighbors; two nodes share one edge, one has none."""
     import networkx as nx
 
     return _adjacency(nx.cycle_graph(nodes))
 
 
 def torus(nodes: int) -> Adjacency:
-    """A grid as square as the number of nodes allows, wrapped at its borders: four neighbors, fewer when it is thin.
+    """Torus: a grid as square as the node count allows, wrapped at its borders; four neighbors, fewer if it is thin.
 
     Raises
     ------
@@ -50,21 +50,21 @@ def torus(nodes: int) -> Adjacency:
 
 
 def complete(nodes: int) -> Adjacency:
-    """Everybody with everybody."""
+    """Complete graph: an edge between every two nodes."""
     import networkx as nx
 
     return _adjacency(nx.complete_graph(nodes))
 
 
 def star(nodes: int) -> Adjacency:
-    """Node 0 with everybody else."""
+    """Star: an edge from node 0 to every other node."""
     import networkx as nx
 
     return _adjacency(nx.star_graph(nodes - 1))
 
 
 def erdos_renyi(nodes: int, seed: int, *, probability: float = 0.5) -> Adjacency:
-    """Each edge with this probability; drawn again until the graph is connected.
+    """Erdos-Renyi graph: each edge with this probability; drawn again until the graph is connected.
 
     Parameters
     ----------
@@ -145,7 +145,7 @@ def check_mixing(weights: Matrix) -> None:
     Raises
     ------
     ValueError
-        With the first row or entry that is wrong.
+        The matrix does not mix; the message names the first row or entry that is wrong.
     """
     if weights.ndim != 2 or weights.shape[0] != weights.shape[1]:
         raise ValueError(f"a mixing matrix is square, this one has shape {weights.shape}")
@@ -248,7 +248,7 @@ def make_topology(config: Mapping[str, Any], nodes: int, seed: int) -> Topology:
     Raises
     ------
     ValueError
-        The name or a setting is unknown, or the graph or the matrix is no good.
+        The name or a setting is unknown, or the graph is not connected, or the matrix does not mix.
 
     Examples
     --------

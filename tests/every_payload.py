@@ -41,7 +41,7 @@ def after() -> dict[str, np.ndarray]:
 
 def activations() -> np.ndarray:
     """Return what leaves a ReLU."""
-    return np.maximum(cubed(pseudo(576, 52)), 0).reshape(IMAGES).astype(np.float32)
+    return np.asarray(np.maximum(cubed(pseudo(576, 52)), 0).reshape(IMAGES), np.float32)
 
 
 def payloads() -> dict[str, bytes]:
@@ -58,8 +58,8 @@ def payloads() -> dict[str, bytes]:
     vector, stamp = cubed(pseudo(sum(SIZES), 54)).astype(np.float32), Stamp(1, 2, copy_checksum(START))
     for norm in NORMS:
         for coder in CODERS:
-            codec = ResidualCodec(SIZES, Dither(2, norm), coder=coder)
-            out[f"residual {norm}-{coder}"] = codec.encode(vector, START, stamp, np.random.default_rng(1))[0]
+            residuals = ResidualCodec(SIZES, Dither(2, norm), coder=coder)
+            out[f"residual {norm}-{coder}"] = residuals.encode(vector, START, stamp, np.random.default_rng(1))[0]
     return out
 
 

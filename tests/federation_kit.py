@@ -1,9 +1,9 @@
 """What several test modules need: a small real federation on the embedded digits, and a grid that misbehaves."""
 
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, cast
 
-from flwr.app import ArrayRecord, ConfigRecord, Message
+from flwr.app import ArrayRecord, ConfigRecord, Error, Message
 from flwr.serverapp import Grid
 
 from flsparse import _flwr
@@ -11,30 +11,51 @@ from flsparse.clients import device_app, state_arrays
 from flsparse.runtime import InProcessGrid
 from flsparse.strategies import RoundLoop, RoundReport
 from flsparse.tasks import Task, build_task
-from flsparse.wire.messages import to_record
+from flsparse.wire.messages import packed_payload, to_record
 
 TRAINING = ConfigRecord({"lr": 0.1, "batch-size": 32, "local-epochs": 1, "momentum": 0.0, "weight-decay": 0.0})
 
 
-def digits(num_nodes: int = 4, seed: int = 0) -> Task:
-    """Return the digits task: a small CNN, equal Dirichlet shares."""
+def digits(
+    num_nodes: int = 4,
+    seed: int = 0,
+    *,
+    model: Mapping[str, Any] | None = None,
+    partition: Mapping[str, Any] | None = None,
+    **dataset: Any,
+) -> Task:
+    """Return the digits task: a small CNN and equal Dirichlet shares of 400 samples, if nothing else is said."""
     return build_task(
         {
-            "dataset": {"name": "digits", "train_samples": 400},
-            "model": {"name": "cnn"},
-            "partition": {"kind": "dirichlet_equal", "alpha": 1.0},
+            "dataset": {"name": "digits", "train_samples": 400, **dataset},
+            "model": model or {"name": "cnn"},
+            "partition": partition or {"kind": "dirichlet_equal", "alpha": 1.0},
             "num_clients": num_nodes,
             "seed": seed,
         }
     )
 
 
-def run(strategy: RoundLoop, task: Task, *, rounds: int = 3, grid: Grid | None = None) -> list[RoundReport]:
-    """Run a federation of all the task's nodes and return its reports."""
+def grid_of(task: Task) -> InProcessGrid:
+    """Return a grid of all the task's nodes, in process."""
+    return InProcessGrid(device_app(lambda _: task), task.num_nodes)
+
+
+def run(
+    strategy: RoundLoop,
+    task: Task,
+    *,
+    rounds: int = 3,
+    grid: Grid | None = None,
+    arrays: ArrayRecord | None = None,
+    config: ConfigRecord = TRAINING,
+    **start: Any,
+) -> list[RoundReport]:
+    """Run a federation, of all the task's nodes if no grid is given, and return its reports."""
     reports: list[RoundReport] = []
     strategy.callbacks.append(reports.append)
-    grid = grid or InProcessGrid(device_app(lambda _: task), task.num_nodes)
-    strategy.start(grid, initial_arrays(strategy, task), num_rounds=rounds, train_config=TRAINING)
+    arrays = initial_arrays(strategy, task) if arrays is None else arrays
+    strategy.start(grid or grid_of(task), arrays, num_rounds=rounds, train_config=config, **start)
     return reports
 
 
@@ -72,6 +93,24 @@ class TamperedGrid(Grid):
         return self.inner.send_and_receive(messages, timeout=timeout)
 
 
+def tampered(task: Task, tamper: Callable[[Message], list[Message]]) -> TamperedGrid:
+    """Return a grid of all the task's nodes whose replies pass through a function."""
+    return TamperedGrid(grid_of(task), tamper)
+
+
 def copy(message: Message) -> Message:
     """Return a copy of a message as a second delivery would give it."""
     return _flwr.through_wire(message)
+
+
+def payload_of(message: Message) -> bytes:
+    """Return the payload of a packed message."""
+    payload = packed_payload(message.content)
+    assert payload is not None
+    return payload
+
+
+def failed(reply: Message) -> Message:
+    """Return the reply that a node would have sent had its app raised."""
+    error = Error(2, "the battery is empty")
+    return cast(Message, cast(Any, Message)(error=error, metadata=reply.metadata))  # an overload that Flower hides

@@ -8,7 +8,7 @@ import platform
 import sys
 
 import numpy as np
-from numpy._core._multiarray_umath import __cpu_dispatch__, __cpu_features__  # type: ignore[import-untyped]
+from numpy._core._multiarray_umath import __cpu_dispatch__, __cpu_features__  # type: ignore[import-not-found]
 
 
 def plain_processor() -> dict[str, str]:
@@ -37,7 +37,7 @@ def pseudo(count: int, salt: int) -> np.ndarray:
 
 def cubed(x: np.ndarray) -> np.ndarray:
     """Return ``x * x * x``, in the dtype of x: many small values and few large ones, as weights are."""
-    return x * x * x
+    return np.asarray(x * x * x)
 
 
 if __name__ == "__main__":

@@ -177,6 +177,11 @@ def test_a_strategy_says_what_it_fixes(
     [("min_replies", 0), ("round_timeout_s", 0.0), ("round_timeout_s", float("inf")), ("min_available_nodes", 0)],
 )
 def test_every_strategy_refuses_an_impossible_quorum_or_deadline(name: str, key: str, value: float) -> None:
-    needed = {"split_ms": {"cut": "2"}, "malcom_psgd": RING, "choco_sgd": RING, "d_psgd": RING}.get(name, {})
+    all_needed: dict[str, dict[str, Any]] = {
+        "split_ms": {"cut": "2"},
+        "malcom_psgd": RING,
+        "choco_sgd": RING,
+        "d_psgd": RING,
+    }
     with pytest.raises(ValueError, match=f"^strategy.{key}={value} is not in "):
-        build(STRATEGIES, name, {**needed, key: value}, what="strategy")
+        build(STRATEGIES, name, {**all_needed.get(name, {}), key: value}, what="strategy")

@@ -24,6 +24,7 @@ def message_of(*arrays: np.ndarray) -> Message:
 
 
 def test_through_wire_rebuilds_content_and_metadata() -> None:
+    arrays: list[np.ndarray]
     arrays = [np.arange(12, dtype=np.float32).reshape(3, 4), np.array(5, np.int64), np.empty(0, np.float16)]
     sent = message_of(*arrays)
     got = _flwr.through_wire(sent)

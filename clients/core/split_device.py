@@ -222,7 +222,7 @@ class Device:
             with self._drawing(j, "head"):
                 logits = self.head(received.clone())  # its first layer may write into what it is given
             loss = cross_entropy(logits, targets, reduction="sum")
-            (loss / total).backward()  # type: ignore[no-untyped-call]
+            (loss / total).backward()
             assert received.grad is not None
             gradient = received.grad.cpu().numpy()
             data = encode_gradient(gradient, form, np.ones(gradient.size, np.bool_))

@@ -1,4 +1,4 @@
-"""How updates travel: quantized, sparse, entropy coded, and safe to read from strangers.
+"""Codecs of updates: quantized, sparse, entropy coded, and safe to decode from untrusted nodes.
 
 Needs NumPy and zstandard only. The wire format is described in ``docs/codec.md``.
 """

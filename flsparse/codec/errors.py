@@ -1,10 +1,10 @@
-"""The one exception that reading a payload can raise."""
+"""PayloadError, the one exception that decoding a payload can raise."""
 
 
 class PayloadError(ValueError):
     """A payload is damaged, hostile, of another version, or made for other arrays or another reference.
 
-    The message says what was wrong. Nothing was decoded.
+    The message names the fault. Nothing was decoded.
     """
 
 

@@ -1,4 +1,4 @@
-"""Arithmetic that IEEE 754 and integers fix to the last bit, for whatever two machines must agree on.
+"""Arithmetic with the same bits on every machine: integers and IEEE 754 operations alone.
 
 A sum, a dot product, a power or a logarithm differs in its last bits from processor to processor: vector units add in
 another order, fuse a multiplication with an addition, or take another polynomial. The functions here use +, -, x, /,

@@ -1,4 +1,4 @@
-"""What both ends know before a payload travels: names, shapes and dtypes, and the reference model."""
+"""Specs and references, known to both ends of a payload: names, shapes and dtypes, and the reference model."""
 
 import hashlib
 from collections.abc import Callable, Mapping
@@ -95,7 +95,7 @@ def flatten(arrays: Mapping[str, np.ndarray], specs: Specs) -> dict[str, np.ndar
 
 
 class Reference:
-    """A model that both ends hold, against which payloads are coded. Immutable.
+    """Model that both ends hold and payloads are coded against. Immutable.
 
     Parameters
     ----------
@@ -151,7 +151,7 @@ class Reference:
         return found
 
     def at(self, name: str, positions: NDArray[np.int64]) -> np.ndarray:
-        """Return one array's values at flat positions; those of its kept support are looked up once."""
+        """Return one array's values at flat positions; values at its kept support are looked up once."""
         if positions is not self._supports.get(name):
             found: np.ndarray = self.flat(name)[positions]
             return found
@@ -161,7 +161,7 @@ class Reference:
         return self._kept[name]
 
     def once(self, key: object, derive: Callable[[], Derived]) -> Derived:
-        """Return what follows from the arrays; what was derived last is kept: many payloads name one model."""
+        """Return a value derived from the arrays; the last one is cached, since many payloads name one model."""
         known, derived = self._derived  # one read: another thread may replace both
         if known != key:
             derived = derive()

@@ -79,7 +79,7 @@ def least_squares_code(x: Floats, bound: int) -> int:
 
 
 def widest_code(x: Floats, bound: int) -> int:
-    """Return the code of the smallest step at which nothing is clipped: what unbiased rounding needs."""
+    """Return the code of the smallest step at which nothing is clipped, as unbiased rounding needs."""
     top = float(np.abs(x).max(initial=0.0))
     return step_code(top / bound, up=True)
 
@@ -117,7 +117,7 @@ def dequantize(q: NDArray[np.integer], step: float | Floats, base: np.ndarray | 
 
 
 def log_code(x: np.ndarray) -> Floats:
-    """Map positive floats to their float32 bit pattern minus that of 1.0: a piecewise linear 2^23 log2(x)."""
+    """Map positive floats to their float32 bit pattern minus the pattern of 1.0: a piecewise linear 2^23 log2(x)."""
     tiny = np.finfo(np.float32).smallest_subnormal
     with np.errstate(over="ignore", under="ignore"):
         single = np.clip(x.astype(np.float32), tiny, np.finfo(np.float32).max)

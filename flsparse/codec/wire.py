@@ -57,7 +57,7 @@ class Writer:
 
 
 class Reader:
-    """A cursor over a payload's bytes that cannot leave them."""
+    """Bounded cursor over a payload's bytes."""
 
     def __init__(self, data: bytes | memoryview) -> None:
         self.data = memoryview(data)
@@ -98,7 +98,7 @@ class Reader:
         return np.frombuffer(self.raw(count * kind.itemsize), kind, count)
 
     def finish(self, what: str) -> None:
-        """Refuse bytes that nobody read."""
+        """Refuse bytes left over at the end."""
         require(self.left == 0, f"{self.left} bytes too many in {what}")
 
 
@@ -178,7 +178,7 @@ def unseal(payload: bytes | memoryview) -> Envelope:
 
 @dataclass(frozen=True)
 class PayloadInfo:
-    """What a payload says about itself without its arrays' specs.
+    """Header of a payload: everything that can be read without the arrays' specs.
 
     Parameters
     ----------

@@ -1,1 +1,1 @@
-"""What a federation cost: bytes, FLOPs and, later, time and energy."""
+"""Costs of a federation: bytes and FLOPs."""

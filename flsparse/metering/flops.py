@@ -1,12 +1,12 @@
-"""FLOPs of a training step: what a dense one takes, and what its sparsity would allow.
+"""FLOPs of a training step: of a dense one, and of the sparse one that its densities allow.
 
 A layer's training step is three products of equal cost F: the output, the gradient of the input and the gradient of the
 weights. The first two multiply by the weights, the third by the saved activations; with densities ``d_w`` and ``d_a``
 
     dense  3 F,        sparse  F (2 d_w + d_a)
 
-(one product less where no gradient of the input is wanted, as in the first layer). The sparse number is what hardware
-that skips zeros could reach. A CPU or GPU that multiplies dense matrices gains no time from it.
+(one product less where no gradient of the input is wanted, as in the first layer). Hardware that skips zeros could
+reach the sparse number. A CPU or GPU that multiplies dense matrices gains no time from it.
 """
 
 import copy
@@ -26,7 +26,7 @@ class Flops(NamedTuple):
     dense : float
         Forward and backward pass of the dense model.
     sparse : float
-        What the densities would allow; what has no density given counts in full.
+        FLOPs that the densities allow; a module without a density counts in full.
     """
 
     dense: float

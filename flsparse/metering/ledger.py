@@ -1,4 +1,4 @@
-"""The byte ledger: every message of a run, counted once, in both directions."""
+"""Byte ledger: every message of a run, counted once, in both directions."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -9,7 +9,7 @@ Direction = Literal["uplink", "downlink", "evaluation"]
 
 @dataclass
 class Traffic:
-    """What went one way in one round.
+    """Traffic of one direction in one round.
 
     Attributes
     ----------
@@ -20,7 +20,7 @@ class Traffic:
     wire_bytes : int
         Sum over all messages, with Flower's framing (records, keys, metadata), in bytes.
     dense_bytes : int
-        What the same payloads would have cost as plain arrays, in bytes.
+        Size of the same payloads as plain arrays, in bytes.
     """
 
     messages: int = 0
@@ -60,7 +60,7 @@ class Ledger:
         Parameters
         ----------
         direction : {"uplink", "downlink", "evaluation"}
-            Uplink is from the node to the server; so is evaluation, what is fetched to look at a run.
+            Uplink is from the node to the server; so is evaluation, models fetched to be evaluated.
         server_round : int
             Round the message belongs to; for the hello, the round that it comes before.
         payload_bytes, wire_bytes, dense_bytes : int
@@ -70,20 +70,20 @@ class Ledger:
         self._traffic[direction, server_round] = self.of_round(direction, server_round) + sent
 
     def of_round(self, direction: Direction, server_round: int) -> Traffic:
-        """Return what went in one direction in one round."""
+        """Return the traffic of one direction in one round."""
         return self._traffic.get((direction, server_round), Traffic())
 
     def total(self, direction: Direction) -> Traffic:
-        """Return what went in one direction over all rounds."""
+        """Return the traffic of one direction over all rounds."""
         return sum((t for (d, _), t in self._traffic.items() if d == direction), Traffic())
 
     def itemize(self, direction: Direction, server_round: int, line: str, payload_bytes: int) -> None:
-        """Say what some of a message's payload was: bytes of one line, such as ``"labels"``, already counted above."""
+        """Add a part of a counted payload to a line, such as ``"labels"``, in bytes."""
         key = (direction, server_round, line)
         self._lines[key] = self._lines.get(key, 0) + payload_bytes
 
     def lines_of_round(self, direction: Direction, server_round: int) -> dict[str, int]:
-        """Return the payload bytes of each line, for methods that tell their payloads apart."""
+        """Return the payload bytes of each line, for methods that itemize their payloads."""
         return {line: n for (d, r, line), n in self._lines.items() if (d, r) == (direction, server_round)}
 
     def state_dict(self) -> dict[str, list[int]]:
@@ -92,7 +92,7 @@ class Ledger:
         return counts | {f"{d}/{r}/{line}": [n] for (d, r, line), n in self._lines.items()}
 
     def load_state_dict(self, state: Mapping[str, list[int]]) -> None:
-        """Restore what :meth:`state_dict` gave."""
+        """Restore the counts of :meth:`state_dict`."""
         self._traffic, self._lines = {}, {}
         for key, counts in state.items():
             direction, server_round, *line = key.split("/", 2)

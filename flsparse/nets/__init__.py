@@ -1,1 +1,1 @@
-"""Torch modules, seen from outside: their arrays, their batch norm, where they are cut."""
+"""Torch modules: their arrays, batch-norm statistics, cut layers and valleys."""

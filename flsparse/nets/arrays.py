@@ -52,7 +52,7 @@ def optimizer_arrays(model: nn.Module, optimizer: torch.optim.Optimizer) -> Arra
 
 
 def load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, arrays: Arrays) -> None:
-    """Load what :func:`optimizer_arrays` gave; other names are passed over."""
+    """Load arrays of :func:`optimizer_arrays`; other names are ignored."""
     parameters = dict(model.named_parameters())
     for full_name, array in arrays.items():
         key, found, name = full_name.partition(_SEPARATOR)

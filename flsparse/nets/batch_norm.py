@@ -1,8 +1,8 @@
-"""Batch-norm statistics of an averaged model, estimated anew.
+"""Batch-norm statistics of an averaged model, estimated from data.
 
-The running statistics that workers send belong to the workers' weights; averaging them does not give those of the
-averaged weights. So the average is run over data once more, with the statistics of each batch, and these are averaged.
-Where the data are on many nodes, each node does so on its own, and :func:`pooled` puts the parts together.
+The running statistics that workers send belong to the workers' weights; their average is not the statistics of the
+averaged weights. The averaged model therefore runs over data once more, and the statistics of the batches are averaged.
+Where the data are on many nodes, each node estimates its own part, and :func:`pooled` combines the parts.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

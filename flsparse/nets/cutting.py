@@ -23,9 +23,9 @@ class Cut:
     Attributes
     ----------
     name : str
-        The layer behind which it is.
+        The layer that it follows.
     rectified : bool
-        Whether what crosses cannot be negative.
+        Whether the tensor that crosses cannot be negative.
     """
 
     name: str
@@ -227,9 +227,7 @@ def _rectified(model: nn.Module, node: fx.Node) -> bool:
     if any(True for _ in module.children()):
         try:
             inner = _Tracer().trace(module)
-        except (
-            Exception
-        ):  # whatever tracing a stranger's forward raises: it is not known to rectify, so signs are coded
+        except Exception:  # tracing a user's forward may raise anything: it is not known to rectify, so signs are coded
             return False
         (output,) = (n for n in inner.nodes if n.op == "output")
         return isinstance(output.args[0], fx.Node) and _rectified(module, output.args[0])

@@ -8,8 +8,8 @@
 The paper normalizes each component (convolution, linear layer, norm) to Frobenius norm 1 before it measures, so that
 models of different scale compare. Here the *coordinates* are normalized: a component's coordinates are its weights
 divided by the norm that this component has in ``x_A``, so ``x_A`` has norm 1 in each, and distances and directions
-are taken there. The function is left as it is; rescaling the weights themselves would change what a net with biases,
-residuals or a last layer without a norm computes, and with it ``L_A``.
+are taken there. The function does not change; rescaling the weights themselves would change the outputs of a net with
+biases, residuals or a last layer without a norm, and with them ``L_A``.
 
 The walk is bounded: at most ``max_steps`` steps of ``step``, then ``halvings`` bisections of the last step.
 """
@@ -35,9 +35,9 @@ class Line:
     Attributes
     ----------
     origin : Mapping[str, np.ndarray]
-        ``x_A``, the parameters that move and those that do not.
+        ``x_A``, with the parameters that do not move.
     direction : dict[str, np.ndarray]
-        What one unit of distance adds to the parameters that move; of length 1 in normalized coordinates.
+        Change of the parameters that move per unit of distance; of length 1 in normalized coordinates.
     length : float
         Distance of the worker in normalized coordinates, above 0.
     """
@@ -54,7 +54,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Valley:
-    """What a measurement found.
+    """Mean valley of a model, as measured.
 
     Attributes
     ----------
@@ -107,7 +107,7 @@ def line(average: Arrays, worker: Arrays, names: Iterable[str] | None = None, *,
     names : iterable of str, optional
         Walk along these parameters alone, for devices on which the whole vector is too much; default: all.
     normalize : bool (default: True)
-        Measure in normalized coordinates; otherwise in those of the weights.
+        Measure in normalized coordinates; otherwise in the coordinates of the weights.
 
     Raises
     ------
@@ -173,7 +173,7 @@ def mean_valley(
     workers : sequence of Mapping[str, np.ndarray]
         ``x_m``; their distance does not matter, only their direction. One that equals the average is left out.
     kappa : float (default: 2.0)
-        Above 1: the wall is where the loss is so many times the average's.
+        Above 1: the wall is where the loss is ``kappa`` times the average's.
     step : float (default: 0.1)
         Above 0, in normalized coordinates.
     max_steps, halvings : int (default: 50, 6)

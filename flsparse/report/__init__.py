@@ -1,1 +1,1 @@
-"""What came out of a run: its folder, tables and the live display."""
+"""Reports of runs: tables, plots and the live display."""

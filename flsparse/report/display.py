@@ -24,7 +24,7 @@ class Display:
     Parameters
     ----------
     console : Console, optional
-        Where to; standard output by default.
+        Console to draw on; standard output by default.
 
     Notes
     -----

@@ -1,6 +1,7 @@
 """Tables: one run, and several side by side.
 
-Ratios are dense bytes over sent bytes: above 1 is good. ``framed`` counts what Flower adds around every payload.
+Ratios are dense bytes over sent bytes: above 1 is good. ``framed`` includes the bytes that Flower adds to every
+payload.
 """
 
 import json
@@ -117,9 +118,9 @@ def comparison_table(
     summaries : Sequence[Mapping[str, Any]]
         Contents of ``summary.json`` files.
     labels : Sequence[str], optional
-        What tells the runs apart; default: the strategy's name.
+        Labels of the runs; default: the strategy's name.
     what : str
-        What the labels are, over their column.
+        Heading of the labels' column.
     """
     labels = labels or [summary["strategy"] for summary in summaries]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)

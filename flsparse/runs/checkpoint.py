@@ -25,7 +25,7 @@ class CheckpointError(RuntimeError):
 
 
 def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
-    """Write a state; what was at ``path`` is replaced in one step, once the new file is safely on disk.
+    """Write a state; an older file at ``path`` is replaced in one step, once the new one is on disk.
 
     Parameters
     ----------
@@ -59,7 +59,7 @@ def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read what :func:`save_checkpoint` wrote.
+    """Read a state that :func:`save_checkpoint` wrote.
 
     Raises
     ------

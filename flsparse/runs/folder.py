@@ -1,4 +1,4 @@
-"""The folder of a run: what was asked, what happened each round, where it can go on, and what came out.
+"""Folder of a run: its configuration, metrics, checkpoint, summary and models.
 
 =========================== ==================================================================
 ``config.yaml``             the composed configuration
@@ -113,7 +113,7 @@ class RunFolder:
         state : mapping
             See :func:`flsparse.runs.checkpoint.save_checkpoint`.
         node_files : Path, optional
-            Folder of what the run's nodes keep on this machine, to be saved beside the state.
+            Folder of node state on this machine, saved with the checkpoint.
         """
         kept = self.path / _node_files(server_round)
         if node_files is not None and node_files.is_dir():
@@ -172,7 +172,7 @@ def read_checkpoint(run_folder: Path | str) -> dict[str, Any]:
 
 
 def restore_node_files(run_folder: Path | str, server_round: int, node_files: Path) -> None:
-    """Put back what the nodes kept when the checkpoint of a round was written; what is there is replaced."""
+    """Restore the node state saved with the checkpoint of a round; present state is replaced."""
     kept = Path(run_folder) / _node_files(server_round)
     shutil.rmtree(node_files, ignore_errors=True)
     if kept.is_dir():
@@ -200,7 +200,7 @@ def _line(row: Mapping[str, Any]) -> str:
 
 
 def _clean(value: Any) -> Any:
-    """Return a value as strict JSON can hold it: no NumPy scalars, and null for what is not finite."""
+    """Return a value as strict JSON can hold it: no NumPy scalars, and null for NaN and infinity."""
     if isinstance(value, Mapping):
         return {str(key): _clean(each) for key, each in value.items()}
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""What is kept: magnitude pruning, masks, Powerpropagation, activation pruning."""
+"""Sparsity: magnitude pruning, masks, Powerpropagation, activation pruning."""
 
 from flsparse.sparsity.masks import (
     default_prunable,

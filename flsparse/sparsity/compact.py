@@ -1,4 +1,4 @@
-"""Small forms of tensors that wait for the backward pass: a boolean mask as bits, a pruned tensor as its kept values.
+"""Compact forms of tensors saved for the backward pass: a boolean mask as bits, a pruned tensor as its kept values.
 
 A tensor is addressed in the order of its own storage, so that channels-last activations need no copy. On the CPU
 numpy does the work: its comparisons and bit packing are several times as fast as torch's on booleans.
@@ -16,7 +16,7 @@ from flsparse.sparsity.topk import kept_count, magnitude_threshold, set_position
 MIN_SIZE = 8192
 # A compact form that is larger than this fraction of the dense tensor is not worth its time.
 _WORTH = 0.6
-# Positions are stored as 16-bit offsets into runs of so many elements.
+# Positions are stored as 16-bit offsets into runs of this many elements.
 _RUN = 1 << 16
 
 _NUMPY_DTYPES = (torch.float32, torch.float64, torch.float16)
@@ -44,7 +44,7 @@ def pack_positive(x: Tensor) -> Tensor:
 
 
 def zero_where_unset(grad: Tensor, bits: Tensor, stride: tuple[int, ...]) -> Tensor:
-    """Return ``grad`` where the bit is set, else 0; ``stride`` is that of the tensor the bits were taken from."""
+    """Return ``grad`` where the bit is set, else 0; ``stride`` is the stride of the tensor that the bits came from."""
     # All ones or all zeros, ANDed with the number's own bits: ten times as fast as multiplying by a boolean.
     integers = _INTEGERS[grad.element_size()]
     ones = _unpack(bits, grad.numel()).view(torch.int8).to(integers).neg_().as_strided(grad.shape, stride)
@@ -106,7 +106,7 @@ def prune_below(x: Tensor, threshold: float) -> Tensor:
 
 @dataclass(frozen=True)
 class Layout:
-    """How to rebuild a pruned tensor: its geometry, and what stands beside its kept values.
+    """Layout of a compacted tensor: its geometry, and the form of its kept positions.
 
     Attributes
     ----------
@@ -114,7 +114,7 @@ class Layout:
         Of the tensor.
     blocks : tuple[int, ...] | None
         How many positions fall into each run of 65,536 elements; the positions are 16-bit offsets into their run.
-        None when the tensor beside the values holds bits (CPU) or whole positions (elsewhere).
+        None when the positions are stored as bits (CPU) or as whole indices (elsewhere).
     """
 
     shape: torch.Size
@@ -135,10 +135,10 @@ class Layout:
 
 
 def compact(x: Tensor, threshold: float) -> tuple[Tensor, Tensor, Layout] | None:
-    """Return kept values, where they were, and the layout; None where that is hardly smaller than ``x``.
+    """Return kept values, their positions and the layout; None where these are hardly smaller than ``x``.
 
-    Kept is ``|x| >= threshold``, and of a threshold of 0 what is not 0. Places are 16-bit offsets or bits, whichever
-    is smaller.
+    Values with ``|x| >= threshold`` are kept, at a threshold of 0 all that are not 0. Positions are 16-bit offsets or
+    bits, whichever is smaller.
     """
     x = storage_order(x)
     flat = _flat(x)

@@ -1,12 +1,13 @@
 """Linear and convolution layers that compute with ``w = sign(v)|v|^beta`` and save a pruned input.
 
-The output uses the dense input. What is *saved* for the weight gradient is the input pruned to the layer's own weight
-sparsity (SparsyFed, step 3), as values and places; one layer at a time it is rebuilt in the backward pass. The
-weights themselves are not saved but computed again from ``v``, which is alive anyway.
+The output uses the dense input. The weight gradient uses a *saved* input, pruned to the layer's own weight sparsity
+(SparsyFed, step 3) and stored as values and positions; the backward pass rebuilds one layer's input at a time. The
+weights are not saved but computed again from ``v``, which stays in memory anyway.
 
 A plain layer becomes one of these by exchanging its class, so that parameters, state-dict keys, hooks and buffers stay.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -32,7 +33,7 @@ _VIEWS = {"ViewBackward0", "UnsafeViewBackward0", "ReshapeAliasBackward0", "Unsq
 
 @dataclass
 class LayerState:
-    """What a layer knows besides its parameters; all of it can be derived again, so it is in no state dict.
+    """State of a layer besides its parameters; all of it can be derived again, so it is in no state dict.
 
     Attributes
     ----------
@@ -43,7 +44,7 @@ class LayerState:
     pruning : bool
         Whether saved inputs are pruned.
     exact : bool
-        Whether the threshold is found anew for every batch.
+        Whether the threshold is found for every batch.
     sparsity : float
         Fraction of zeros among the layer's weights at the start of the fit.
     threshold : float | None
@@ -90,7 +91,7 @@ class Geometry:
 
 
 class LinearGeometry:
-    """The same two operations for a linear layer."""
+    """Forward and backward operations of a linear layer."""
 
     def forward(self, x: Tensor, w: Tensor, bias: Tensor | None) -> Tensor:
         return F.linear(x, w, bias)
@@ -155,8 +156,13 @@ class _PowerLayer(torch.autograd.Function):
         return grad_x, grad_v, grad_bias, None, None, None, None
 
 
-def _apply(layer: nn.Module, x: Tensor, v: Tensor, bias: Tensor | None, geometry: Geometry | LinearGeometry) -> Tensor:
-    state: LayerState = layer.powerprop  # type: ignore[assignment]
+_power_layer: Callable[..., Tensor] = _PowerLayer.apply
+
+
+def _apply(
+    layer: "PowerLinear | _PowerConv", x: Tensor, v: Tensor, bias: Tensor | None, geometry: Geometry | LinearGeometry
+) -> Tensor:
+    state = layer.powerprop
     if torch.is_autocast_enabled(
         x.device.type
     ):  # inside a Function autocast would hide the casts from the backward pass
@@ -165,10 +171,7 @@ def _apply(layer: nn.Module, x: Tensor, v: Tensor, bias: Tensor | None, geometry
     if not torch.is_grad_enabled():
         return geometry.forward(x, power(v, state.beta), bias)
     threshold = state.threshold_for(x) if layer.training else None
-    result: Tensor = _PowerLayer.apply(  # type: ignore[no-untyped-call]
-        x, v, bias, state.beta, threshold, _kept_elsewhere(x), geometry
-    )
-    return result
+    return _power_layer(x, v, bias, state.beta, threshold, _kept_elsewhere(x), geometry)
 
 
 def _kept_elsewhere(x: Tensor) -> bool:
@@ -236,6 +239,9 @@ class _BitReLU(torch.autograd.Function):
         return zero_where_unset(grad, ctx.saved_tensors[0], ctx.stride), None
 
 
+_bit_relu: Callable[[Tensor, bool], Tensor] = _BitReLU.apply
+
+
 class BitReLU(nn.ReLU):
     """`torch.nn.ReLU` that saves one bit per value instead of its result.
 
@@ -247,6 +253,5 @@ class BitReLU(nn.ReLU):
 
     def forward(self, input: Tensor) -> Tensor:
         if self.as_bits and self.training and input.requires_grad and input.numel() >= MIN_SIZE:
-            result: Tensor = _BitReLU.apply(input, self.inplace)  # type: ignore[no-untyped-call]
-            return result
+            return _bit_relu(input, self.inplace)
         return super().forward(input)

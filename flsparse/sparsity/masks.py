@@ -1,7 +1,6 @@
-"""Pruning by magnitude, and what is measured of masks. Pure functions of numpy arrays; True in a mask means kept.
+"""Pruning by magnitude, and metrics of masks. Pure functions of numpy arrays; True in a mask means kept.
 
-Arrays are a mapping from name to array; ``names`` are the prunable ones. Whatever is not named passes through
-untouched.
+Arrays are a mapping from name to array; ``names`` are the prunable ones. Other arrays pass through unchanged.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,7 +24,7 @@ class _Spec(Protocol):
 
 
 def default_prunable(arrays: Mapping[str, Array] | Mapping[str, _Spec]) -> list[str]:
-    """Return the names of the floating arrays with two or more dimensions: the default when nobody names any."""
+    """Return the names of the floating arrays with two or more dimensions, the default prunable arrays."""
     return [name for name, a in arrays.items() if len(a.shape) >= 2 and np.issubdtype(a.dtype, np.floating)]
 
 

@@ -1,4 +1,4 @@
-"""Powerpropagation: the weight that computes is a power of the parameter that is stored.
+"""Powerpropagation: a layer computes with a power of its stored parameter.
 
     w = sign(v) |v|^beta,        dL/dv = dL/dw * beta |v|^(beta - 1)        (Schwarz et al., 2021; SparsyFed, section 3)
 
@@ -6,6 +6,7 @@ With ``beta > 1`` large weights learn faster than small ones, and a weight that 
 under plain SGD a zero stays a zero.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -59,6 +60,9 @@ class _Power(torch.autograd.Function):
         return grad * power_factor(v, ctx.beta).mul_(ctx.beta), None
 
 
+_power: Callable[[Tensor, float], Tensor] = _Power.apply
+
+
 def power(v: Tensor, beta: float) -> Tensor:
     """Return the weights ``w = sign(v) |v|^beta`` that the stored parameters ``v`` stand for, differentiable once.
 
@@ -69,8 +73,7 @@ def power(v: Tensor, beta: float) -> Tensor:
     """
     if beta == 1.0:
         return v
-    result: Tensor = _Power.apply(v, beta)  # type: ignore[no-untyped-call]
-    return result
+    return _power(v, beta)
 
 
 def inverse_power(w: Tensor, beta: float) -> Tensor:

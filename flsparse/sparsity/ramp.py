@@ -1,4 +1,4 @@
-"""The sparsity ramp: how the target sparsity is reached over the first rounds."""
+"""Sparsity ramp: the sparsity of each round, up to the target."""
 
 import math
 

@@ -44,7 +44,7 @@ class PowerRNN(PowerRNNBase, nn.RNN):
 
 
 class PowerMultiheadAttention(nn.MultiheadAttention):
-    """`torch.nn.MultiheadAttention` whose projection matrices hold ``v``; it reads those of ``out_proj`` itself."""
+    """`torch.nn.MultiheadAttention` whose projection matrices hold ``v``; torch reads ``out_proj.weight`` directly."""
 
     powerprop: dict[str, LayerState]
 

@@ -19,7 +19,7 @@ def soft_threshold(z: npt.NDArray[Any], t: float) -> npt.NDArray[Any]:
     Returns
     -------
     np.ndarray
-        A new array of ``z``'s shape and dtype; what lies within ``t`` of 0 is exactly 0.
+        A new array of ``z``'s shape and dtype; values within ``t`` of 0 are exactly 0.
 
     Raises
     ------

@@ -35,12 +35,12 @@ _FAST_PATHS: dict[type[nn.Module], dict[str, Any]] = {
     nn.TransformerEncoderLayer: {"activation_relu_or_gelu": 0},
     nn.TransformerEncoder: {"use_nested_tensor": False},
 }
-# From here on the inputs that convolutions save are so small that a ReLU's saved result is what holds the memory.
+# From this sparsity on, a ReLU's saved result takes more memory than the inputs that convolutions save.
 _BITS_FROM_SPARSITY = 0.5
 
 
 class _Weight(NamedTuple):
-    """One weight that the reparametrization takes: where it lives and its name inside the owner."""
+    """One weight that the reparametrization takes: its owner and its name inside the owner."""
 
     owner: nn.Module
     name: str
@@ -151,7 +151,7 @@ def sparsify(
             if isinstance(module, kind):
                 module.__dict__["fast_path"] = {flag: getattr(module, flag) for flag in flags if hasattr(module, flag)}
                 module.__dict__.update(flags)
-    model.register_load_state_dict_post_hook(_on_load)  # type: ignore[no-untyped-call]
+    model.register_load_state_dict_post_hook(_on_load)
     begin_fit(model)
     if plan.partly or plan.dense:
         logger.info(
@@ -182,9 +182,9 @@ def _attach(weight: _Weight, state: LayerState) -> None:
 
 
 def begin_fit(model: nn.Module) -> None:
-    """Mark the start of a local fit: each layer's sparsity and spectral exponent are found anew, thresholds forgotten.
+    """Mark the start of a local fit: compute each layer's sparsity and spectral exponent, clear thresholds.
 
-    It is called by loading a state dict too; call it when weights came into the module in another way.
+    Loading a state dict calls it too; call it after weights were set in another way.
     """
     size = zeros = 0
     for weight in _plan(model).weights.values():

@@ -1,8 +1,8 @@
 """Exact magnitude top-k over many arrays, without sorting and without a copy of them all.
 
 A strided sample gives a threshold that lies safely (six standard deviations) below the wanted one; one pass in blocks
-that stay in the cache gathers what exceeds it; only these few survivors are partitioned. The count of survivors is
-checked, so that the result is exact whatever the sample said.
+that stay in the cache gathers the values above it; only these few survivors are partitioned. The count of survivors is
+checked, so that the result is exact whatever the sample.
 """
 
 from collections.abc import Sequence
@@ -110,7 +110,7 @@ def magnitude_threshold(arrays: Sequence[Array], k: int) -> float:
 
 
 def _sampled_bound(flat: Sequence[Array], k: int) -> float:
-    """Return a magnitude that at least ``k`` values almost surely exceed; 0 when a sample is of no use."""
+    """Return a magnitude that at least ``k`` values almost surely exceed; 0 when a sample cannot tell."""
     total = sum(array.size for array in flat)
     if k <= 0:
         return float("inf")

@@ -1,4 +1,4 @@
-"""What is learned: data sets, partitions, models, local training and evaluation."""
+"""Tasks: data sets, partitions, models, local training and evaluation."""
 
 from flsparse.tasks.data import Data
 from flsparse.tasks.task import Task, build_task

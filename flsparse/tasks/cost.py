@@ -1,4 +1,4 @@
-"""What local training costs the device."""
+"""Costs of local training on the device."""
 
 import resource
 import sys
@@ -14,8 +14,8 @@ _MOST_KEPT = 256
 class TrainingFlops:
     """Training FLOPs of one example, counted once for each set of densities that a task's model takes on.
 
-    Counting runs the model, which costs more than a whole local training of a small one. But nodes that train the same
-    broadcast have the same densities, to the three digits that matter here.
+    Counting runs the model, which costs more than a whole local training of a small one. Nodes that train the same
+    broadcast have the same densities, to three digits.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""What a data set is to the training loop: shared tensors, and index views into them."""
+"""Data sets for the training loop: shared tensors, and index views into them."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -123,7 +123,7 @@ def batches(size: int, batch_size: int, generator: torch.Generator, *, epochs: i
     epochs : int
         Passes over the data; ignored when `steps` is given.
     steps : int
-        Exactly so many batches, over as many epochs as that takes; 0 for whole epochs.
+        Number of batches, over as many epochs as needed; 0 for whole epochs.
 
     Yields
     ------

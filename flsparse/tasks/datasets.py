@@ -1,4 +1,4 @@
-"""Image data sets: the embedded digits, and what torchvision reads from a folder."""
+"""Image data sets: the embedded digits, and the ones that torchvision reads from a folder."""
 
 from collections.abc import Sequence
 from pathlib import Path

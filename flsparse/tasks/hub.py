@@ -35,11 +35,11 @@ def hub_images(
     image, label : str
         Column names.
     natural_id : str, optional
-        Column that says whose each sample is, for ``partition.kind=natural``.
+        Column with the natural node of each sample, for ``partition.kind=natural``.
     train_split, test_split : str
         Split names.
     image_size : int, optional
-        Resize to so many pixels square; without it all images must have one size.
+        Side of the square in pixels that images are resized to; without it all must have one size.
     mean, std : float or sequence of float
         Of the pixels in [0, 1], for all channels or one each.
 

@@ -1,4 +1,4 @@
-"""Who holds which samples.
+"""Partitions of a data set among nodes.
 
 All functions return one sorted int64 index array per node; together they are disjoint and no node is empty.
 """
@@ -95,8 +95,9 @@ def dirichlet_equal(labels: np.ndarray, nodes: int, alpha: float, stream: np.ran
     """Give each node a Dirichlet label mix and (but for one sample) the same number of samples.
 
     Every node draws its mix ``p ~ Dir(alpha)`` and orders that many samples of each class. A class ordered more often
-    than it has samples is shared out by lot among those who ordered it and closed; the orders left open are drawn again
-    from the classes that remain. It takes at most as many turns as classes, uses every sample, and no node comes first.
+    than it has samples is shared out by lot among the nodes that ordered it and closed; the orders left open are drawn
+    again from the classes that remain. It takes at most as many turns as classes, uses every sample, and no node comes
+    first.
 
     Parameters
     ----------

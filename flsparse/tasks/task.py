@@ -1,4 +1,4 @@
-"""A task: what is learned, from which data, on which nodes."""
+"""Tasks: a model, its data and their partition among nodes."""
 
 import copy
 import json
@@ -50,9 +50,9 @@ def build_task(config: Mapping[str, Any]) -> "Task":
     Raises
     ------
     ValueError
-        If a value is impossible or a name unknown; the message says what would do.
+        If a value is impossible or a name unknown; the message names the possible ones.
     FileNotFoundError
-        If the data set's files are missing; the message says where they were looked for.
+        If the data set's files are missing; the message names the paths.
     """
     return _build_task(json.dumps({key: config[key] for key in _TASK_KEYS if key in config}, sort_keys=True))
 
@@ -180,7 +180,7 @@ class Task:
 
 
 def hold_out(source: Source, fraction: float, limit: int | None, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Divide the training set into what nodes hold and what is kept for validation.
+    """Divide the training set into the nodes' part and the validation set.
 
     Parameters
     ----------
@@ -188,7 +188,7 @@ def hold_out(source: Source, fraction: float, limit: int | None, seed: int) -> t
     fraction : float
         Share kept for validation, in [0, 1).
     limit : int, optional
-        Use only so many training samples in all, drawn at random.
+        Number of training samples to use in all, drawn at random.
     seed : int
         The run's seed.
 

@@ -1,4 +1,4 @@
-"""The one door to torchvision.
+"""Imports of torchvision, also beside a CPU-only torch.
 
 PyPI's torchvision wheel is compiled for CUDA. Beside a CPU-only torch its operator library cannot load, and the import
 dies on the first operator whose schema was never registered. Data sets and classification models use none of these
@@ -46,7 +46,7 @@ def import_torchvision(submodule: str = "") -> Any:
             raise
     for half_loaded in [module for module in sys.modules if module.split(".")[0] == "torchvision"]:
         del sys.modules[half_loaded]
-    _library = torch.library.Library("torchvision", "DEF")  # type: ignore[no-untyped-call]
+    _library = torch.library.Library("torchvision", "DEF")
     for schema in _SCHEMAS:
         _library.define(schema)
     return importlib.import_module(name)

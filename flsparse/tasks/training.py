@@ -1,6 +1,6 @@
 """Local training and evaluation.
 
-The loop is the same for every method: what differs between methods happens in the hooks of
+The loop is the same for every method; methods differ in the hooks of
 :class:`flsparse.clients.core.method.LocalMethod`. Batches follow the seed, the round and the partition id, never the
 process or the order in which nodes are handled.
 """
@@ -54,7 +54,7 @@ def make_optimizer(model: nn.Module, config: Mapping[str, "Scalar"]) -> torch.op
 
 
 def train(fit: "Fit", method: "LocalMethod", data: Data, flops: TrainingFlops) -> dict[str, np.ndarray]:
-    """Train a model on one node's data and return what the method sends.
+    """Train a model on one node's data and return the arrays to send.
 
     Reads ``batch-size``, ``local-epochs``, ``local-steps`` (0: whole epochs) and ``clip-grad`` (largest gradient norm,
     0: off) from ``fit.config``. Fills ``fit.metrics``: ``train-loss`` (nats) and ``train-accuracy``, means over all
@@ -75,7 +75,7 @@ def train(fit: "Fit", method: "LocalMethod", data: Data, flops: TrainingFlops) -
     Returns
     -------
     dict[str, np.ndarray]
-        What ``method.after_fit`` returns.
+        The arrays of ``method.after_fit``.
 
     Raises
     ------
@@ -107,7 +107,7 @@ def train(fit: "Fit", method: "LocalMethod", data: Data, flops: TrainingFlops) -
             logits = model(data.prepare(inputs[chosen])).flatten(0, -2)
             loss = cross_entropy(logits, target)
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             if clip > 0:
                 nn.utils.clip_grad_norm_(parameters, clip)
             method.after_backward(fit)

@@ -29,7 +29,7 @@ def test_bring_your_own_before_and_after() -> None:
 
 
 def test_bring_your_own_sparsely() -> None:
-    command = [sys.executable, EXAMPLES / "bring_your_own" / "compare.py", "--sparsity", "0.5", "--rounds", "2"]
+    command = [sys.executable, str(EXAMPLES / "bring_your_own" / "compare.py"), "--sparsity", "0.5", "--rounds", "2"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     ratio = done.stdout.splitlines()[-1].split()

@@ -11,8 +11,10 @@ from small_federation import small_config
 from flsparse.runs.folder import read_rows
 from flsparse.runtime import launch
 
-SAME = ("server_round", "uplink_bytes", "downlink_bytes", "graph_bytes", "accuracy", "loss", "consensus_error")
-SAME += ("mean_node_accuracy", "worst_node_accuracy", "replies")
+SAME = (
+    *("server_round", "uplink_bytes", "downlink_bytes", "graph_bytes", "accuracy", "loss", "consensus_error"),
+    *("mean_node_accuracy", "worst_node_accuracy", "replies"),
+)
 
 
 def gossip_config(folder: Path, runtime: str, graph: str, nodes: int, rounds: int) -> dict[str, Any]:

@@ -76,7 +76,7 @@ def ray_cluster(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str
 def test_a_cluster_that_is_up_is_used_and_left_up(ray_cluster: str, tmp_path: Path) -> None:
     theirs = {"name": "simulation", "num_cpus": 1, "num_gpus": 0.0, "ray_address": ray_cluster}
     there, here = (
-        launch(small_config(num_rounds=2, runtime=runtime, output_dir=str(tmp_path / runtime["name"])))
+        launch(small_config(num_rounds=2, runtime=runtime, output_dir=str(tmp_path / str(runtime["name"]))))
         for runtime in (theirs, {"name": "inprocess"})
     )
     for key in ("uplink_bytes", "downlink_bytes", "final_accuracy", "final_loss", "failures"):

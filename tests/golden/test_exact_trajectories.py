@@ -12,7 +12,7 @@ import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -26,6 +26,7 @@ from processors import cubed, pseudo
 from test_trajectories import CASES
 
 from flsparse.clients import Fit, LocalMethod, device_app
+from flsparse.clients.core.method import TaskLike
 from flsparse.runtime import InProcessGrid
 from flsparse.strategies import RoundLoop
 from flsparse.wire.messages import to_record
@@ -72,6 +73,7 @@ class PortableTask:
             method.after_backward(fit)
             with torch.no_grad():
                 for parameter in fit.model.parameters():
+                    assert parameter.grad is not None
                     parameter.copy_(parameter - RATE * parameter.grad)  # two roundings: nothing is fused
             fit.step += 1
             method.after_step(fit)
@@ -99,7 +101,7 @@ def trajectory(strategy: RoundLoop) -> list[list[Any]]:
 
     strategy.callbacks.append(note)
     strategy.prepare(net())
-    grid = InProcessGrid(device_app(lambda _: PortableTask()), NODES)  # type: ignore[arg-type]
+    grid = InProcessGrid(device_app(lambda _: cast(TaskLike, PortableTask())), NODES)
     strategy.start(grid, to_record(weights(1)), num_rounds=3, train_config=TRAINING)
     return rows
 

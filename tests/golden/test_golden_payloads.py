@@ -24,7 +24,7 @@ RELATIONS = ("none", "same", "subset", "outside")
 
 def arrays_of(relation):
     """A small model in a relation to the reference's support; of integers and products, alike on every processor."""
-    base = {
+    base: dict[str, np.ndarray] = {
         "conv.weight": cubed(pseudo(16 * 8 * 9, 1)).reshape(16, 8, 3, 3).astype(np.float32),
         "conv.bias": pseudo(16, 2).astype(np.float32) / 10,
         "norm.weight": (1 + pseudo(16, 3) / 8).astype(np.float32),
@@ -35,7 +35,7 @@ def arrays_of(relation):
     }
     base["conv.weight"][np.abs(base["conv.weight"]) < 0.3] = 0
     base["fc.weight"][np.abs(base["fc.weight"]) < 0.5] = 0
-    new = {}
+    new: dict[str, np.ndarray] = {}
     for i, (name, array) in enumerate(base.items()):
         if array.dtype.kind != "f":
             new[name] = array + 3 if array.dtype.kind == "i" else ~array

@@ -12,6 +12,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -34,8 +35,8 @@ from flsparse.strategies import (
 )
 
 FILE = Path(__file__).with_name("trajectories.json")
-SPARSE = {"sparsity": 0.9, "hello": True}
-RING = {"topology": {"name": "ring"}, "num_nodes": 4}
+SPARSE: dict[str, Any] = {"sparsity": 0.9, "hello": True}
+RING: dict[str, Any] = {"topology": {"name": "ring"}, "num_nodes": 4}
 CASES: dict[str, Callable[[], RoundLoop]] = {
     "fedavg": lambda: FedAvg(values="raw", downlink_values="raw", hello=True),
     "fedavg_int8_adam": lambda: FedAvg(values="int8", server_optimizer="adam", server_lr=0.01, hello=True),

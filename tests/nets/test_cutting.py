@@ -142,8 +142,9 @@ def test_the_default_head_leaves_the_last_parameters():
 
 
 def test_a_weight_of_both_sides_is_refused():
-    net = nn.Sequential(OrderedDict(a=nn.Linear(4, 4), b=nn.ReLU(), c=nn.Linear(4, 4)))
-    net.c.weight = net.a.weight
+    first, last = nn.Linear(4, 4), nn.Linear(4, 4)
+    net = nn.Sequential(OrderedDict(a=first, b=nn.ReLU(), c=last))
+    last.weight = first.weight
     with pytest.raises(ValueError, match=r"weight c.weight is used on both sides"):
         cut_model(net, ["b"])
 

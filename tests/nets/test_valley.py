@@ -1,5 +1,6 @@
 """Mean Valley on functions whose walls are known, and on a net."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -40,8 +41,14 @@ def test_losses_at_every_step_give_the_same_wall_to_interpolation() -> None:
 
 def test_a_flat_valley_costs_a_bounded_walk() -> None:
     calls = []
-    found = mean_valley(lambda x: calls.append(1) or 1.0, ZERO, [away(1)], max_steps=7)
-    assert (found.distances, found.reached, len(calls)) == ([pytest.approx(0.7)], [False], 8)
+
+    def loss(arrays: Mapping[str, np.ndarray]) -> float:
+        calls.append(1)
+        return 1.0
+
+    found = mean_valley(loss, ZERO, [away(1)], max_steps=7)
+    assert found.distances == [pytest.approx(0.7)]
+    assert (found.reached, len(calls)) == ([False], 8)
 
 
 def test_a_loss_that_is_nan_is_a_wall() -> None:

@@ -12,7 +12,7 @@ from flsparse.codec.residuals.dither import Dither
 from flsparse.codec.residuals.residual import ResidualCodec, Stamp, copy_checksum
 from flsparse.strategies.core.relay import Relay
 from flsparse.topology import make_topology
-from flsparse.wire.mail import LOST, OK, Answer, Delivery, Letter, from_bytes, to_bytes
+from flsparse.wire.mail import LOST, OK, Answer, Delivery, Letter, Mail, from_bytes, to_bytes
 
 SIZES = (6, 3)
 CODEC = ResidualCodec(SIZES, Dither(3), coder="golomb")
@@ -28,9 +28,10 @@ class Node:
         self.epoch = -1
         self.moved = np.zeros(9)
 
-    def answer(self, mail) -> Answer:
+    def answer(self, mail: Mail) -> Answer:
         hood = self.hood if self.epoch == mail.epoch else None
         if hood and hood.has_sent(mail.round):
+            assert hood.pending is not None
             return Answer(OK, hood.round, hood.pending.payload, {j: to_bytes(hood.copies[j]) for j in mail.wanted})
         if mail.copies:
             copies = {j: from_bytes(data, 9) for j, data in mail.copies.items()}
@@ -48,7 +49,7 @@ class Node:
             )
         except OutOfStep as error:
             return Answer(LOST, misfit=error.misfit)
-        copies = {j: to_bytes(hood.copies[j]) for j in mail.wanted}
+        wanted = {j: to_bytes(hood.copies[j]) for j in mail.wanted}
         rng = np.random.default_rng([self.partition, mail.round])
         step = (0.1 * rng.standard_normal(9)).astype(np.float32)
         x = hood.x + step
@@ -58,15 +59,14 @@ class Node:
             x = x + self.pull(own, {j: hood.copies[j] for j in hood.live}, mail)
         stamp = Stamp(self.partition, mail.round, copy_checksum(own))
         payload, _ = CODEC.encode(x, own, stamp, rng)
-        hood = hood.sending(x, Pending(mail.round, payload, 0.0))
-        self.hood, self.epoch = hood, mail.epoch
-        return Answer(OK, hood.round, hood.pending.payload, copies)
+        self.hood, self.epoch = hood.sending(x, Pending(mail.round, payload, 0.0)), mail.epoch
+        return Answer(OK, hood.round, payload, wanted)
 
     @staticmethod
     def pull(own, neighbors, mail):
         return np.float32(0.5) * weighted_pull(own, neighbors, mail.weights)
 
-    def lie(self, answer: Answer, move: str, mail) -> Answer:
+    def lie(self, answer: Answer, move: str, mail: Mail) -> Answer:
         """Return what a hostile node says instead."""
         if answer.status == OK and move == "garbage":  # well made, but upon a copy that nobody holds
             stamp = Stamp(self.partition, mail.round, 12345)
@@ -82,11 +82,26 @@ class Node:
         return answer
 
 
+def mail_of(relay: Relay, partition: int, number: int) -> Mail:
+    """Return the mail of a node that does not wait for copies."""
+    mail = relay.mail(partition, number)
+    assert mail is not None
+    return mail
+
+
+def hood_of(node: Node) -> Neighborhood:
+    """Return the state of a node that has started."""
+    assert node.hood is not None
+    return node.hood
+
+
 def agree(nodes: list[Node]) -> None:
     """Check that every two holders of a copy that stand after the same round hold the same bytes."""
     seen: dict[tuple[int, int, int], bytes] = {}
     for node in nodes:
-        for owner, copy in node.hood.copies.items() if node.hood else ():
+        if node.hood is None:
+            continue
+        for owner, copy in node.hood.copies.items():
             key = (node.epoch, owner, node.hood.round)
             assert seen.setdefault(key, copy.tobytes()) == copy.tobytes(), key
 
@@ -120,7 +135,7 @@ def play(
                 assert not relay.hear(node.partition, number, answer)
         for node, fate in zip(nodes, row, strict=True):  # the copies that some wait for may be there by now
             if mails[node.partition] is None and fate != "not delivered" and relay.returns(node.partition, number):
-                answer = node.answer(relay.mail(node.partition, number))
+                answer = node.answer(mail_of(relay, node.partition, number))
                 if fate != "reply lost":
                     relay.hear(node.partition, number, answer)
         if relay.must_restart:
@@ -141,8 +156,10 @@ def test_holders_of_a_copy_never_disagree(data, graph, backlog):
     count = data.draw(st.integers(2, 5))
     fates = data.draw(st.lists(st.lists(FATES, min_size=count, max_size=count), min_size=1, max_size=8))
     relay, nodes = play(graph, count, fates, backlog)
-    assert {node.hood.round for node in nodes} == {nodes[0].hood.round}  # five quiet rounds bring everybody back
-    assert all(set(node.hood.copies) == {node.partition, *relay.topology.neighbors(node.partition)} for node in nodes)
+    assert len({hood_of(node).round for node in nodes}) == 1  # five quiet rounds bring everybody back
+    assert all(
+        set(hood_of(node).copies) == {node.partition, *relay.topology.neighbors(node.partition)} for node in nodes
+    )
 
 
 @example(graph="ring", moves=["ok", "ok", "ok", "blames", "garbage", "blames"], away=[0, 0, 0, 2, 0, 2, 0, 0])
@@ -172,7 +189,7 @@ def test_what_one_node_says_makes_nobody_start_again(graph, moves, away):
         resumed.load_state_dict(relay.state_dict())
         assert resumed.state_dict() == relay.state_dict()
     agree(nodes)
-    assert {node.hood.round for node in nodes} == {nodes[0].hood.round}
+    assert len({hood_of(node).round for node in nodes}) == 1
 
 
 def test_a_node_that_has_not_started_yet_can_still_be_a_holder():
@@ -188,7 +205,7 @@ def test_a_node_that_has_not_started_yet_can_still_be_a_holder():
 def test_answers_are_looked_at_before_they_count():
     relay = Relay(make_topology({"name": "ring"}, 4, 0))
     relay.open(1)
-    answer = Node(1).answer(relay.mail(1, 1))
+    answer = Node(1).answer(mail_of(relay, 1, 1))
     other, _ = CODEC.encode(START + 1, START, Stamp(1, 2, 0), np.random.default_rng(0))
     for bad, what in [
         (replace(answer, payload=b""), "too few"),
@@ -228,7 +245,7 @@ def test_copies_that_did_not_bring_a_node_back_are_asked_of_another():
 @given(fates=st.lists(st.lists(st.sampled_from(["ok", "reply lost", "doubled"]), min_size=4, max_size=4), max_size=6))
 def test_mixing_before_sending_keeps_the_mean_where_only_replies_are_lost(fates):
     _, nodes = play("ring", 4, fates, 16, mixes_first=True)
-    mean = np.mean([node.hood.x for node in nodes], axis=0)
+    mean = np.mean([hood_of(node).x for node in nodes], axis=0)
     np.testing.assert_allclose(mean, START + np.mean([node.moved for node in nodes], axis=0), atol=1e-5)
 
 
@@ -242,7 +259,7 @@ def test_mixing_before_sending_keeps_the_mean_where_only_replies_are_lost(fates)
 )
 def test_the_mean_is_moved_by_training_alone_whatever_is_lost(fates):
     _, nodes = play("ring", 4, fates, 16)
-    mean = np.mean([node.hood.x for node in nodes], axis=0)
+    mean = np.mean([hood_of(node).x for node in nodes], axis=0)
     np.testing.assert_allclose(mean, START + np.mean([node.moved for node in nodes], axis=0), atol=1e-5)
 
 

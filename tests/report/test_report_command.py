@@ -11,7 +11,7 @@ from flsparse.report.__main__ import labels_of, main, run_folders
 from flsparse.report.plots import loss_along_directions
 
 SUMMARY: dict[str, Any] = {"strategy": "topk", "dataset": "digits", "rounds": 2, "final_accuracy": 0.8}
-ROWS = [
+ROWS: list[dict[str, Any]] = [
     {"server_round": 1, "accuracy": None, "uplink_bytes": 100, "downlink_bytes": 300},
     {"server_round": 2, "accuracy": 0.8, "uplink_bytes": 100, "downlink_bytes": 300},
 ]
@@ -41,8 +41,8 @@ def test_a_sweep_stands_for_its_runs(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 def test_runs_in_folders_of_one_name_keep_their_own_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[Any] = []
-    monkeypatch.setattr(report, "accuracy_against_bytes", lambda runs, path: drawn.append(runs) or path)
-    monkeypatch.setattr(report, "loss_along_directions", lambda row, path: drawn.append((path, row)) or path)
+    monkeypatch.setattr(report, "accuracy_against_bytes", lambda runs, path: drawn.extend([runs]))
+    monkeypatch.setattr(report, "loss_along_directions", lambda row, path: drawn.extend([(path, row)]))
     runs, rows = [], []
     for number, name in enumerate(("a/seed0", "b/seed0")):
         runs.append(make_run(tmp_path / name))

@@ -4,15 +4,16 @@ import json
 import signal
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
 from flwr.app import Message
+from flwr.serverapp import Grid
 from safetensors.numpy import load_file
 
-from flsparse.runs.folder import RunFolderError, read_checkpoint, read_rows
+from flsparse.runs.folder import RunFolder, RunFolderError, read_checkpoint, read_rows
 from flsparse.runtime import InProcessGrid, federation, launch, run_federation
 from flsparse.runtime.apps import client_app
 from flsparse.runtime.federation import ROW_KEYS, make_strategy
@@ -229,7 +230,7 @@ def no_space(self: object, *_: object) -> None:
 def test_a_full_disk_neither_hides_the_cause_nor_costs_the_summary(
     config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(federation.RunFolder, "save_model", no_space)
+    monkeypatch.setattr(RunFolder, "save_model", no_space)
     with pytest.raises(OSError, match="the cause"):
         launch(config(), [Recorder(2, OSError("the cause"))])
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
@@ -239,7 +240,7 @@ def test_a_full_disk_neither_hides_the_cause_nor_costs_the_summary(
 def test_a_model_that_cannot_be_saved_ends_a_complete_run_with_an_error(
     config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(federation.RunFolder, "save_model", no_space)
+    monkeypatch.setattr(RunFolder, "save_model", no_space)
     recorder = Recorder()
     with pytest.raises(RunFolderError, match="no space for the model"):
         launch(config(num_rounds=1), [recorder])
@@ -324,5 +325,5 @@ class Late:
 
 def test_one_missing_device_does_not_block_a_run_for_ever(monkeypatch):
     monkeypatch.setattr(federation, "_PATIENCE_S", 0.0)
-    assert federation.wait_for_nodes(Late(), 4, at_least=2) == [1, 2, 3]
-    assert federation.wait_for_nodes(Late(), 3) == [1, 2, 3]
+    assert federation.wait_for_nodes(cast(Grid, Late()), 4, at_least=2) == [1, 2, 3]
+    assert federation.wait_for_nodes(cast(Grid, Late()), 3) == [1, 2, 3]

@@ -22,7 +22,8 @@ def numpy_app() -> ClientApp:
     def train(message: Message, context: Context) -> Message:
         node = int(context.node_config["partition-id"])
         (weights,) = message.content.array_records["arrays"].to_numpy_ndarrays()
-        seen = int(context.state.config_records["count"]["seen"]) if "count" in context.state else 0
+        seen = context.state.config_records["count"]["seen"] if "count" in context.state else 0
+        assert isinstance(seen, int)
         context.state["count"] = ConfigRecord({"seen": seen + 1})
         new = (weights + np.float32(0.5) * (np.float32(node) - weights)).astype(np.float32)
         metrics = MetricRecord({"num-examples": 10 + node, "seen": seen + 1})
@@ -39,7 +40,7 @@ def numpy_app() -> ClientApp:
 
 
 def instruction(grid: InProcessGrid, node: int, **config: float) -> Message:
-    content = RecordDict({"arrays": ArrayRecord([np.zeros(3, np.float32)]), "config": ConfigRecord(config)})
+    content = RecordDict({"arrays": ArrayRecord([np.zeros(3, np.float32)]), "config": ConfigRecord({**config})})
     return Message(content, dst_node_id=node, message_type="train")
 
 

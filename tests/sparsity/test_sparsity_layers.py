@@ -35,7 +35,7 @@ def prune(model: nn.Module, sparsity: float) -> None:
 def test_outputs_and_gradients_equal_the_plain_layer(kind: Any, sizes: Any, options: Any, shape: Any) -> None:
     torch.manual_seed(0)
     plain = kind(*sizes, **options, dtype=torch.float64)
-    layer = sparsify(copy.deepcopy(plain))
+    layer: Any = sparsify(copy.deepcopy(plain))
     x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
     target = torch.randn_like(plain(x))
     gradients = torch.autograd.grad((plain(x) * target).sum(), [x, *plain.parameters()])
@@ -51,12 +51,13 @@ def test_outputs_and_gradients_equal_the_plain_layer(kind: Any, sizes: Any, opti
 def test_beta_one_without_pruned_weights_is_the_plain_layer_exactly() -> None:
     torch.manual_seed(0)
     plain = nn.Conv2d(3, 4, 3)
-    layer = sparsify(copy.deepcopy(plain), 1.0)
+    layer: Any = sparsify(copy.deepcopy(plain), 1.0)
     x = torch.randn(2, 3, 8, 8)
     plain(x).square().sum().backward()
     layer(x).square().sum().backward()
-    assert torch.equal(layer.weight.grad, plain.weight.grad)
-    assert torch.equal(layer.bias.grad, plain.bias.grad)
+    for ours, theirs in zip(layer.parameters(), plain.parameters(), strict=True):
+        assert theirs.grad is not None
+        assert torch.equal(ours.grad, theirs.grad)
 
 
 def test_a_zero_stays_a_zero_under_plain_sgd_with_weight_decay() -> None:
@@ -81,7 +82,8 @@ class Tail(nn.Module):
         self.layer = layer
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.layer(x + 0.0)
+        y: Tensor = self.layer(x + 0.0)
+        return y
 
 
 @pytest.mark.parametrize("density", [0.02, 0.1, 0.4, 0.9])
@@ -115,13 +117,13 @@ def test_weight_gradient_comes_from_the_pruned_input(density: float, exact: bool
 
 def test_the_threshold_is_frozen_until_the_next_fit() -> None:
     torch.manual_seed(0)
-    layer = nn.Linear(100, 10)
+    layer: Any = nn.Linear(100, 10)
     layer.weight.data[:5] = 0
     sparsify(layer)
     layer.eval()(torch.randn(8, 100))
     assert layer.powerprop.threshold is None  # evaluation prunes nothing
     layer.train()(torch.randn(8, 100))
-    first = layer.powerprop.threshold
+    first: Any = layer.powerprop.threshold
     assert first == pytest.approx(0.67, abs=0.1)  # the median of |normal|
     layer(torch.randn(8, 100) * 10)
     assert layer.powerprop.threshold == first
@@ -131,7 +133,7 @@ def test_the_threshold_is_frozen_until_the_next_fit() -> None:
 
 
 def test_no_gradient_is_lost_when_weights_or_inputs_want_none() -> None:
-    layer = sparsify(nn.Linear(6, 4))
+    layer: Any = sparsify(nn.Linear(6, 4))
     x = torch.randn(3, 6)
     layer.weight.requires_grad_(False)
     layer(x).sum().backward()
@@ -146,7 +148,7 @@ def test_no_gradient_is_lost_when_weights_or_inputs_want_none() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_relu_with_bits_equals_relu(inplace: bool, channels_last: bool, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
-    relu = nn.Sequential(nn.Linear(2, 2), nn.ReLU(inplace))
+    relu: Any = nn.Sequential(nn.Linear(2, 2), nn.ReLU(inplace))
     relu[0].weight.data.zero_()
     sparsify(relu)
     assert relu[1].as_bits
@@ -196,7 +198,8 @@ def test_nothing_is_stored_twice_after_a_functional_relu() -> None:
             self.layer = nn.Conv2d(8, 8, 3)
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.layer(torch.relu(x * 2))
+            y: Tensor = self.layer(torch.relu(x * 2))
+            return y
 
     torch.manual_seed(0)
     model = Net()
@@ -214,11 +217,11 @@ def test_autocast() -> None:
         y = model(torch.randn(2, 3, 38, 38))
     assert y.dtype == torch.bfloat16
     y.sum().backward()
-    assert all(parameter.grad.dtype == torch.float32 for parameter in model.parameters())
+    assert all(parameter.grad is not None and parameter.grad.dtype == torch.float32 for parameter in model.parameters())
 
 
 def test_diverged_activations_do_not_raise() -> None:
-    model = Tail(nn.Linear(100, 10))
+    model: Any = Tail(nn.Linear(100, 10))
     model.layer.weight.data[:5] = 0
     sparsify(model, activation_threshold="exact")
     assert model(torch.full((200, 100), float("nan"))).isnan().all()

@@ -13,7 +13,7 @@ from flsparse.sparsity import (
     sparsity_ramp,
 )
 
-ARRAYS = {
+ARRAYS: dict[str, np.ndarray] = {
     "a": np.array([[1.0, -4.0], [3.0, 0.5]], np.float32),
     "bias": np.array([9.0, 9.0], np.float32),
     "b": np.array([[-2.0, 5.0]], np.float32),

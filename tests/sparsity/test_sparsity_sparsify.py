@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from flsparse.sparsity import begin_fit, export_dense, layer_densities, prunable_names, sparsify
 
 
-def net() -> nn.Module:
+def net() -> Any:
     torch.manual_seed(0)
     layers = [
         nn.Conv2d(3, 8, 3, padding=1, bias=False),
@@ -38,7 +38,7 @@ def test_outputs_stay_and_export_is_plain(beta: Any) -> None:
     assert [id(parameter) for parameter in model.parameters()] == same
     torch.testing.assert_close(model(X), expected, rtol=1e-4, atol=1e-5)
     assert list(model.state_dict()) == keys
-    plain = export_dense(model)
+    plain: Any = export_dense(model)
     assert torch.equal(plain(X), model(X))
     assert [type(module) for module in plain.modules()] == [type(module) for module in net().modules()]
     assert vars(plain[0]).keys() == vars(net()[0]).keys()
@@ -54,7 +54,7 @@ def test_state_dict_of_the_export_loads_into_the_original() -> None:
 
 @pytest.mark.parametrize("how", ["deepcopy", "pickle", "state_dict"])
 def test_copies_and_saving(how: str) -> None:
-    model = sparsify(net(), 1.5).eval()
+    model: Any = sparsify(net(), 1.5).eval()
     if how == "deepcopy":
         twin = copy.deepcopy(model)
     elif how == "pickle":
@@ -110,7 +110,8 @@ class Tied(nn.Module):
         self.decoder.weight = self.embedding.weight
 
     def forward(self, tokens: Tensor) -> Tensor:
-        return self.decoder(self.embedding(tokens))
+        logits: Tensor = self.decoder(self.embedding(tokens))
+        return logits
 
 
 @pytest.mark.parametrize(
@@ -194,7 +195,7 @@ def test_transformer_encoders_do_not_slip_past_in_eval_mode(padded: bool) -> Non
     with torch.no_grad():
         evaluated = model.eval()(x, src_key_padding_mask=mask)
     torch.testing.assert_close(evaluated[~mask], trained[~mask])
-    plain = export_dense(model)
+    plain: Any = export_dense(model)
     with torch.no_grad():
         torch.testing.assert_close(plain(x, src_key_padding_mask=mask)[~mask], evaluated[~mask])
     assert plain.use_nested_tensor
@@ -202,7 +203,7 @@ def test_transformer_encoders_do_not_slip_past_in_eval_mode(padded: bool) -> Non
 
 
 def test_loading_starts_a_new_fit() -> None:
-    model = sparsify(net(), "spectral")
+    model: Any = sparsify(net(), "spectral")
     state = {name: value.clone() for name, value in model.state_dict().items()}
     state["6.weight"][:9] = 0.0
     before = model[6].powerprop.beta
@@ -214,7 +215,7 @@ def test_loading_starts_a_new_fit() -> None:
 
 
 def test_layer_densities() -> None:
-    model = nn.Sequential(nn.Linear(10, 10), nn.LSTM(3, 5))
+    model: Any = nn.Sequential(nn.Linear(10, 10), nn.LSTM(3, 5))
     model[0].weight.data[:8] = 0.0
     sparsify(model)
     assert layer_densities(model) == {"0": (0.2, 0.2), "1": (1.0, 1.0)}

@@ -18,6 +18,7 @@ def reference(arrays: list[np.ndarray], k: int) -> list[list[int]]:
 @pytest.mark.parametrize("k", [0, 1, 7, 500, 90_000, 10**9])
 def test_equals_a_stable_sort(dtype: type, k: int) -> None:
     rng = np.random.default_rng(0)
+    arrays: list[np.ndarray]
     arrays = [rng.standard_normal(shape).astype(dtype) for shape in [(100, 300), (7,), (0, 3), (300, 200), ()]]
     arrays[3][rng.random(arrays[3].shape) < 0.7] = 0
     assert [found.tolist() for found in top_k(arrays, k)] == reference(arrays, k)

@@ -3,13 +3,14 @@
 from pathlib import Path
 from typing import Any
 
+import federation_kit
 import numpy as np
 import pytest
-from federation_kit import TamperedGrid, copy, initial_arrays
-from flwr.app import ConfigRecord, Context, Error, Message
+from federation_kit import TamperedGrid, failed, grid_of, initial_arrays
+from flwr.app import ConfigRecord, Context, Message
 
 from flsparse import _flwr
-from flsparse.clients import CompressMod, device_app, load_arrays
+from flsparse.clients import CompressMod, load_arrays
 from flsparse.clients.core import state as node_state
 from flsparse.clients.core.state import NodeState
 from flsparse.codec import payload_info
@@ -17,13 +18,13 @@ from flsparse.runtime import InProcessGrid
 from flsparse.sparsity import sparsity_of
 from flsparse.strategies import DPPF, LocalSGD, RoundFailed, RoundLoop, RoundReport, Scaffold
 from flsparse.strategies.dppf import push_schedule
-from flsparse.tasks import Task, build_task
+from flsparse.tasks import Task
 from flsparse.wire.messages import pack, packed_payload, to_numpy
 from flsparse.wire.mirror import CONTROL_ROUND
 
-TRAINING = {"lr": 0.1, "lr-schedule": "cosine", "batch-size": 16, "local-steps": 2, "momentum": 0.9}
-RAW = {"values": "raw", "downlink_values": "raw", "hello": True}
-CODED = {"values": "int4", "downlink_values": "int8", "hello": True}
+TRAINING: dict[str, Any] = {"lr": 0.1, "lr-schedule": "cosine", "batch-size": 16, "local-steps": 2, "momentum": 0.9}
+RAW: dict[str, Any] = {"values": "raw", "downlink_values": "raw", "hello": True}
+CODED: dict[str, Any] = {"values": "int4", "downlink_values": "int8", "hello": True}
 
 
 @pytest.fixture(autouse=True)
@@ -32,15 +33,9 @@ def _state_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def digits(nodes: int = 3, norm: str = "group", partition: dict[str, Any] | None = None) -> Task:
-    return build_task(
-        {
-            "dataset": {"name": "digits", "train_samples": 150, "validation_fraction": 0.0},
-            "model": {"name": "cnn", "width": 4, "norm": norm},
-            "partition": partition or {"kind": "iid"},
-            "num_clients": nodes,
-            "seed": 0,
-        }
-    )
+    model = {"name": "cnn", "width": 4, "norm": norm}
+    partition = partition or {"kind": "iid"}
+    return federation_kit.digits(nodes, model=model, partition=partition, train_samples=150, validation_fraction=0.0)
 
 
 def uneven() -> Task:
@@ -49,10 +44,6 @@ def uneven() -> Task:
     sizes = sorted(len(task.train_data(node)) for node in range(3))
     assert 1.5 * sizes[0] < sizes[-1]
     return task
-
-
-def grid_of(task: Task) -> InProcessGrid:
-    return InProcessGrid(device_app(lambda _: task), task.num_nodes)
 
 
 def run(
@@ -64,13 +55,8 @@ def run(
     arrays: Any = None,
     **changes: Any,
 ) -> list[RoundReport]:
-    task = task or digits()
-    reports: list[RoundReport] = []
-    strategy.callbacks.append(reports.append)
-    start = initial_arrays(strategy, task) if arrays is None else arrays
     config = ConfigRecord({**TRAINING, **changes})
-    strategy.start(grid or grid_of(task), start, num_rounds=rounds, train_config=config)
-    return reports
+    return federation_kit.run(strategy, task or digits(), rounds=rounds, grid=grid, arrays=arrays, config=config)
 
 
 def same(first: RoundReport, second: RoundReport) -> bool:
@@ -93,9 +79,7 @@ class Nth:
 
 
 def broken(reply: Message) -> list[Message]:
-    failed = copy(reply)
-    failed.__dict__["_content"], failed.__dict__["_error"] = None, Error(2, "the battery is empty")
-    return [failed]
+    return [failed(reply)]
 
 
 # -- the algorithm -----------------------------------------------------------------------------------------------------

@@ -2,12 +2,14 @@
 
 from copy import copy as shallow_copy
 from dataclasses import replace
+from typing import Any
 
+import federation_kit
 import numpy as np
 import pytest
 import torch
-from federation_kit import TamperedGrid, copy, digits, initial_arrays
-from flwr.app import ConfigRecord, Error
+from federation_kit import TamperedGrid, digits, failed, tampered
+from flwr.app import ConfigRecord
 from torch import nn
 from torch.nn.functional import cross_entropy
 
@@ -17,23 +19,24 @@ from flsparse.codec import PayloadError, decode_activations, make_activation_cod
 from flsparse.metering.ledger import Ledger
 from flsparse.runtime import InProcessGrid
 from flsparse.schedules import batches_of_a_pass, learning_rate
-from flsparse.strategies import RoundFailed, SplitMS
+from flsparse.strategies import RoundFailed, RoundReport, SplitMS
 from flsparse.strategies.core.split_top import Received, Top
 from flsparse.wire import bundle as split
 from flsparse.wire.messages import to_numpy
 
 TRAINING = ConfigRecord({"lr": 0.1, "batch-size": 16, "momentum": 0.9, "weight-decay": 1e-3, "lr-final": 0.0})
-EXACT = {"compressor": "none", "gradient": "fp32", "values": "raw", "downlink_values": "raw", "hello": True}
+EXACT: dict[str, Any] = {
+    "compressor": "none",
+    "gradient": "fp32",
+    "values": "raw",
+    "downlink_values": "raw",
+    "hello": True,
+}
 
 
 def run(strategy, task, rounds=2, grid=None, app=None, **training):
-    reports = []
-    strategy.callbacks.append(reports.append)
     grid = grid or InProcessGrid(app or device_app(lambda _: task), task.num_nodes, on_error="raise")
-    strategy.start(
-        grid, initial_arrays(strategy, task), num_rounds=rounds, train_config=ConfigRecord({**TRAINING, **training})
-    )
-    return reports
+    return federation_kit.run(strategy, task, rounds=rounds, grid=grid, config=ConfigRecord({**TRAINING, **training}))
 
 
 def uneven(*sizes):
@@ -46,7 +49,7 @@ def uneven(*sizes):
         assert len(data) >= sizes[node]
         return replace(data, index=data.index[: sizes[node]])
 
-    task.train_data = train_data
+    vars(task)["train_data"] = train_data
     return task
 
 
@@ -56,7 +59,7 @@ def joint(task, steps, batches=1, seed=0, rates=None, momentum=0.9):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=momentum, weight_decay=1e-3)
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = rates[step] if rates else 0.1
-        loss, count = 0, 0
+        loss, count = torch.zeros(()), 0
         for node in range(task.num_nodes):
             data = task.train_data(node)
             for index in range(step * batches, (step + 1) * batches):
@@ -154,7 +157,7 @@ def test_labels_kept_on_the_device_are_joint_training_too():
 
 def test_a_model_with_batch_norm_and_blocks_trains_as_uncut_with_one_node(monkeypatch):
     task = digits(1)
-    from flsparse.tasks.models import resnet20
+    from flsparse.tasks.models.resnet import resnet20
 
     def model():
         torch.manual_seed(3)
@@ -227,17 +230,6 @@ def test_one_seed_gives_one_result_and_another_another():
     assert any((array != results[2][1][name]).any() for name, array in results[0][1].items())
 
 
-def tampered(task, tamper):
-    return TamperedGrid(InProcessGrid(device_app(lambda _: task), task.num_nodes), tamper)
-
-
-def failed(reply):
-    """Return the reply a node would have sent had its app raised."""
-    reply = copy(reply)
-    reply.__dict__["_content"], reply.__dict__["_error"] = None, Error(2, "the battery is empty")
-    return reply
-
-
 def steps_only(tamper):
     """Tamper with the replies that carry smashed data, numbered from 1."""
     seen = [0]
@@ -298,7 +290,7 @@ def test_a_device_that_loses_its_state_is_dropped_for_the_round(monkeypatch, tmp
 def damaged(change):
     def tamper(reply, number):
         if number == 2:
-            data = bytearray(split.packed_bundle(reply.content))
+            data = bytearray(split.packed_bundle(reply.content) or b"")
             key = next(iter(reply.content.array_records))
             reply.content[key] = split.pack(bytes(change(data)))
         return [reply]
@@ -366,7 +358,7 @@ HOSTILE = [no_dimensions, a_hundred_batches, enormous_claim, larger_images, time
 @pytest.mark.parametrize("change", HOSTILE)
 def test_one_nodes_activations_cannot_end_a_run_or_count_for_more(change):
     task = digits(3)
-    settings = {"steps_per_round": 2, "min_train_nodes": 3, "hello": True}
+    settings: dict[str, Any] = {"steps_per_round": 2, "min_train_nodes": 3, "hello": True}
     strategy, usual = SplitMS(cut="2", **settings), SplitMS(cut="2", **settings)
     (first, _) = run(strategy, task, grid=tampered(task, damaged(change)))
     assert first.metrics["replies"] == 2
@@ -379,7 +371,7 @@ def test_one_nodes_activations_cannot_end_a_run_or_count_for_more(change):
 
 def test_refused_activations_leave_no_trace_in_batch_norm(monkeypatch):
     task = digits(2)
-    from flsparse.tasks.models import resnet20
+    from flsparse.tasks.models.resnet import resnet20
 
     monkeypatch.setattr(task, "model", lambda: resnet20((1, 8, 8), 10, width=8))
 
@@ -435,7 +427,7 @@ def test_frozen_layers_stay_as_they_are(monkeypatch):
 @pytest.mark.parametrize("shape", [(), (1600, 10), (16, 1 << 20)])
 def test_gradients_of_a_head_must_be_of_what_it_was_sent(shape):
     task = digits(2)
-    seen = []
+    seen: list[tuple[int, ...]] = []
 
     def change(reply):
         if not reply.has_content() or (data := split.packed_bundle(reply.content)) is None:
@@ -468,9 +460,10 @@ def test_passes_over_the_data_are_held_to_the_owners_limit():
     (report,) = run(one_pass, task, rounds=1, grid=InProcessGrid(app, 2))
     assert len(task.train_data(0)) % 16 > 1  # the last batch of a pass is smaller
     assert report.metrics["failures"] == 0
-    for settings in ({"steps_per_round": 13}, {"steps_per_round": 1, "batches_per_message": 13}):
+    for steps, batches in ((13, 1), (1, 13)):
+        strategy = SplitMS(cut="2", steps_per_round=steps, batches_per_message=batches)
         with pytest.raises(RoundFailed, match="max_local_epochs=1"):
-            run(SplitMS(cut="2", **settings), task, rounds=1, grid=InProcessGrid(app, 2))
+            run(strategy, task, rounds=1, grid=InProcessGrid(app, 2))
 
 
 @pytest.mark.parametrize(("size", "steps"), [(65, 4), (64, 4), (66, 5), (17, 1), (1, 1)])
@@ -502,7 +495,7 @@ def test_a_round_without_replies_fails():
 
 def test_resuming_is_as_good_as_never_having_stopped():
     task = digits(2)
-    settings = {"cut": "5", "steps_per_round": 2, "values": "int8", "hello": True}
+    settings: dict[str, Any] = {"cut": "5", "steps_per_round": 2, "values": "int8", "hello": True}
     *_, whole = run(SplitMS(**settings), task, rounds=4)
 
     before = SplitMS(**settings)
@@ -511,7 +504,7 @@ def test_resuming_is_as_good_as_never_having_stopped():
     after = SplitMS(**settings)
     after.load_state_dict(before.state_dict())
     after.prepare(task.model())
-    reports = []
+    reports: list[RoundReport] = []
     after.callbacks.append(reports.append)
     after.start(grid, middle.arrays, num_rounds=4, train_config=TRAINING)
     for name, array in to_numpy(whole.arrays).items():

@@ -1,1 +1,1 @@
-"""What crosses a cut as payloads: activations on the way up, gradients back."""
+"""Payloads of a cut layer: activations on the way up, gradients back."""

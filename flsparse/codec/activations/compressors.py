@@ -1,4 +1,4 @@
-"""The compressors that mask encoding is compared with, at equal size, and the choice among all of them by name.
+"""Activation codecs by name: mask encoding, and the compressors it is compared with at equal size.
 
 ========== ==================================================================================================
 ms         mask encoding
@@ -33,7 +33,7 @@ class ActivationCodec(Protocol):
     """Codes one tensor of activations into one payload."""
 
     def encode(self, array: np.ndarray, *, rng: np.random.Generator | None = None) -> bytes:
-        """Encode a tensor; ``rng`` draws what is random."""
+        """Encode a tensor; ``rng`` makes the random draws."""
         return self.encode_and_tell(array, rng=rng)[0]
 
     def encode_and_tell(self, array: np.ndarray, *, rng: np.random.Generator | None = None) -> tuple[bytes, Sent]:
@@ -54,7 +54,7 @@ class RandTopK(ActivationCodec):
     entropy : bool (default: True)
         False: a packed 1-bit mask and plain values.
     values : {"fp32", "fp16"} (default: "fp32")
-        Precision of what is kept.
+        Precision of the kept values.
     """
 
     sparsity: float
@@ -123,7 +123,7 @@ def _top(bits: int) -> int:
 
 
 def read_uniform(reader: Reader, shape: Shape, bits: int) -> tuple[Floats, Codes]:
-    """Read what :class:`UniformQuantizer` wrote after the header."""
+    """Decode the bytes that :class:`UniformQuantizer` writes after the header."""
     low, step = (float(x) for x in reader.array("f4", 2))
     require(bool(np.isfinite([low, step]).all()) and step >= 0, "a quantizer's range is not finite")
     codes = contexts.decode(reader, shape, bits)
@@ -156,7 +156,7 @@ class DenseActivations(ActivationCodec):
 
 
 def read_dense(reader: Reader, shape: Shape, flags: int) -> Floats:
-    """Read what :class:`DenseActivations` wrote after the header."""
+    """Decode the bytes that :class:`DenseActivations` writes after the header."""
     kind = "f2" if flags & wire.HALF else "f4"
     flat: Floats = np.asarray(reader.array(kind, prod(shape))).astype(np.float32)
     require(bool(np.isfinite(flat).all()), "the payload holds NaN or infinity")
@@ -185,7 +185,7 @@ def make_activation_codec(
     values: str = "fp32",
     entropy: bool = True,
 ) -> ActivationCodec:
-    """Build a compressor by name; each takes what it needs of the settings.
+    """Build a compressor by name; settings of the other compressors are ignored.
 
     Raises
     ------
@@ -198,7 +198,7 @@ def make_activation_codec(
 
 
 def decode_activations(payload: bytes, shape: Shape) -> tuple[Floats, Codes | None]:
-    """Decode a payload of any of the compressors: it says itself which.
+    """Decode a payload of any of the compressors; its header names the compressor.
 
     Parameters
     ----------

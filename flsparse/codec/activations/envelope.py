@@ -1,7 +1,7 @@
-"""The envelope of coded activations: which codec, checked before anything else is read.
+"""Envelope of coded activations: codec and checksum, verified before the content is decoded.
 
-Layout: magic "FSA" and version 4 bytes, CRC-32 of all other bytes 4, kind and flags 1, bits of a code 1; then what
-the kind says. The tensor's shape is the receiver's to know.
+Layout: magic "FSA" and version 4 bytes, CRC-32 of all other bytes 4, kind and flags 1, bits of a code 1; then the
+content, by kind. The tensor's shape does not travel: the receiver knows it.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ _FLAGS = {MASKED: HALF | CODED | SIGNED, UNIFORM: CODED, DENSE: HALF}
 
 @dataclass(frozen=True)
 class Head:
-    """What a payload says about itself.
+    """Header of a payload.
 
     Attributes
     ----------
@@ -38,7 +38,7 @@ class Head:
 
 @dataclass(frozen=True)
 class Sections:
-    """Bytes of one payload by what they carry.
+    """Bytes of one payload by content.
 
     Attributes
     ----------
@@ -70,7 +70,7 @@ def finish(out: Writer) -> bytes:
 
 
 def open_payload(payload: bytes, shape: tuple[int, ...]) -> tuple[Head, Reader]:
-    """Check a payload's envelope; the reader stands behind it.
+    """Check a payload's envelope, and return its header and a reader of its content.
 
     Raises
     ------
@@ -90,7 +90,7 @@ def open_payload(payload: bytes, shape: tuple[int, ...]) -> tuple[Head, Reader]:
 
 
 def sections_of(payload: bytes) -> Sections:
-    """Return what the bytes of a payload are spent on.
+    """Return the bytes of a payload by content.
 
     Raises
     ------

@@ -1,9 +1,9 @@
-"""The gradient on its way back to the device: dense, in half precision, or 4-bit integers where the device sent a code.
+"""Gradients for the device: fp32, fp16, or 4-bit integers at the positions whose activation had a code that is not 0.
 
     int4:  q_i = round(g_i / step), |q_i| <= 7, for the i whose code was not 0;  0 elsewhere
 
 Both ends know which codes were 0, so no position travels. Where the activation is exactly 0 behind a ReLU its gradient
-has no effect; where it was merely small, dropping the gradient is the price of the fewer bytes.
+has no effect; where it is small but not 0, the dropped gradient is an error that buys fewer bytes.
 """
 
 from math import prod

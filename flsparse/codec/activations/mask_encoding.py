@@ -11,9 +11,9 @@ No scale and no index travels. Magnitudes are ranked and coded; where values are
 are not 0 follow, a bit each. Fewer than k values that are not 0: only these are kept. The paper's text rounds down, its
 code and its Figure 1 round to nearest.
 
-What the paper does not have: the mask is entropy coded, each code in the context of two neighbors
-(:mod:`flsparse.codec.coders.contexts`), and kept values lose the bits that T already tells. The decoded tensor stays
-the same, bit for bit. With b = 1 this is top-k with a one-bit mask.
+Beyond the paper, the mask is entropy coded, each code in the context of two neighbors
+(:mod:`flsparse.codec.coders.contexts`), and kept values travel without the bits that T implies. The decoded tensor
+stays the same, bit for bit. With b = 1 this is top-k with a one-bit mask.
 """
 
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ _EPSILON = 1e-6  # floor must not turn a level, computed a little low, into the 
 
 @dataclass(frozen=True)
 class Masked:
-    """A tensor as mask codes and kept values, before it is bytes.
+    """Mask codes and kept values of a tensor, before they are bytes.
 
     Attributes
     ----------
@@ -119,7 +119,7 @@ class MaskEncoding:
         return write_masked(self.quantize(array), array.shape, self.bits, self.values, self.entropy)
 
     def decode(self, payload: bytes, shape: Shape) -> Floats:
-        """Decode a tensor of a known shape, float32; the payload itself says how it was coded.
+        """Decode a tensor of a known shape, float32; the payload's header holds the settings of its encoder.
 
         Raises
         ------
@@ -203,7 +203,7 @@ def masked(flat: Floats, kept: NDArray[np.bool_], settings: MaskEncoding) -> Mas
 
 
 def unmask(what: Masked, bits: int) -> Floats:
-    """Return the tensor that codes and kept values stand for: shape (d,), float32."""
+    """Return the tensor of codes and kept values: shape (d,), float32."""
     top = (1 << bits) - 1
     kept = what.kept.astype(np.float32)
     threshold = kept.min(initial=np.float32(np.inf)) if kept.size else np.float32(0)
@@ -245,7 +245,7 @@ def write_masked(what: Masked, shape: Shape, bits: int, values: str, entropy: bo
 
 
 def read_masked(reader: Reader, shape: Shape, head: Head) -> tuple[Floats, Codes]:
-    """Read what :func:`write_masked` wrote after the header: the flat tensor and its codes."""
+    """Decode the bytes that :func:`write_masked` writes after the header: the flat tensor and its codes."""
     bits, flags, size = head.bits, head.flags, prod(shape)
     masks = Reader(reader.raw(reader.varint(reader.left)))
     codes = contexts.decode(masks, shape, bits)

@@ -1,1 +1,1 @@
-"""Bits on the wire: how integers, bytes and positions become few bytes, without loss."""
+"""Lossless coders of integers, bytes and positions."""

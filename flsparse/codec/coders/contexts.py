@@ -1,8 +1,8 @@
-"""Tensors of small symbols, each coded in the context of two neighbors of its own channel.
+"""Tensors of small symbols, each coded in the context of two neighbors of its channel.
 
 In an image the neighbors are the symbols to the left and above (where one of them is missing, the other twice); in any
-other tensor, whose last axis counts features, those of the same feature one and two places before. Symbols are taken
-position by position, all channels of a position together: when a row of the entropy coder's lanes is decoded, the
+other tensor, whose last axis counts features, the symbols of the same feature one and two places before. Symbols are
+taken position by position, all channels of a position together: when a row of the entropy coder's lanes is decoded, the
 neighbors of all its symbols are known, so lanes step together in NumPy and still see their contexts.
 """
 
@@ -18,7 +18,7 @@ from flsparse.codec.portable import entropy_bits
 from flsparse.codec.wire import Reader, Writer
 
 PACKED, ORDER0, CONTEXT = range(3)
-_LEVELS = 8  # a neighbor's symbol is told apart to so many levels
+_LEVELS = 8  # levels that a neighbor's symbol is quantized to
 _CACHED = 1 << 20  # symbols up to which the order of a shape is remembered
 _LOW, _SLOT, _BITS, _WORD = 1 << 16, np.uint32(tables.TOTAL - 1), np.uint32(tables.BITS), np.uint32(16)
 _NOT_AT_ITS_END = "an entropy-coded stream does not end where it began"
@@ -30,14 +30,14 @@ Index = NDArray[np.int32]
 
 
 def _order(shape: Shape) -> tuple[Index, Index, int]:
-    """Return where the neighbors of each symbol stand, and how many symbols a position has.
+    """Return the positions of the neighbors of each symbol, and the number of symbols of a position.
 
     Returns
     -------
     near, far : np.ndarray
         Shape (n,), int32: places in coding order plus 1; 0 for none.
     planes : int
-        Symbols of one position: neighbors are at least so many places back.
+        Symbols of one position: neighbors are at least this many places back.
     """
     return _cached_order(shape) if prod(shape) <= _CACHED else _make_order(shape)
 
@@ -100,7 +100,8 @@ def contexts(symbols: Symbols, shape: Shape, alphabet: int) -> tuple[Symbols, ND
 
 
 def conditional_entropy(symbols: Symbols, shape: Shape, alphabet: int) -> float:
-    """Return the empirical entropy of a symbol given its two neighbors, in bits: what a coder can reach at best.
+    """Return the empirical entropy of a symbol given its two neighbors, in bits: the bound of a coder with these
+    contexts.
 
     Examples
     --------
@@ -135,7 +136,7 @@ def encode(symbols: Symbols, shape: Shape, width: int, *, entropy: bool = True) 
     -------
     bytes
         Nothing for no symbols. Else a mode and, PACKED, the fields; ORDER0, a table and one stream; CONTEXT, a table
-        for all, one for each context (by default that for all), and one stream.
+        for all, one for each context (by default the table for all), and one stream.
     """
     if symbols.size == 0:
         return b""

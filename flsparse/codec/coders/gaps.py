@@ -2,8 +2,8 @@
 
 The space of positions is cut into consecutive *groups* of about equal density inside. For each group the rarer side,
 kept or dropped, is coded by the gaps between its positions. A gap becomes a token and raw bits: below 16 the token is
-the gap, above it each octave has four tokens. Groups whose densities share an octave share a frequency table, which is
-either sent or, where that is too dear, the geometric one that their counts imply.
+the gap, above it each octave has four tokens. Groups whose densities share an octave share a frequency table: one that
+is sent, or, where that costs too many bytes, the geometric one that their counts imply.
 """
 
 from dataclasses import dataclass
@@ -39,7 +39,7 @@ class Subset:
     rare : np.ndarray
         Shape (r,), integer, strictly increasing, ``2 r <= size``.
     flipped : bool
-        Whether ``rare`` lists what is dropped.
+        Whether ``rare`` lists the dropped positions.
     """
 
     size: int
@@ -86,7 +86,7 @@ def _tokens(gaps: Positions) -> NDArray[np.uint8]:
 
 @dataclass(frozen=True)
 class _Model:
-    """What the counts alone tell: which table codes each gap, and the geometric guess for each table."""
+    """Tables implied by the counts alone: the table of each gap, and the geometric guess for each table."""
 
     alphabet: int
     which: NDArray[np.uint8]
@@ -113,13 +113,13 @@ def _rows(tokens: int) -> int:
 
 
 def encode(subsets: list[Subset]) -> bytes:
-    """Code subsets of groups whose sizes the decoder knows.
+    """Code subsets of groups; the decoder knows the groups' sizes.
 
     Returns
     -------
     bytes
         Per group that is not empty ``2 * len(rare) + flipped`` (varint); per table that is used its spec; the rANS
-        stream of tokens; then the raw bits, all gaps with 2 of them first, then those with 3, ...
+        stream of tokens; then the raw bits: first of all gaps with 2 of them, then of all gaps with 3, ...
     """
     subsets = [s for s in subsets if s.size]
     out = Writer()

@@ -1,9 +1,9 @@
 """The vector source code of MALCOM-PSGD (arXiv 2311.05760): each symbol's frequency and support, in Golomb runs.
 
 A vector of symbols is described symbol by symbol, the rarest first: how often it occurs, and where among the positions
-that are still open, as the runs between its occurrences. The most frequent symbol needs no description: it is what is
-left. By the chain rule of entropy nothing is lost by taking the symbols one after the other; what is lost is what a
-Golomb code loses on geometric runs, up to 4 % at an unlucky frequency and usually well below 1 %.
+that are still open, as the runs between its occurrences. The most frequent symbol needs no description: it fills the
+remaining positions. By the chain rule of entropy, coding the symbols one after the other loses nothing; a Golomb code
+of geometric runs loses up to 4 % at the worst frequency and usually well below 1 %.
 
 A run r is coded by Golomb's rule with parameter m: ``r // m`` in unary, ``r % m`` in truncated binary (Golomb 1966;
 Gallager and Van Voorhis 1975 for the best m). The unary parts, the leading and the last bits of the remainders are kept
@@ -53,7 +53,7 @@ def encode_runs(runs: Runs, m: int) -> bytes:
     -------
     bytes
         m and the bytes of the unary stream (varints); the unary stream (a run's ones end with a 0); the remainders'
-        leading bits; the last bits of those that have one more.
+        leading bits; the last bits of the remainders that have one more.
     """
     quotient, rest = np.divmod(runs, m)
     unary = np.ones(int(quotient.sum()) + runs.size, np.uint8)

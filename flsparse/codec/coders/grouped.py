@@ -13,7 +13,7 @@ reach  digits  digits in a symbol
 3      8       2
 =====  ======  ==================
 
-More symbols would make a longer table, and give more of the code's room to groups that hardly ever occur.
+More symbols would make a longer table, and spend more of the code space on groups that hardly ever occur.
 """
 
 from math import prod

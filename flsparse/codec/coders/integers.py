@@ -32,7 +32,7 @@ def encode_integers(q: NDArray[np.int16], depth: int = 0) -> bytes:
     q : np.ndarray
         Shape (n,), int16, |q| < 2^15; n is known to the decoder.
     depth : int
-        How often these are what groups left over.
+        Times that these integers are escapes of grouped ones.
 
     Returns
     -------
@@ -75,7 +75,7 @@ def encode_integers(q: NDArray[np.int16], depth: int = 0) -> bytes:
 
 
 def _slack(count: int, depth: int) -> float:
-    """Return which share of its bytes rANS must save to be taken."""
+    """Return the share of the bytes that rANS must save to be chosen."""
     if depth:
         return 1 / 16 if count > _MANY >> 4 else 0.0
     return 1 / 64 if count > _MANY else 0.0
@@ -99,7 +99,7 @@ def _zipped(q: NDArray[np.int16], shift: int, rival: float) -> bytes | None:
 
 
 def _grouped(q: NDArray[np.int16], rival: float, depth: int) -> bytes | None:
-    """Code integers in groups, where that is smaller than ``rival`` bytes; a sample tells with which reach, and if."""
+    """Code integers in groups, where that is smaller than ``rival`` bytes; a sample decides on the reach."""
     if depth == _MOST_GROUPED or q.size < _FEWEST_GROUPED:
         return None
     sample = q[:: max(1, q.size // _SAMPLE)]
@@ -116,7 +116,7 @@ def _grouped(q: NDArray[np.int16], rival: float, depth: int) -> bytes | None:
 
 
 def _expected(q: NDArray[np.int16], reach: int) -> float:
-    """Return about how many bytes a reach needs; one that leaves more than half of the integers is no use."""
+    """Return about how many bytes a reach needs; infinite where more than half of the integers are escapes."""
     groups, escapes = grouped.split(q, reach)
     if 2 * escapes.size > q.size:
         return float("inf")
@@ -243,7 +243,7 @@ def encode_words(words: np.ndarray, base: np.ndarray | None) -> bytes:
     Returns
     -------
     bytes
-        Number of planes that are not 0 throughout (1 byte), then those planes, the lowest first.
+        Number of planes that are not 0 throughout (1 byte), then these planes, the lowest first.
     """
     if words.size == 0:
         return b""

@@ -1,7 +1,7 @@
 """Range asymmetric numeral systems with static tables, many independent lanes stepped together in NumPy.
 
-Symbol i belongs to row i // lanes and lane i % lanes. A lane's state is a 32-bit integer x in [2^16, 2^32); with f and
-c the symbol's frequency and the sum of those before it, and M = 2^14::
+Symbol i belongs to row i // lanes and lane i % lanes. A lane's state is a 32-bit integer x in [2^16, 2^32); with f the
+symbol's frequency, c the sum of the frequencies before it, and M = 2^14::
 
     encode, last row first:  if x >= f 2^18: emit the low 16 bits, x >>= 16;  x <- floor(x / f) M + x mod f + c
     decode, first row first: s = symbol at x mod M;  x <- f floor(x / M) + x mod M - c;  if x < 2^16: x <- 2^16 x + next
@@ -32,7 +32,7 @@ _RENORM, _WORD = np.uint32(32 - BITS), np.uint32(16)
 
 
 def lane_count(symbols: int, rows: int = _ROWS) -> int:
-    """Return how many lanes carry this many symbols, in so many rows at least; both ends work it out alike."""
+    """Return the number of lanes for a number of symbols and a least number of rows; equal at both ends."""
     return 1 if symbols <= _SCALAR else min(symbols // rows, _MAX_LANES)
 
 
@@ -159,7 +159,7 @@ def _decode_scalar(
     starts: Tables,
     which: np.ndarray | None,
 ) -> NDArray[np.uint16]:
-    table_at: list[tuple[int, int]] = []  # by slot: frequency, and what is not the remainder
+    table_at: list[tuple[int, int]] = []  # by slot: the frequency, and the constant to add
     for i, (own, first) in enumerate(zip(frequencies.tolist(), starts.tolist(), strict=True)):
         for f, c in zip(own, first, strict=True):
             table_at += [(f, c + (i << BITS))] * f

@@ -24,7 +24,7 @@ _MAX_OCTAVE = 15
 
 
 def normalize(weights: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Scale non-negative integer weights to frequencies that sum to ``TOTAL``; what is not 0 stays above 0.
+    """Scale non-negative integer weights to frequencies that sum to ``TOTAL``, above 0 for every weight above 0.
 
     Examples
     --------
@@ -49,7 +49,7 @@ def cost_bits(counts: NDArray[np.int64], frequencies: NDArray[np.int64]) -> floa
 
 @lru_cache(maxsize=1)
 def _costs() -> NDArray[np.int64]:
-    """Return the cost of a symbol by its frequency 0..TOTAL, in units of 2^-FRACTION bits; that of 0 is no cost."""
+    """Return the cost of a symbol by its frequency 0..TOTAL, in units of 2^-FRACTION bits; not used at frequency 0."""
     return (BITS << portable.FRACTION) - portable.log2(np.maximum(np.arange(TOTAL + 1), 1))
 
 
@@ -88,7 +88,7 @@ class Table:
     frequencies : np.ndarray
         Shape (alphabet,), int64, summing to ``TOTAL``.
     spec : bytes
-        What travels.
+        Bytes that travel.
     """
 
     frequencies: NDArray[np.int64]
@@ -139,7 +139,7 @@ def choose(counts: NDArray[np.int64], *, signed: bool, given: NDArray[np.int64] 
     signed : bool
         Whether the alphabet is -bound..bound, so that the symmetric distributions apply.
     given : np.ndarray, optional
-        Frequencies that the decoder can work out by itself.
+        Frequencies that the decoder can compute without the table.
     """
     tables = _explicit(counts)
     if signed:

@@ -1,1 +1,1 @@
-"""Models and their changes as payloads: what is kept, how values are coded, and back."""
+"""Payloads of models and of their updates: support, values, encoder and decoder."""

@@ -1,4 +1,4 @@
-"""Payloads to arrays: the decoder. It reads strangers' bytes, through the reader of :mod:`flsparse.codec.wire`."""
+"""Decoder of payloads. It takes untrusted bytes, through the bounded reader of :mod:`flsparse.codec.wire`."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -73,7 +73,7 @@ def decode(
 def decode_layers(
     payload: bytes, *, like: Mapping[str, np.ndarray | ArraySpec], reference: Reference | None = None
 ) -> list[Layer]:
-    """Decode a payload to layers, sparse ones by positions and values: what a sum over many nodes needs.
+    """Decode a payload to layers, sparse ones as positions and values, for sums over many nodes.
 
     Takes and raises the same as :func:`decode`; all layers or none. An array kept by more than half comes back in full.
     """

@@ -1,4 +1,4 @@
-"""Arrays to payloads: the encoder."""
+"""Encoder of arrays."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -154,7 +154,7 @@ def _quantize(
     for name in layout.sparse:
         at = kept[name]
         run = quantized.quantize_sparse(flat[name][at], None if base is None else base[name][at], quantizer)
-        worth = (run.q != 0) | run.inside  # what would decode to the zero it already is need not travel
+        worth = (run.q != 0) | run.inside  # values that decode to 0, outside the reference's support, are dropped
         if not worth.all():
             run, at = run.select(worth), at[worth]
         runs.append(run)

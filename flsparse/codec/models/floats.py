@@ -44,7 +44,7 @@ def write(names: list[str], arrays: Arrays, bases: Arrays | None, values: str) -
 def read(
     reader: Reader, sizes: list[int], dtypes: list[np.dtype], bases: Arrays | None, values: str
 ) -> list[np.ndarray]:
-    """Read what :func:`write` wrote.
+    """Decode the bytes that :func:`write` writes.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Which arrays travel how: sparse, dense or lossless, in one order for both ends."""
+"""Layout of a payload: arrays that travel sparse, dense or lossless, in one order for both ends."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -61,7 +61,7 @@ def write_forms(specs: Specs, layout: Layout) -> bytes:
 
 
 def read_forms(reader: Reader, specs: Specs) -> Layout:
-    """Read what :func:`write_forms` wrote."""
+    """Decode the bits that :func:`write_forms` writes."""
     names = _floating(specs)
     forms = bits.read_flags(reader, len(names))
     return layout_of(specs, {name for name, form in zip(names, forms, strict=True) if form})

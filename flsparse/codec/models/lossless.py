@@ -1,4 +1,4 @@
-"""Sections whose values come back bit for bit: integers, booleans, and floats under ``fp32``; and ``fp16``."""
+"""Lossless sections: integers, booleans, and floats under ``fp32``."""
 
 from collections.abc import Mapping
 
@@ -38,7 +38,7 @@ def encode_group(arrays: list[np.ndarray], bases: list[np.ndarray] | None) -> by
 
 
 def decode_group(reader: Reader, sizes: list[int], dtype: np.dtype, bases: list[np.ndarray] | None) -> list[np.ndarray]:
-    """Read what :func:`encode_group` wrote."""
+    """Decode the bytes that :func:`encode_group` writes."""
     words = integers.decode_words(reader, sum(sizes), np.dtype(f"u{dtype.itemsize}"))
     parts = np.split(words, np.cumsum(sizes)[:-1])
     for part, base in zip(parts, bases or [], strict=False):  # array by array, in place: less memory
@@ -64,7 +64,7 @@ def encode_integers(layout: Layout, flat: Flat, reference: Flat | None) -> bytes
 
 
 def decode_integers(reader: Reader, layout: Layout, specs: Specs, reference: Flat | None) -> dict[str, np.ndarray]:
-    """Read what :func:`encode_integers` wrote: flat arrays by name."""
+    """Decode the bytes that :func:`encode_integers` writes: flat arrays by name."""
     out: dict[str, np.ndarray] = {}
     for names in layout.lossless:
         sizes = [specs[name].size for name in names]

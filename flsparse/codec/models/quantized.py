@@ -1,8 +1,9 @@
 """int8 and int4: sections of quantized values.
 
-Sparse arrays: per array a step for the kept positions inside the reference's support and one for those outside (or for
-all, without a reference). Dense arrays: per array a step; those with fewer than two dimensions get a finer one, and are
-quantized in the logarithm where all their values are positive, as norm weights and variances are, so that they stay so.
+Sparse arrays: per array a step for the kept positions inside the reference's support and one for the positions outside
+(or for all, without a reference). Dense arrays: per array a step; arrays with fewer than two dimensions get a finer
+one, and are quantized in the logarithm where all their values are positive, as norm weights and variances are, so that
+the decoded values are positive too.
 """
 
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ _FINE, _FINER = 4.0, 64.0  # steps per rms of small arrays: of their changes und
 
 @dataclass(frozen=True)
 class Quantizer:
-    """How a payload's values become integers.
+    """Quantizer of a payload's values.
 
     Parameters
     ----------
@@ -109,7 +110,7 @@ def quantize_sparse(values: np.ndarray, base: np.ndarray | None, quantizer: Quan
 
 
 def write_sparse(runs: list[SparseRun]) -> bytes:
-    """Write the values section: step codes inside, those outside, integers inside, those outside."""
+    """Write the values section: step codes inside and outside, integers inside and outside."""
     out = Writer()
     codes = [run.codes[side] for side in (0, 1) for run in runs]
     _write_codes(out, [code for code in codes if code is not None])
@@ -122,7 +123,7 @@ def write_sparse(runs: list[SparseRun]) -> bytes:
 def read_sparse(
     reader: Reader, sizes: list[int], bases: list[np.ndarray] | None, dtypes: list[np.dtype], bound: int
 ) -> list[np.ndarray]:
-    """Read what :func:`write_sparse` wrote: the decoded kept values of every sparse array."""
+    """Decode the bytes that :func:`write_sparse` writes: the kept values of every sparse array."""
     insides = [np.zeros(n, np.bool_) for n in sizes] if bases is None else [base != 0 for base in bases]
     counts = [(int(np.count_nonzero(inside)), int(np.count_nonzero(~inside))) for inside in insides]
     known = iter(_read_codes(reader, sum(bool(count[side]) for count in counts for side in (0, 1))))
@@ -196,7 +197,7 @@ def write_dense(arrays: list[np.ndarray], runs: list[DenseRun], quantizer: Quant
 
 
 def read_dense(reader: Reader, runs: list[DenseRun], bound: int) -> list[np.ndarray]:
-    """Read what :func:`write_dense` wrote: decoded flat arrays."""
+    """Decode the bytes that :func:`write_dense` writes: flat arrays."""
     logarithms = bits.read_flags(reader, len(runs))
     steps = _read_codes(reader, len(runs))
     streams, at = {}, {False: 0, True: 0}

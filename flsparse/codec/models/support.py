@@ -1,4 +1,4 @@
-"""The positions section: which elements of the sparse arrays are kept.
+"""Positions section: the support of the sparse arrays.
 
 Modes, one byte, of which the smallest is sent:
 
@@ -8,7 +8,7 @@ BITMAP    one bit an element, all arrays in a row, as coded bytes;
 RELATIVE  the elements are sorted by their magnitude in the reference, in steps of 2^(1/2^sub), and each step is a
 group: large
           weights are hardly ever dropped, small ones often. The reference's zeros are the last group, so positions
-          outside its support cost only what they are worth. One byte ``sub`` follows.
+          outside its support cost bits only where there are any. One byte ``sub`` follows.
 """
 
 from collections.abc import Iterable, Iterator
@@ -68,7 +68,7 @@ class Known:
         return depths.astype(np.uint8)
 
     def by_depth(self, sub: int) -> "ByDepth":
-        """Return the support sorted by depth; the reference keeps that of a sparse model for the next payload."""
+        """Return the support sorted by depth; the reference keeps the order of a sparse model for the next payload."""
 
         def sort() -> ByDepth:
             depths, levels = self.depths(sub), _levels(sub)
@@ -168,7 +168,7 @@ def encode(kept: list[Positions], sizes: list[int], known: Known | None) -> byte
     sizes : list of int
         Elements of each sparse array.
     known : Known, optional
-        What the reference holds in the same arrays.
+        The reference's view of the same arrays.
     """
     candidates = _encode_relative(known, kept) if known is not None else []
     if candidates and candidates[0][0] == SAME:
@@ -186,7 +186,7 @@ def encode(kept: list[Positions], sizes: list[int], known: Known | None) -> byte
 
 
 def decode(reader: Reader, sizes: list[int], known: Known | None) -> list[Positions]:
-    """Read what :func:`encode` wrote: flat positions of every sparse array, strictly increasing and in range."""
+    """Decode the bytes of :func:`encode`: flat positions of every sparse array, strictly increasing and in range."""
     mode = reader.byte()
     require(mode <= RELATIVE, f"unknown mode {mode} of the positions section")
     require(known is not None or mode in (GAPS, BITMAP), "the positions need a reference")

@@ -1,18 +1,18 @@
-"""The quantizers of residuals: that of MALCOM-PSGD (arXiv 2311.05760), and one without a dither.
+"""Quantizers of residuals: the dithered one of MALCOM-PSGD (arXiv 2311.05760), and one without a dither.
 
-The paper's has L levels on either side of 0 and is rounded by a dither::
+The paper's quantizer has L levels on either side of 0 and rounds by a dither::
 
     Q(x)_k = (||x|| sign(x_k) / L) floor(L |x_k| / ||x|| + u_k)        u_k uniform in [0, 1): E Q(x) = x
 
-What travels is the integers ``sign(x_k) floor(...)`` and one step ``||x|| / L``. Scaling is free, it happens inside the
-step: by ``1 / (1 + omega)`` to make Q a contraction in expectation, where ``E ||Q(x) - x||^2 <= omega ||x||^2``, or by
-``<x, q> / ||q||^2``, the least-squares factor, which makes it one for every draw of the dither::
+The integers ``sign(x_k) floor(...)`` and one step ``||x|| / L`` travel. A scale factor is part of the step and costs no
+bytes: ``1 / (1 + omega)`` to make Q a contraction in expectation, where ``E ||Q(x) - x||^2 <= omega ||x||^2``, or the
+least-squares factor ``<x, q> / ||q||^2``, which makes Q a contraction for every draw of the dither::
 
     ||x - a q||^2 = ||x||^2 - <x, q>^2 / ||q||^2 <= ||x||^2
 
-A residual that is quantized away is not lost, it is part of the next one; so nothing has to be unbiased, and the dither
-is noise that is paid for: it costs most of the bits. Our own has steps of twice the root mean square, whatever L, and
-rounds to the nearest::
+Error feedback carries the quantization error into the next residual, so the quantizer need not be unbiased, and the
+dither, which costs most of the bits, is not needed. The quantizer without a dither has steps of twice the root mean
+square, whatever L, and rounds to the nearest::
 
     q_k = round(x_k / (2 rms(x)))  within -L..L                        with the least-squares factor
 """
@@ -83,7 +83,7 @@ class Dither:
         q : np.ndarray
             Shape (d,), int16, in -L..L.
         step : np.float32
-            What q is to be multiplied by; 0 for a vector of zeros, or of nothing but denormal numbers.
+            Factor of q; 0 for a vector of zeros, or of denormal numbers only.
         """
         length = self._length(x)
         if length < _TINY * self.levels:  # levels / length must not overflow

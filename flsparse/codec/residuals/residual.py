@@ -1,8 +1,8 @@
-"""Residuals of decentralized training as payloads: dithered integers, or plain float32, with what guards a copy.
+"""Residual payloads of decentralized training: dithered integers or plain float32, with a checksum of the copy.
 
-A residual only makes sense to somebody who holds the same copy as its sender: the payload carries the checksum of the
-copy it is to be added to, its sender and its round, so that one that was lost, doubled or misdirected is found out by
-whoever opens the next one, whatever the relay did.
+A residual applies to one copy of the sender's model. The payload therefore carries the checksum of that copy, the
+sender and the round: the receiver of the next payload detects a lost, doubled or misdirected one, whatever the relay
+did.
 
 Layout (little endian)::
 
@@ -40,14 +40,14 @@ def copy_checksum(copy: Vector) -> int:
 
 @dataclass(frozen=True)
 class Stamp:
-    """What a payload says about itself.
+    """Header of a residual payload.
 
     Attributes
     ----------
     sender : int
         Partition id.
     round : int
-        The round it was made in, from 1.
+        The round of the payload, from 1.
     base : int
         CRC-32 of the sender's copy before the payload is applied.
     """
@@ -87,7 +87,7 @@ class ResidualCodec:
         one_of(CODERS, coder=self.coder)
 
     def encode(self, x: Vector, copy: Vector, stamp: Stamp, rng: np.random.Generator) -> tuple[bytes, Integers | None]:
-        """Code what turns ``copy`` into (nearly) ``x``.
+        """Code the residual ``x - copy``, quantized.
 
         Parameters
         ----------
@@ -150,7 +150,7 @@ class ResidualCodec:
 
 
 def read_stamp(payload: bytes) -> Stamp:
-    """Return who made a payload, when, and on what copy.
+    """Return a payload's sender, round and checksum of the copy.
 
     Raises
     ------
@@ -161,7 +161,7 @@ def read_stamp(payload: bytes) -> Stamp:
 
 
 def check_stamp(payload: bytes, sender: int, round: int) -> None:
-    """Check that a payload is whole and was made by this sender in this round; the residual itself stays closed.
+    """Check a payload's checksum, sender and round; the residual is not decoded.
 
     Raises
     ------
@@ -187,7 +187,7 @@ def apply_residual(payload: bytes, copy: Vector, sizes: Sequence[int]) -> Vector
     Raises
     ------
     PayloadError
-        The payload is damaged, belongs to another copy than this one, or decodes to what is not finite.
+        The payload is damaged, belongs to another copy than this one, or decodes to NaN or infinity.
     """
     kind, stamp, reader = _open(payload)
     require(stamp.base == copy_checksum(copy), "the payload was made for another copy than the one held here")

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 
 class _LinearLSTM(nn.Module):
-    """One LSTM layer out of two ``nn.Linear``, so that whatever treats linear layers treats its weights too.
+    """One LSTM layer out of two ``nn.Linear``, so that its weights are sparsified as linear layers are.
 
     Gates stand in the order of ``nn.LSTM`` (input, forget, cell, output), with one bias in place of its two.
     """

@@ -14,7 +14,7 @@ _GROUPS = 8
 
 
 def norm_layer(kind: str, groups: int = _GROUPS) -> Callable[[int], nn.Module]:
-    """Return what builds a norm of so many channels: ``batch``, or ``group``, which keeps no running statistics."""
+    """Return the factory of a norm by its channels: ``batch``, or ``group``, which keeps no running statistics."""
     if kind == "batch":
         return nn.BatchNorm2d
     if kind == "group":

@@ -15,7 +15,7 @@ def torchvision_model(input_shape: tuple[int, ...], num_classes: int, *, arch: s
     Parameters
     ----------
     input_shape : tuple of int
-        (3, height, width); what sizes a model accepts is its own affair.
+        (3, height, width); the sizes accepted depend on the model.
     num_classes : int
     arch : str
         A name of ``torchvision.models.list_models(module=torchvision.models)``.

@@ -2,13 +2,14 @@
 
 import numpy as np
 import pytest
+from federation_kit import payload_of
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from flsparse._flwr import set_identity
 from flsparse.clients import CompressMod, Limits, TopKMod
 from flsparse.codec import Codec, PayloadError, Reference, decode, specs_of
-from flsparse.wire.messages import RECORD, Blueprint, pack, packed_payload, record_of, to_numpy, to_record
+from flsparse.wire.messages import RECORD, Blueprint, pack, record_of, to_numpy, to_record
 
 ARRAYS = {
     "w": np.linspace(-1, 1, 600, dtype=np.float32).reshape(20, 30),
@@ -58,12 +59,12 @@ def app(mod, seen=None):
 
 
 def test_the_app_sees_plain_arrays_and_the_server_gets_the_update(context):
-    seen = []
+    seen: list[dict[str, np.ndarray]] = []
     asked, received = message()
     reply = app(CompressMod(), seen)(asked, context)
     for name, array in seen[0].items():
         np.testing.assert_array_equal(array, received.arrays[name])
-    update = decode(packed_payload(reply.content), like=received.specs, reference=received)
+    update = decode(payload_of(reply), like=received.specs, reference=received)
     np.testing.assert_allclose(update["w"] - received.arrays["w"], UPDATE, rtol=0.02)
     assert update["steps"] == 8
     assert record_of(reply.content)["held"] == received.id
@@ -75,7 +76,7 @@ def test_a_delta_needs_the_reference_it_was_coded_against(context):
     app(CompressMod())(asked, context)
     moved = {name: array + array.dtype.type(1) for name, array in first.arrays.items()}
     delta, second = message(moved, reference=first)
-    seen = []
+    seen: list[dict[str, np.ndarray]] = []
     app(CompressMod(), seen)(delta, context)
     np.testing.assert_array_equal(seen[0]["w"], second.arrays["w"])
 
@@ -83,7 +84,7 @@ def test_a_delta_needs_the_reference_it_was_coded_against(context):
     delta, _ = message(moved, reference=first)
     reply = app(CompressMod())(delta, stranger)
     assert record_of(reply.content)["status"] == "missing-reference"
-    assert packed_payload(reply.content) is None
+    assert payload_of(reply) is None
 
 
 def test_error_feedback_sends_later_what_the_coding_lost(context):
@@ -91,7 +92,7 @@ def test_error_feedback_sends_later_what_the_coding_lost(context):
     for _ in range(30):
         asked, received = message(values="int4")
         reply = app(mod)(asked, context)
-        update = decode(packed_payload(reply.content), like=received.specs, reference=received)
+        update = decode(payload_of(reply), like=received.specs, reference=received)
         total = total + (update["w"] - received.arrays["w"])
     np.testing.assert_allclose(total / 30, UPDATE, rtol=0.02)
 
@@ -105,7 +106,7 @@ def test_the_owners_limits_hold(context, limits):
 
 def test_a_bad_broadcast_is_a_payload_error(context):
     asked, _ = message()
-    asked.content["arrays"] = pack(packed_payload(asked.content)[:-5])
+    asked.content["arrays"] = pack(payload_of(asked)[:-5])
     with pytest.raises(PayloadError):
         app(CompressMod())(asked, context)
 
@@ -119,7 +120,7 @@ def test_messages_of_other_strategies_pass_untouched(context):
 def test_topk_mod_prunes_what_the_server_named(context):
     asked, received = message(**{"method.sparsity": 0.75, "method.scope": "global"})
     reply = app(TopKMod())(asked, context)
-    update = decode(packed_payload(reply.content), like=received.specs, reference=received)
+    update = decode(payload_of(reply), like=received.specs, reference=received)
     assert np.count_nonzero(update["w"]) == 150
     assert np.count_nonzero(update["b"]) >= 19
 

@@ -34,6 +34,7 @@ def test_arrays_come_back_in_order_in_a_new_process(arrays, tmp_path):
     context, first = node()
     first.put("residual", arrays)
     second = NodeState(context).get("residual")
+    assert second is not None
     assert list(second) == list(arrays)
     for name, array in arrays.items():
         np.testing.assert_array_equal(second[name], array)

@@ -88,6 +88,7 @@ def test_more_groups_than_a_byte_counts(coder):
     codec = ResidualCodec(sizes, Dither(2), whole=True, coder=coder)
     payload, q = codec.encode(x, copy, Stamp(0, 1, copy_checksum(copy)), np.random.default_rng(0))
     new = apply_residual(payload, copy, sizes)
+    assert q is not None
     np.testing.assert_array_equal(np.sign(new), np.sign(q))
     assert np.linalg.norm(x - new) < np.linalg.norm(x)
 
@@ -107,6 +108,7 @@ def test_coders_are_near_the_entropy(levels, coder):
     copy = np.zeros_like(x)
     codec = ResidualCodec(sizes, Dither(levels), coder=coder)
     payload, q = codec.encode(x, copy, Stamp(0, 1, copy_checksum(copy)), np.random.default_rng(0))
+    assert q is not None
     entropy = sum(entropy_bits(part) for part in np.split(q, np.cumsum(sizes)[:-1]))
     assert 8 * len(payload) < 1.03 * entropy
 

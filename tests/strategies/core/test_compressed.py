@@ -1,6 +1,7 @@
 """Any Flower strategy over the packed wire."""
 
 from operator import attrgetter
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -24,7 +25,12 @@ from flsparse.strategies import Compressed, RoundFailed, TopK
 from flsparse.strategies import FedAvg as OurFedAvg
 from flsparse.wire.messages import to_numpy, to_record
 
-EVERYBODY = {"fraction_train": 1.0, "fraction_evaluate": 0.0, "min_train_nodes": 4, "min_available_nodes": 4}
+EVERYBODY: dict[str, Any] = {
+    "fraction_train": 1.0,
+    "fraction_evaluate": 0.0,
+    "min_train_nodes": 4,
+    "min_available_nodes": 4,
+}
 CONFIG = ConfigRecord({**TRAINING, "num-rounds": 2})
 
 
@@ -201,4 +207,5 @@ def test_a_resumed_run_goes_on_with_the_inner_strategies_moments(inner, names, t
 def test_a_loaded_state_leaves_the_callers_arguments_alone():
     saved, again = Compressed(FedAdam(eta=0.1, **EVERYBODY)), Compressed(FedAdam(eta=0.01, fraction_train=0.5))
     again.load_state_dict(saved.state_dict())
-    assert (again.strategy.eta, again.strategy.fraction_train) == (0.01, 0.5)
+    inner = cast(FedAdam, again.strategy)
+    assert (inner.eta, inner.fraction_train) == (0.01, 0.5)

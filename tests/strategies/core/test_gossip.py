@@ -1,50 +1,38 @@
 """Decentralized training through real messages: its order, its accounts, and what it survives."""
 
-import sys
+import importlib
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any, cast
 
+import federation_kit
 import numpy as np
 import pytest
 import torch
-from federation_kit import TRAINING, TamperedGrid, copy, initial_arrays
-from flwr.app import ConfigRecord, Error, MetricRecord
+from federation_kit import TRAINING, TamperedGrid, copy, failed, grid_of, initial_arrays
+from flwr.app import ConfigRecord, MetricRecord
 
 from flsparse import rng
 from flsparse.clients import FedAvgLocal, Fit, device_app, load_arrays, state_arrays
+from flsparse.clients.core.state import NodeState
 from flsparse.codec.residuals.dither import Dither, dequantize
 from flsparse.codec.residuals.residual import ResidualCodec, Stamp
 from flsparse.runtime import InProcessGrid
 from flsparse.sparsity import soft_threshold
-from flsparse.strategies import DPSGD, ChocoSGD, MalcomPSGD, RoundFailed
+from flsparse.strategies import DPSGD, ChocoSGD, MalcomPSGD, RoundFailed, RoundReport
 from flsparse.tasks import build_task
 from flsparse.topology import make_topology
 from flsparse.wire.mail import LOST, Answer
 from flsparse.wire.messages import OPAQUE, RECORD, opaque_payload, pack, to_numpy
 
-sys.path.insert(0, str(Path(__file__).parents[3] / "benchmarks"))
 CONFIG = {**TRAINING, "local-steps": 1, "lr": 0.1}
+digits = partial(federation_kit.digits, model={"name": "mlp", "hidden": 16})
 
 
-def digits(num_nodes=4, seed=0):
-    return build_task(
-        {
-            "dataset": {"name": "digits", "train_samples": 400},
-            "model": {"name": "mlp", "hidden": 16},
-            "partition": {"kind": "dirichlet_equal", "alpha": 1.0},
-            "num_clients": num_nodes,
-            "seed": seed,
-        }
-    )
-
-
-def run(strategy, task, *, rounds=3, grid=None, steps=1, momentum=0.0, **start):
-    reports = []
-    strategy.callbacks.append(reports.append)
-    grid = grid or InProcessGrid(device_app(lambda _: task), task.num_nodes)
+def run(strategy, task, *, steps=1, momentum=0.0, **options):
     config = ConfigRecord({**CONFIG, "local-steps": steps, "momentum": momentum})
-    strategy.start(grid, initial_arrays(strategy, task), num_rounds=rounds, train_config=config, **start)
-    return reports
+    return federation_kit.run(strategy, task, config=config, **options)
 
 
 def graph(name="ring", nodes=4):
@@ -60,7 +48,9 @@ def local_steps(task, node, x, server_round, rounds, steps=1, rate=1.0):
     optimizer = task.optimizer(model, config)
     for group in optimizer.param_groups:
         group["lr"] *= rate
-    fit = Fit(model, optimizer, {}, server_round, rounds, node, 0, config, None)
+    fit = Fit(
+        model, optimizer, {}, server_round, rounds, node, 0, config, cast(NodeState, None)
+    )  # plain training keeps nothing
     return list(task.fit(fit, FedAvgLocal(), task.train_data(node)).values())
 
 
@@ -145,7 +135,7 @@ def test_the_whole_algorithm_in_its_order(norm):
 def test_both_rates_fall(old_copies):
     task, topology = digits(), graph()
     make = ChocoSGD if old_copies else MalcomPSGD
-    more = {} if old_copies else {"norm": "max", "mu": 0.0}
+    more: dict[str, Any] = {} if old_copies else {"norm": "max", "mu": 0.0}
     run(strategy := make(topology=topology, levels=4, gamma=0.6, decay_rounds=1, **more), task, rounds=5)
     expected = reference(task, topology.weights, 5, dither=Dither(4), gamma=0.6, old_copies=old_copies, decay=1)
     assert_models(strategy, expected)
@@ -295,9 +285,9 @@ def copies_agree(grid, task):
 
     from flsparse import _flwr
     from flsparse.clients.core.gossip import Home
-    from flsparse.clients.core.state import NodeState
 
-    seen, rounds = {}, []
+    seen: dict[tuple[int, int], bytes] = {}
+    rounds = []
     for node_id, partition in grid._partitions.items():
         state = grid._states.get(partition)
         context = Context(grid.run.run_id, node_id, {}, _flwr.unpack_records(state) if state else RecordDict(), {})
@@ -327,14 +317,14 @@ def flaky(task, pattern):
         if fate == "doubled":
             return [reply, copy(reply)]
         if fate == "damaged":
-            payload = bytearray(opaque_payload(reply.content))
+            payload = bytearray(opaque_payload(reply.content) or b"")
             payload[len(payload) // 2] ^= 1
             reply.content["mail"] = pack(bytes(payload), OPAQUE)
         if fate == "lost":  # the node has done its work, the server hears only that it failed: no deadline to wait for
-            reply.__dict__["_content"], reply.__dict__["_error"] = None, Error(1, "the connection broke")
+            return [failed(reply)]
         return [reply]
 
-    inner = InProcessGrid(device_app(lambda _: task), task.num_nodes)
+    inner = grid_of(task)
     return inner, TamperedGrid(inner, tamper)
 
 
@@ -361,7 +351,7 @@ def test_a_damaged_residual_does_not_count():
 
 def lying(task, lie):
     """Return a grid whose node 1 says what ``lie(answer, server_round)`` returns when it is asked to train."""
-    inner = InProcessGrid(device_app(lambda _: task), task.num_nodes)
+    inner = grid_of(task)
     asked = []
 
     def tamper(reply):
@@ -619,7 +609,7 @@ def test_resume_equals_uninterrupted():
     run(whole, task, rounds=5)
     first = MalcomPSGD(topology=graph(), mu=0.001)
     grid = InProcessGrid(device_app(lambda _: task), 4)
-    saved = {}
+    saved: dict[str, Any] = {}
 
     def save(report):
         if report.server_round == 3:
@@ -649,7 +639,7 @@ def test_a_run_goes_on_with_new_nodes_though_one_is_away(name):
     inner = InProcessGrid(device_app(lambda _: task), 4)
     grid = Absent(inner, inner.get_node_ids()[1])
     grid.is_away = True
-    reports = []
+    reports: list[RoundReport] = []
     second.callbacks.append(reports.append)
     second.start(grid, last.arrays, num_rounds=6, train_config=TRAINING)
     assert [report.metrics["replies"] for report in reports] == [3, 3, 3]
@@ -681,18 +671,21 @@ def test_impossible_arguments_are_refused(arguments, what):
 
 
 @pytest.mark.parametrize("method", ["malcom_psgd", "choco_sgd", "d_psgd"])
-def test_the_benchmarks_simulation_is_what_the_rounds_do(method):
-    from gossip_simulation import Setting, simulate
-
+def test_the_benchmarks_simulation_is_what_the_rounds_do(method, monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parents[3] / "benchmarks")
+    simulation = importlib.import_module("gossip_simulation")
     torch.set_num_threads(1)
     task, topology = digits(), graph()
     dither = {"malcom_psgd": Dither(2, "rms"), "choco_sgd": Dither(2), "d_psgd": None}[method]
-    setting = Setting(method, dither, mu=1e-3, gamma=0.8, local_steps=2, rounds=4, evaluate_every=4, coders=())
-    trace = simulate(task, topology, setting, seed=0)
-    arguments = {"malcom_psgd": {"mu": 1e-3}, "choco_sgd": {"levels": 2}, "d_psgd": {}}[method]
-    strategy = {"malcom_psgd": MalcomPSGD, "choco_sgd": ChocoSGD, "d_psgd": DPSGD}[method](
-        topology=topology, gamma=0.8, **arguments
+    setting = simulation.Setting(
+        method, dither, mu=1e-3, gamma=0.8, local_steps=2, rounds=4, evaluate_every=4, coders=()
     )
+    trace = simulation.simulate(task, topology, setting, seed=0)
+    strategy = {
+        "malcom_psgd": lambda: MalcomPSGD(topology=topology, gamma=0.8, mu=1e-3),
+        "choco_sgd": lambda: ChocoSGD(topology=topology, gamma=0.8, levels=2),
+        "d_psgd": lambda: DPSGD(topology=topology, gamma=0.8),
+    }[method]()
     reports = run(strategy, task, rounds=4, steps=2)
     assert reports[-1].metrics["consensus_error"] == pytest.approx(trace.consensus_error[-1], rel=0.02)
     model = task.model()

@@ -1,24 +1,27 @@
 """The round loop with real nodes in process: what it computes, what it counts, and what it survives."""
 
+from typing import Any
+
+import federation_kit
 import numpy as np
 import pytest
-from federation_kit import TamperedGrid, copy, digits, initial_arrays, run
-from flwr.app import Array, ArrayRecord, Error, Message, MetricRecord, RecordDict
+from federation_kit import TamperedGrid, copy, digits, failed, initial_arrays, payload_of, run
+from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
 
 from flsparse.clients import device_app
 from flsparse.runtime import InProcessGrid
 from flsparse.sparsity import sparsity_of
-from flsparse.strategies import Compressed, FedAvg, RoundFailed, SparsyFed, TopK
-from flsparse.wire.messages import arrayrecord_key, pack, packed_payload, to_numpy
+from flsparse.strategies import Compressed, FedAvg, RoundFailed, RoundReport, SparsyFed, TopK
+from flsparse.wire.messages import arrayrecord_key, pack, to_numpy
 
-RAW = {"values": "raw", "downlink_values": "raw"}
+RAW: dict[str, Any] = {"values": "raw", "downlink_values": "raw"}
 
 
 def tampered(tamper, num_nodes=4):
     task = digits(num_nodes)
-    return task, TamperedGrid(InProcessGrid(device_app(lambda _: task), num_nodes), tamper)
+    return task, federation_kit.tampered(task, tamper)
 
 
 def only_training(tamper):
@@ -27,7 +30,7 @@ def only_training(tamper):
 
 
 def damage_payload(reply, change):
-    payload = bytearray(packed_payload(reply.content))
+    payload = bytearray(payload_of(reply))
     change(payload)
     reply.content[arrayrecord_key(reply.content)] = pack(bytes(payload))
     return [reply]
@@ -44,7 +47,7 @@ def test_dense_fedavg_is_the_weighted_mean_of_local_training():
     def to_numpy_raw(reply):
         from flsparse.codec import decode, specs_of
 
-        return decode(packed_payload(reply.content), like=specs_of(to_numpy(initial_arrays(FedAvg(**RAW), task))))
+        return decode(payload_of(reply), like=specs_of(to_numpy(initial_arrays(FedAvg(**RAW), task))))
 
     grid = TamperedGrid(InProcessGrid(device_app(lambda _: task), 3), only_training(spy))
     (report,) = run(FedAvg(**RAW, hello=True), task, rounds=1, grid=grid)
@@ -122,7 +125,7 @@ def test_a_node_that_lost_its_reference_gets_the_full_model_in_the_same_round(mo
 
 
 def test_order_of_arrival_changes_nothing():
-    held = []
+    held: list[Message] = []
 
     def reverse(reply):
         held.insert(0, reply)
@@ -198,21 +201,14 @@ def test_a_refused_weight_is_no_model(strategy):
     assert report.metrics["uplink_ratio"] == pytest.approx(3 / 4, rel=0.01)
 
 
-def _failed(reply):
-    """Return the reply a node would have sent had its app raised."""
-    failed = copy(reply)
-    failed.__dict__["_content"], failed.__dict__["_error"] = None, Error(2, "the battery is empty")
-    return failed
-
-
 def test_a_round_without_valid_replies_fails_clearly():
-    task, grid = tampered(only_training(lambda reply: [_failed(reply)]))
+    task, grid = tampered(only_training(lambda reply: [failed(reply)]))
     with pytest.raises(RoundFailed, match="battery"):
         run(SparsyFed(sparsity=0.9, round_timeout_s=1), task, rounds=1, grid=grid)
 
 
 def test_a_node_that_never_replies_is_left_behind_at_the_deadline():
-    lost = []
+    lost: list[Message] = []
 
     def lose_one(reply):
         if not lost:
@@ -227,7 +223,7 @@ def test_a_node_that_never_replies_is_left_behind_at_the_deadline():
 
 
 def test_records_may_have_other_names():
-    named = {"arrayrecord_key": "model", "configrecord_key": "settings"}
+    named: dict[str, Any] = {"arrayrecord_key": "model", "configrecord_key": "settings"}
     plain, (renamed,) = (run(FedAvg(**RAW, **names), digits(), rounds=1) for names in ({}, named))
     for name, array in to_numpy(renamed.arrays).items():
         np.testing.assert_array_equal(array, to_numpy(plain[0].arrays)[name])
@@ -283,7 +279,7 @@ def test_resume_equals_the_uninterrupted_run():
     for _ in range(2):  # it replaces what is there, counts too
         second.load_state_dict(first.state_dict())
     assert second.state_dict()["counts"] == first.state_dict()["counts"]
-    reports = []
+    reports: list[RoundReport] = []
     second.callbacks.append(reports.append)
     from federation_kit import TRAINING
 
@@ -295,7 +291,12 @@ def test_resume_equals_the_uninterrupted_run():
 
 def test_tiers_give_weak_devices_a_sparser_model():
     loop = SparsyFed(sparsity=0.5, ramp=False, tiers={"2-3": 0.95}, hello=True)
-    asked = []
-    task, grid = tampered(only_training(lambda reply: asked.append(packed_payload(reply.content)) or [reply]))
+    asked: list[bytes] = []
+
+    def note(reply):
+        asked.append(payload_of(reply))
+        return [reply]
+
+    task, grid = tampered(only_training(note))
     run(loop, task, rounds=2, grid=grid)
     assert len(asked[6]) < len(asked[4]) / 2
