@@ -9,7 +9,7 @@ from flwr.clientapp import ClientApp
 from flsparse._flwr import set_identity
 from flsparse.clients import CompressMod, Limits, TopKMod
 from flsparse.codec import Codec, PayloadError, Reference, decode, specs_of
-from flsparse.wire.messages import RECORD, Blueprint, pack, record_of, to_numpy, to_record
+from flsparse.wire.messages import RECORD, Blueprint, pack, packed_payload, record_of, to_numpy, to_record
 
 ARRAYS = {
     "w": np.linspace(-1, 1, 600, dtype=np.float32).reshape(20, 30),
@@ -84,7 +84,7 @@ def test_a_delta_needs_the_reference_it_was_coded_against(context):
     delta, _ = message(moved, reference=first)
     reply = app(CompressMod())(delta, stranger)
     assert record_of(reply.content)["status"] == "missing-reference"
-    assert payload_of(reply) is None
+    assert packed_payload(reply.content) is None
 
 
 def test_error_feedback_sends_later_what_the_coding_lost(context):
