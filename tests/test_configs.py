@@ -95,8 +95,8 @@ def test_an_error_about_something_else_passes_as_it_is() -> None:
 
 
 def test_an_error_that_has_its_full_name_already_gets_no_second_one() -> None:
+    topology = {"name": "erdos_renyi", "probability": 2.0}
     with pytest.raises(ValueError, match=r"^topology\.probability=2\.0 is not in "):
-        topology = {"name": "erdos_renyi", "probability": 2.0}
         build(STRATEGIES, "d_psgd", {"topology": topology, "num_nodes": 4}, what="strategy")
 
 
