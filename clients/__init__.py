@@ -3,7 +3,9 @@
 from flsparse.clients.choco_sgd import ChocoSGDLocal
 from flsparse.clients.core.compress import CompressMod, Limits
 from flsparse.clients.core.device import device_app
-from flsparse.clients.core.method import METHODS, Fit, LocalMethod, make_method, register
+from flsparse.clients.core.fit import Fit
+from flsparse.clients.core.method import METHODS, LocalMethod, make_method, register
+from flsparse.clients.core.part import PARTS, Part, register_part
 from flsparse.clients.core.state import NodeState
 from flsparse.clients.d_psgd import DPSGDLocal
 from flsparse.clients.dppf import DPPFLocal
@@ -14,10 +16,15 @@ from flsparse.clients.scaffold import ScaffoldLocal
 from flsparse.clients.sparsyfed import SparsyFedLocal, SparsyFedMod
 from flsparse.clients.split_ms import SplitMSLocal
 from flsparse.clients.topk import TopKLocal, TopKMod
+from flsparse.configs import import_all
 from flsparse.nets.arrays import load_arrays, state_arrays
+
+import_all(__name__, __path__)  # every method registers itself
+import_all(f"{__name__}.parts", [f"{path}/parts" for path in __path__])  # and every part
 
 __all__ = [
     "METHODS",
+    "PARTS",
     "ChocoSGDLocal",
     "CompressMod",
     "DPPFLocal",
@@ -29,6 +36,7 @@ __all__ = [
     "LocalSGDLocal",
     "MalcomPSGDLocal",
     "NodeState",
+    "Part",
     "ScaffoldLocal",
     "SparsyFedLocal",
     "SparsyFedMod",
@@ -39,5 +47,6 @@ __all__ = [
     "load_arrays",
     "make_method",
     "register",
+    "register_part",
     "state_arrays",
 ]

@@ -21,10 +21,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from flsparse.clients.core.method import Fit, register
+from flsparse.clients.core.fit import Fit
+from flsparse.clients.core.method import register
 from flsparse.clients.local_sgd import LocalSGDLocal
-from flsparse.clients.scaffold import ControlVariates
-from flsparse.clients.topk import prune
+from flsparse.clients.parts.prune import prune
 from flsparse.codec.portable import total
 from flsparse.nets.arrays import Arrays, load_parameters, parameter_arrays
 from flsparse.ranges import within
@@ -87,10 +87,6 @@ class DPPFLocal(LocalSGDLocal):
         This round's ``lambda``, at least 0, in the units of the weights.
     relative_push : float
         This round's ``lambda / (alpha ||x_A||)``, at least 0; added to ``push``.
-    control_variates : bool
-        Correct the local steps as SCAFFOLD does.
-    confirmed : int
-        For these, the round of the last reply of this node that the server's variate holds; 0: none.
     sparsity : float
         Fraction of zeros among the prunable weights after training, in [0, 1); 0 leaves the layers plain.
     beta, activation_pruning, activation_threshold
@@ -101,8 +97,6 @@ class DPPFLocal(LocalSGDLocal):
     alpha: float = 0.9
     push: float = 0.0
     relative_push: float = 0.0
-    control_variates: bool = False
-    confirmed: int = 0
     sparsity: float = 0.0
     beta: float | Literal["spectral"] = 1.25
     activation_pruning: bool = True
@@ -113,7 +107,6 @@ class DPPFLocal(LocalSGDLocal):
         within("[0, inf)", push=self.push, relative_push=self.relative_push)
         within("[0, 1)", "the fraction of zeros", sparsity=self.sparsity)
         check_layers(self.beta, self.activation_threshold)
-        self.control = ControlVariates(self.confirmed) if self.control_variates else None
 
     def prepare(self, model: nn.Module) -> nn.Module:
         """Replace the layers by Powerpropagation layers, in place, where a sparsity is asked for."""
@@ -131,8 +124,6 @@ class DPPFLocal(LocalSGDLocal):
         super().before_fit(fit)
         if self.sparsity:
             begin_fit(fit.model)
-        if self.control:
-            self.control.start(fit)
 
     def pull(self, fit: Fit, kept: Arrays) -> None:
         """Pull and push the worker; report its distance before, and the one it converges to."""
@@ -143,17 +134,11 @@ class DPPFLocal(LocalSGDLocal):
         fit.metrics["width-target"] = push / self.alpha
         load_parameters(fit.model, pull_push(worker, average, self.alpha, push))
 
-    def after_backward(self, fit: Fit) -> None:
-        """Correct the gradients, with control variates."""
-        if self.control:
-            self.control.correct(fit)
-
     def after_fit(self, fit: Fit) -> Arrays:
         """Prune, where asked to; keep the worker and send it."""
         if self.sparsity:
             self._prune(fit)
-        sent = super().after_fit(fit)
-        return {**sent, **self.control.finish(fit)} if self.control else sent
+        return super().after_fit(fit)
 
     def kept(self, fit: Fit) -> Arrays:
         """Keep ``x_m``."""

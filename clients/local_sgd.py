@@ -11,7 +11,8 @@ have, joins from the average with a fresh optimizer.
 from dataclasses import dataclass
 from typing import ClassVar
 
-from flsparse.clients.core.method import Fit, LocalMethod, register
+from flsparse.clients.core.fit import Fit
+from flsparse.clients.core.method import LocalMethod, register
 from flsparse.nets.arrays import Arrays, load_optimizer, optimizer_arrays, state_arrays
 from flsparse.wire.messages import MIRROR
 

@@ -13,8 +13,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from flsparse.clients.core.fit import Fit
 from flsparse.clients.core.gossip import GossipLocal, Layout
-from flsparse.clients.core.method import Fit, register
+from flsparse.clients.core.method import register
 from flsparse.clients.core.neighborhood import Exchange
 from flsparse.codec.residuals.dither import Dither, Vector
 from flsparse.codec.residuals.residual import ResidualCodec

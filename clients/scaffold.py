@@ -1,111 +1,17 @@
-"""SCAFFOLD on the device (Karimireddy et al. 2020, arXiv 1910.06378): steps corrected by control variates.
+"""SCAFFOLD on the device (Karimireddy et al. 2020, arXiv 1910.06378): plain local SGD with control variates.
 
-    g   <- g_i(y) - c_i + c                  every step                               c: received, c_i: this node's own
-    c_i <- mean over the steps of g_i(y)     at the end; equals option II, c_i - c + (x - y)/(K lr), for plain SGD, and
-                                             also holds with momentum and weight decay
-
-``c`` travels with the model under ``control/``; what goes back is ``c + (c_i_new - c_i)``, so that the server's mean
-minus ``c`` is the mean change. A reply may be lost, and its change with it: the new ``c_i`` is pending until the server
-says that it has that round's reply (``confirmed``), and dropped where it has not. A node that no longer has the
-``c_i`` that is confirmed trains without a correction and says so (``control-lost``): what it lost is still in ``c``, so
-the server lets all start again at 0. Where a reply is quantized, ``c_i`` is what the server reads of it: else the two
-would drift apart by a rounding a round, and the corrections would no longer add up to nothing.
+The correction is a part that any method can be given: :mod:`flsparse.clients.parts.control`.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
-import torch
-
-from flsparse.clients.core.method import Fit, LocalMethod, register
-from flsparse.nets.arrays import Arrays, state_arrays
-from flsparse.wire.messages import CONTROL
-from flsparse.wire.mirror import CONTROL_ROUND, OWN_CONTROL, PENDING_CONTROL, dated
-
-LOST = "control-lost"  # metric of a node that has not got what the server's variate holds of it
-
-
-@dataclass
-class ControlVariates:
-    """The correction of one local training; a method that wants it calls these three in its own hooks.
-
-    Attributes
-    ----------
-    confirmed : int
-        Round of the last reply of this node that the server's variate holds; 0: none, so ``c_i`` is 0.
-    """
-
-    confirmed: int = 0
-    correction: dict[str, torch.Tensor] = field(default_factory=dict)
-    total: dict[str, torch.Tensor] = field(default_factory=dict)
-
-    def start(self, fit: Fit) -> None:
-        """Take ``c - c_i`` for every parameter; nothing where ``c_i`` is lost."""
-        own, lost = self._confirmed(fit)
-        if lost:
-            fit.metrics[LOST] = 1.0
-        for name, parameter in fit.model.named_parameters():
-            c = fit.received[CONTROL + name]
-            difference = np.zeros_like(c) if lost else c - own.get(name, np.float32(0))
-            self.correction[name] = torch.from_numpy(np.array(difference)).to(parameter)
-            self.total[name] = torch.zeros_like(parameter)
-
-    def _confirmed(self, fit: Fit) -> tuple[Arrays, bool]:
-        """Return the ``c_i`` that the server's variate holds, and whether it is lost; keep that one alone."""
-        pending = fit.state.get(PENDING_CONTROL)
-        if pending is not None and _round_of(pending) == self.confirmed:
-            fit.state.put(OWN_CONTROL, pending)
-        fit.state.drop(PENDING_CONTROL)
-        own = fit.state.get(OWN_CONTROL)
-        if self.confirmed and own is not None and _round_of(own) == self.confirmed:
-            return own, False
-        fit.state.drop(OWN_CONTROL)
-        return {}, self.confirmed > 0
-
-    def correct(self, fit: Fit) -> None:
-        """Add the correction to the gradients, and the plain gradients to their sum."""
-        with torch.no_grad():
-            for name, parameter in fit.model.named_parameters():
-                if parameter.grad is not None:
-                    self.total[name] += parameter.grad
-                    parameter.grad += self.correction[name]
-
-    def finish(self, fit: Fit) -> Arrays:
-        """Keep the new ``c_i``, not yet confirmed, and return what the server is to average, by its names."""
-        old = fit.state.get(OWN_CONTROL) or {}
-        new = {name: (total / max(fit.step, 1)).cpu().numpy() for name, total in self.total.items()}
-        fit.state.put(PENDING_CONTROL, dated(new, fit.server_round))
-        return {CONTROL + n: fit.received[CONTROL + n] + c - old.get(n, np.float32(0)) for n, c in new.items()}
-
-
-def _round_of(control: Arrays) -> int:
-    return int(control.get(CONTROL_ROUND, -1))
+from flsparse.clients.core.method import LocalMethod, register
 
 
 @register
 @dataclass(kw_only=True)
 class ScaffoldLocal(LocalMethod):
-    """Local SGD with control variates, from the received weights.
-
-    Attributes
-    ----------
-    confirmed : int
-        Round of the last reply of this node that the server's variate holds; 0: none.
-    """
+    """Plain local training; the part corrects its steps."""
 
     name: ClassVar[str] = "scaffold"
-    confirmed: int = 0
-
-    def before_fit(self, fit: Fit) -> None:
-        """Take the correction."""
-        self.control = ControlVariates(self.confirmed)
-        self.control.start(fit)
-
-    def after_backward(self, fit: Fit) -> None:
-        """Correct the gradients."""
-        self.control.correct(fit)
-
-    def after_fit(self, fit: Fit) -> Arrays:
-        """Send the weights, and the control variate behind them."""
-        return {**state_arrays(fit.model), **self.control.finish(fit)}

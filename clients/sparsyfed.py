@@ -13,7 +13,8 @@ from typing import ClassVar, Literal
 
 from torch import nn
 
-from flsparse.clients.core.method import Fit, register
+from flsparse.clients.core.fit import Fit
+from flsparse.clients.core.method import register
 from flsparse.clients.topk import TopKLocal, TopKMod
 from flsparse.sparsity import begin_fit, check_layers, sparsify
 

@@ -6,40 +6,19 @@
 The baseline of the SparsyFed paper (arXiv 2504.05153): SparsyFed with beta = 1 and without activation pruning.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, cast
 
-import numpy as np
 from flwr.app import ConfigRecord
 
 from flsparse.clients.core.compress import CompressMod
-from flsparse.clients.core.method import Fit, LocalMethod, register
+from flsparse.clients.core.fit import Fit
+from flsparse.clients.core.method import LocalMethod, register
+from flsparse.clients.core.part import Part
+from flsparse.clients.parts.prune import Prune, Scope, prune
 from flsparse.nets.arrays import Arrays, state_arrays
 from flsparse.ranges import within
-from flsparse.sparsity import prune_global, prune_per_layer, regrowth
-
-
-def prune(arrays: Mapping[str, np.ndarray], sparsity: float, scope: str, names: list[str]) -> Arrays:
-    """Prune to a target sparsity by magnitude.
-
-    Parameters
-    ----------
-    arrays : Mapping[str, np.ndarray]
-        Arrays by name; those not named pass unchanged.
-    sparsity : float
-        Fraction of zeros among the named arrays, in [0, 1).
-    scope : {"global", "layer"}
-        One ranking over all named arrays, or one for each.
-    names : list[str]
-        The prunable arrays.
-    """
-    if scope not in ("global", "layer"):
-        raise ValueError(f"scope {scope!r} is neither 'global' nor 'layer'")
-    return (prune_global if scope == "global" else prune_per_layer)(arrays, sparsity, names)
-
-
-Scope = Literal["global", "layer"]
+from flsparse.sparsity import regrowth
 
 
 @register
@@ -76,12 +55,8 @@ class TopKMod(CompressMod):
     Powerpropagation in a model of one's own.
     """
 
-    def outgoing(
-        self, trained: Arrays, received: Mapping[str, np.ndarray], prunable: list[str], asked: ConfigRecord
-    ) -> tuple[Arrays, dict[str, float]]:
-        """Prune; report regrowth."""
-        metrics = {"regrowth": regrowth(trained, received, prunable)}
-        sparsity = asked.get("method.sparsity", 0.0)
-        scope = asked.get("method.scope", "global")
+    def parts(self, asked: ConfigRecord) -> list[Part]:
+        """Add pruning to the sparsity that the server asked for."""
+        sparsity, scope = asked.get("method.sparsity", 0.0), asked.get("method.scope", "global")
         assert isinstance(sparsity, int | float)
-        return prune(trained, float(sparsity), str(scope), prunable), metrics
+        return [*super().parts(asked), Prune(sparsity=float(sparsity), scope=cast(Scope, scope))]

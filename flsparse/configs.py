@@ -1,11 +1,13 @@
 """Composed configurations: their keys, near names for mistyped ones, and objects built from a name and arguments."""
 
 import difflib
+import importlib
+import pkgutil
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from inspect import Parameter, signature
-from types import NoneType
+from types import ModuleType, NoneType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
@@ -165,6 +167,20 @@ def settled(given: Mapping[str, Any], fixed: Fixed) -> dict[str, Any]:
         if key in given and given[key] != value:
             raise ValueError(f"{key}={given[key]!r} cannot be chosen: it is {value!r}, since {reason}; leave it out")
     return {**given, **{key: value for key, (value, _) in fixed.items()}}
+
+
+def import_all(package: str, paths: Iterable[str]) -> list[ModuleType]:
+    """Import every module that lies directly in a package: one file more is one name more in its registry.
+
+    Parameters
+    ----------
+    package : str
+        Dotted name, ``__name__`` of the package.
+    paths : Iterable[str]
+        ``__path__`` of the package.
+    """
+    names = [module.name for module in pkgutil.iter_modules(paths) if not module.ispkg]
+    return [importlib.import_module(f"{package}.{name}") for name in sorted(names)]
 
 
 @lru_cache

@@ -15,32 +15,23 @@ Coded uplinks are coded against a mirror of each ``x_m`` that both sides hold (s
 keeps one dense model a worker, by nature of the method.
 """
 
-from collections.abc import Iterable, Mapping
 from logging import INFO
 from math import cos, pi
-
-import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
-from flwr.serverapp import Grid
-from torch import nn
 
 from flsparse._flwr import log
 from flsparse.clients.core.method import LocalMethod
 from flsparse.clients.dppf import DPPFLocal
-from flsparse.clients.parts.questions import MAX_VALLEY_STEPS, METRICS, NUM_EXAMPLES, VALLEY
 from flsparse.clients.sparsyfed import Beta, Threshold
-from flsparse.clients.topk import prune
-from flsparse.codec import Layer
-from flsparse.configs import did_you_mean
-from flsparse.nets.valley import Valley, valley_of_curves
+from flsparse.nets.arrays import Arrays
+from flsparse.nets.valley import Valley
 from flsparse.ranges import one_of, within
-from flsparse.sparsity import check_layers, sparsity_ramp
-from flsparse.strategies.core.exchange import Node, Reply
-from flsparse.strategies.core.server_optimizer import Arrays
-from flsparse.strategies.fedavg import Weighted
+from flsparse.sparsity import check_layers
+from flsparse.strategies.core.exchange import Node
 from flsparse.strategies.local_sgd import LocalSGD
-from flsparse.strategies.scaffold import ServerControl
-from flsparse.wire.messages import CONTROL, Scalar, to_record
+from flsparse.strategies.parts.control import ServerControl
+from flsparse.strategies.parts.mirror import ServerMirror
+from flsparse.strategies.parts.sparse import SparseModel
+from flsparse.strategies.parts.valley import MeanValley
 
 SCHEDULES = ("constant", "increasing", "decreasing")
 
@@ -90,12 +81,6 @@ class DPPF(LocalSGD):
     **local_sgd
         Parameters of :class:`LocalSGD`.
 
-    Attributes
-    ----------
-    workers : dict[int, dict[str, np.ndarray]]
-        What the server last got of each worker, by partition: its mirror.
-    valley : Valley or None
-        The last measurement, with the loss along each direction.
     """
 
     name = "dppf"
@@ -125,58 +110,55 @@ class DPPF(LocalSGD):
         super().__init__(**local_sgd)  # type: ignore[arg-type]
         within("(0, 1]", "the share of the way to the average", alpha=alpha)
         within("[0, inf)", "a distance, null takes relative_width", lambda_=lambda_)
-        within("[0, inf)", relative_width=relative_width, valley_every=valley_every, valley_samples=valley_samples)
+        within("[0, inf)", relative_width=relative_width)
         one_of(SCHEDULES, schedule=schedule)
         within("(0, 1]", uplink_density=uplink_density)
-        within("[0, 1)", "the fraction of zeros", sparsity=sparsity)
         check_layers(beta, activation_threshold)
-        within(f"[1, {MAX_VALLEY_STEPS}]", valley_steps=valley_steps)
-        within("(1, inf)", valley_kappa=valley_kappa)
-        within("(0, inf)", valley_step=valley_step)
         self.alpha, self.lambda_, self.relative_width, self.schedule = alpha, lambda_, relative_width, schedule
-        self.uplink_density = uplink_density
-        self.sparsity, self.ramp = sparsity, ramp
         self.beta: Beta = beta
         self.activation_pruning, self.activation_threshold = activation_pruning, activation_threshold
-        self.control = ServerControl([]) if control_variates else None
-        self.valley_every, self.valley_samples = valley_every, valley_samples
-        self.valley_steps, self.valley_step, self.valley_kappa = valley_steps, valley_step, valley_kappa
-        self.valley_names = valley_names
-        self.workers: dict[int, Arrays] = {}
-        self.valley: Valley | None = None
+        mirrored = self.wire.values != "raw"
+        self.mirror = ServerMirror(uplink_density, codes=mirrored, remembers=mirrored or valley_every > 0)
+        self.model = SparseModel(sparsity, ramp=ramp)
+        self.mean_valley = MeanValley(
+            every=valley_every,
+            samples=valley_samples,
+            steps=valley_steps,
+            step=valley_step,
+            kappa=valley_kappa,
+            names=valley_names,
+            mirror=self.mirror,
+        )
+        self.control = ServerControl() if control_variates else None
+        own = (self.control, self.mirror, self.model if sparsity else None, self.mean_valley)
+        self._add_parts(*(part for part in own if part is not None))
 
-    # -- what workers are asked ------------------------------------------------------------------------------------
+    @property
+    def workers(self) -> dict[int, Arrays]:
+        """Each worker's last model as the server read it, by partition."""
+        return self.mirror.memory.workers
 
-    def round_sparsity(self, server_round: int) -> float:
-        """Return the sparsity asked for in a round."""
-        return sparsity_ramp(server_round, self._num_rounds, self.sparsity) if self.ramp else self.sparsity
+    @property
+    def valley(self) -> Valley | None:
+        """The last measurement of the Mean Valley, with the loss along each direction."""
+        return self.mean_valley.found
 
     def method(self, server_round: int, node: Node | None = None) -> LocalMethod:
         """Ask for this round's pull and push."""
         fraction = push_schedule(self.schedule, server_round, self._num_rounds)
         absolute = self.lambda_ is not None
+        sparsity = self.model.target(server_round, self._num_rounds)
         return DPPFLocal(
-            continues=self.continues(node),
+            continues=self.worker_rounds.continues(node),
             alpha=self.alpha,
             push=fraction * (self.lambda_ or 0.0),
             relative_push=0.0 if absolute else fraction * self.relative_width,
-            control_variates=self.control is not None,
-            confirmed=self.control.confirmed_by(node) if self.control else 0,
             # a ramp starts near 0, and layers are there or not for the whole run
-            sparsity=max(self.round_sparsity(server_round), 1e-9) if self.sparsity else 0.0,
+            sparsity=max(sparsity, 1e-9) if self.model.sparsity else 0.0,
             beta=self.beta,
             activation_pruning=self.activation_pruning,
             activation_threshold=self.activation_threshold,
         )
-
-    def asks(self, node: Node, server_round: int) -> Mapping[str, Scalar]:
-        """Ask for replies against the mirror, too."""
-        mirror: dict[str, Scalar] = {"mirror": True, "density": self.uplink_density} if self._mirrored else {}
-        return {**super().asks(node, server_round), **mirror}
-
-    @property
-    def _mirrored(self) -> bool:
-        return self.wire.values != "raw"
 
     def summary(self) -> None:
         """Log the configuration."""
@@ -185,154 +167,3 @@ class DPPF(LocalSGD):
             width = f"{self.lambda_ / self.alpha:g}"
         log(INFO, "\t├──> Pull %g, width %s, push %s", self.alpha, width, self.schedule)
         super().summary()
-
-    def bind(self, model: nn.Module) -> None:
-        """Learn the parameters' names: control variates are for them alone, and the valley is one of some of them."""
-        names = [name for name, _ in model.named_parameters()]
-        for name in self.valley_names or []:
-            if name not in names:
-                raise ValueError(f"valley_names: the model has no parameter {name!r}{did_you_mean(name, names)}")
-        if self.control:
-            self.control.parameters = names
-
-    # -- a round ----------------------------------------------------------------------------------------------------
-
-    def configure_train(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """Address the average, and the control variate behind it, to the sampled workers."""
-        if self.control:
-            self.control.meet(self.nodes.values())
-        return super().configure_train(server_round, self._joined(arrays), config, grid)
-
-    def configure_evaluate(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """Send the control variate here too: what nodes hold has both."""
-        return super().configure_evaluate(server_round, self._joined(arrays), config, grid)
-
-    def _joined(self, arrays: ArrayRecord) -> ArrayRecord:
-        return self.control.join(arrays) if self.control else arrays
-
-    def update(self, reply: Reply, mirror: Mapping[str, np.ndarray] | None = None) -> list[Layer] | None:
-        """Decode a reply, against the worker's mirror where it is coded so."""
-        return super().update(reply, self.workers.get(reply.node.partition) if self._mirrored else None)
-
-    def accept(self, reply: Reply, layers: list[Layer]) -> None:
-        """Move the worker's mirror; note whose control variate is in the server's."""
-        super().accept(reply, layers)
-        if self.control:
-            self.control.accept(reply)
-        if self._mirrored or self.valley_every:
-            arrays = {layer.name: np.array(layer.dense(self.wire.specs[layer.name])) for layer in layers}
-            self.workers[reply.node.partition] = arrays
-
-    def abandon(self) -> None:
-        """Let everybody join anew who was asked, and control variates start at 0."""
-        super().abandon()
-        if self.control:
-            self.control.reset()
-
-    def after_aggregation(self, arrays: Arrays, server_round: int) -> Arrays:
-        """Move the control variate; prune the average where the workers are pruned."""
-        if self.control:
-            arrays = self.control.part(arrays, self.round_metrics["replies"])
-        if self.sparsity:
-            arrays = prune(arrays, self.round_sparsity(server_round), "global", self.wire.prunable)
-        return arrays
-
-    def _give_back_rounding(self, mean: Arrays, references: dict[str, Weighted]) -> Arrays:
-        """Give back the control variate's alone: workers do not start from the broadcast of the model."""
-        given = super()._give_back_rounding(mean, references) if self.control else {}
-        return mean | {name: array for name, array in given.items() if name.startswith(CONTROL)}
-
-    # -- the valley -------------------------------------------------------------------------------------------------
-
-    def conclude(self, grid: Grid, server_round: int, arrays: ArrayRecord, timeout_s: float) -> ArrayRecord:
-        """Re-estimate batch norm; measure the valley when it is due."""
-        arrays = super().conclude(grid, server_round, arrays, timeout_s)
-        last = server_round == self._num_rounds
-        if self.valley_every and (server_round % self.valley_every == 0 or last):
-            self._measure_valley(grid, server_round, arrays, timeout_s)
-            self.wire.downlink.keep({node.held for node in self.nodes.values()})  # nobody holds a point of the walks
-        return arrays
-
-    def ask(
-        self,
-        grid: Grid,
-        server_round: int,
-        message_type: str,
-        arrays: ArrayRecord,
-        config: ConfigRecord,
-        timeout_s: float,
-        *,
-        hold: bool = True,
-    ) -> Iterable[Reply]:
-        """Ask as LocalSGD does, the control variate behind the model."""
-        joined = self._joined(arrays)
-        return super().ask(grid, server_round, message_type, joined, config, timeout_s, hold=hold)
-
-    def _measure_valley(self, grid: Grid, server_round: int, arrays: ArrayRecord, timeout_s: float) -> None:
-        """Let the nodes walk from the average through each worker, and put their losses together."""
-        config: dict[str, int | float | str | list[str]] = {
-            "samples": self.valley_samples,
-            "step": self.valley_step,
-            "steps": self.valley_steps,
-            "names": list(self.valley_names or []),
-        }
-        kind = f"{MessageType.EVALUATE}.{VALLEY}"
-
-        def losses(model: ArrayRecord, point: str) -> list[float]:
-            record = ConfigRecord({**config, "point": point})
-            expected = 1 if point == "average" else self.valley_steps
-            rows, weights = [], []
-            for reply in self.ask(grid, server_round, kind, model, record, timeout_s, hold=False):
-                weighed, row = self.weigh(reply, NUM_EXAMPLES), _losses_of(reply, expected)
-                if weighed is not None and row is not None:
-                    rows.append(row)
-                    weights.append(weighed[0])
-            return [float(x) for x in np.average(rows, axis=0, weights=weights)] if rows else []
-
-        at_average = losses(arrays, "average")
-        asked = sorted(n.partition for n in self._asked if self._accepted.get(n.partition) == server_round)
-        walks = {p: losses(to_record(_model_of(self.workers[p])), "worker") for p in asked}
-        curves = {p: walk for p, walk in walks.items() if walk}
-        if not at_average or not curves:
-            return
-        self.valley = valley_of_curves(
-            at_average[0], list(curves.values()), kappa=self.valley_kappa, step=self.valley_step
-        )
-        self.round_metrics |= {
-            "mean_valley": self.valley.mean_valley,
-            "valley_reached": float(np.mean(self.valley.reached)),
-            "valley_step": self.valley_step,
-            "valley_losses": {
-                str(p): [loss for _, loss in curve] for p, curve in zip(curves, self.valley.curves, strict=True)
-            },
-        }
-
-    # -- state ------------------------------------------------------------------------------------------------------
-
-    def state_dict(self) -> dict[str, object]:
-        """Return LocalSGD's state, the mirrors and the control variate."""
-        workers = {str(partition): arrays for partition, arrays in self.workers.items()}
-        control = self.control.state_dict() if self.control else {}
-        return {**super().state_dict(), "workers": workers, "control": control}
-
-    def load_state_dict(self, state: dict[str, object]) -> None:
-        """Restore what :meth:`state_dict` gave."""
-        super().load_state_dict(state)
-        self.workers = {int(p): dict(arrays) for p, arrays in state["workers"].items()}  # type: ignore[attr-defined]
-        if self.control:
-            self.control.load_state_dict(state["control"])  # type: ignore[arg-type]
-
-
-def _model_of(arrays: Arrays) -> Arrays:
-    return {name: array for name, array in arrays.items() if not name.startswith(CONTROL)}
-
-
-def _losses_of(reply: Reply, expected: int) -> np.ndarray | None:
-    """Return the losses a node measured; None where they are not the numbers that were asked for."""
-    found = reply.content.metric_records.get(METRICS, MetricRecord()).get("losses")
-    losses = np.asarray(found if isinstance(found, list) else [], np.float64)
-    return losses if losses.size == expected and not np.isnan(losses).any() else None

@@ -8,7 +8,7 @@ Each node m started from its own reference r_m, a rounded copy of x. The roundin
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from logging import INFO
 
@@ -20,13 +20,14 @@ from flsparse import rng
 from flsparse._flwr import log
 from flsparse.clients.core.method import LocalMethod
 from flsparse.clients.fedavg import FedAvgLocal
-from flsparse.codec import Accumulator, Layer, Reference
+from flsparse.codec import Accumulator, Reference
 from flsparse.ranges import within
 from flsparse.strategies.core.downlink import rounded_names
 from flsparse.strategies.core.exchange import Node, Reply
 from flsparse.strategies.core.loop import LARGEST, RoundLoop, numbers_of
+from flsparse.strategies.core.part import Round
 from flsparse.strategies.core.server_optimizer import Arrays, ServerOptimizer
-from flsparse.wire.messages import to_numpy, to_record
+from flsparse.wire.messages import Scalar, to_numpy, to_record
 
 
 @dataclass
@@ -93,6 +94,7 @@ class FedAvg(RoundLoop):
         self.configrecord_key = configrecord_key
         self.server_optimizer = ServerOptimizer(server_optimizer, server_lr)
         self._model: Arrays = {}
+        self._accepted: list[Node] = []  # of this round
 
     @property
     def min_available_nodes(self) -> int:
@@ -120,9 +122,28 @@ class FedAvg(RoundLoop):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Sample nodes and address the model to each."""
+        nodes = self.open_round(server_round, grid)
+        arrays = self._joined(arrays)
         self._model = to_numpy(arrays)
-        nodes = self.sample(self.fraction_train, self.min_train_nodes, server_round, "sampling")
         return self._messages(nodes, server_round, arrays, config, MessageType.TRAIN)
+
+    def open_round(self, server_round: int, grid: Grid) -> list[Node]:
+        """Let the parts begin a round; return the nodes sampled for it."""
+
+        def ask(message_type: str, arrays: ArrayRecord, config: ConfigRecord, hold: bool = True) -> Iterable[Reply]:
+            return self.ask(grid, message_type, arrays, config, hold=hold)
+
+        self._accepted = []
+        self.round = Round(server_round, self._num_rounds, self.nodes, self.wire, self.round_metrics, ask, self.weigh)
+        for part in self.parts:
+            part.open(self.round)
+        return self.sample(self.fraction_train, self.min_train_nodes, server_round, "sampling")
+
+    def _joined(self, arrays: ArrayRecord) -> ArrayRecord:
+        """Return the model with what the parts send behind it."""
+        for part in self.parts:
+            arrays = part.joined(arrays)
+        return arrays
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -131,7 +152,7 @@ class FedAvg(RoundLoop):
         if self.fraction_evaluate == 0:
             return []
         nodes = self.sample(self.fraction_evaluate, self.min_evaluate_nodes, server_round, "evaluation")
-        return self._messages(nodes, server_round, arrays, config, MessageType.EVALUATE)
+        return self._messages(nodes, server_round, self._joined(arrays), config, MessageType.EVALUATE)
 
     def _messages(
         self, nodes: list[Node], server_round: int, arrays: ArrayRecord, config: ConfigRecord, message_type: str
@@ -145,42 +166,62 @@ class FedAvg(RoundLoop):
         accumulator = Accumulator(self.wire.specs)
         references: dict[str, Weighted] = {}
         accepted: list[tuple[float, dict[str, float]]] = []
-        self.before_aggregation()
+        weighted = self.weighted and not any(part.uniform for part in self.parts)
         for reply in replies:
-            if (layers := self.update(reply)) is None or reply.broadcast is None:
+            mirrors = (part.mirror(reply.node) for part in self.parts)
+            layers = self.update(reply, next((mirror for mirror in mirrors if mirror is not None), None))
+            if layers is None or reply.broadcast is None:
+                continue
+            faults = (part.fault(reply, layers, self.round) for part in self.parts)
+            if (fault := next((fault for fault in faults if fault is not None), None)) is not None:
+                self.wire.refuse(reply, fault)
                 continue
             if (weighed := self.weigh(reply)) is None:
                 continue
             (weight, metrics), reference = weighed, reply.broadcast.reference
-            weight = weight if self.weighted else 1.0
+            weight = weight if weighted else 1.0
             accumulator.add(layers, weight)
-            self.accept(reply, layers)
             references.setdefault(reference.id, Weighted(reference)).weight += weight
-            self.observe(layers, reference)
             accepted.append((weight, metrics))
+            self._accepted.append(reply.node)
+            for part in self.parts:
+                part.accept(reply, layers, self.round)
         self.round_metrics["replies"] = len(accepted)
         if len(accepted) < self.min_replies:
-            self.abandon()
+            for part in self.parts:
+                part.abandon(self.round)
             return None, None
         mean = self._give_back_rounding(accumulator.mean(), references)
-        self._model = self.after_aggregation(self.server_optimizer.step(self._model, mean), server_round)
+        arrays = self.server_optimizer.step(self._model, mean)
+        for part in self.parts:
+            arrays = part.close(arrays, self.round)
+        self._model = arrays
         return to_record(self._model), MetricRecord(weighted_means(accepted))  # type: ignore[arg-type]
 
-    def before_aggregation(self) -> None:
-        """Run before the first reply of a round; for subclasses."""
-
-    def accept(self, reply: Reply, layers: list[Layer]) -> None:
-        """Note who an accepted update came from; for subclasses."""
-
-    def abandon(self) -> None:
-        """Forget what was accepted in a round without a quorum; for subclasses."""
-
-    def observe(self, layers: list[Layer], reference: Reference) -> None:
-        """Look at one accepted update; for subclasses."""
-
-    def after_aggregation(self, arrays: Arrays, server_round: int) -> Arrays:
-        """Return the model of the next round; subclasses prune here."""
+    def conclude(self, grid: Grid, server_round: int, arrays: ArrayRecord, timeout_s: float) -> ArrayRecord:
+        """Let the parts ask the nodes about the model."""
+        for part in self.parts:
+            arrays = part.conclude(arrays, self.round)
         return arrays
+
+    def ask(
+        self, grid: Grid, message_type: str, arrays: ArrayRecord, config: ConfigRecord, *, hold: bool = True
+    ) -> Iterable[Reply]:
+        """Ask the nodes whose updates were accepted in this round about a model; yield their replies.
+
+        With ``hold`` the nodes keep the model as their next reference, so that the next broadcast is small.
+        """
+        content = RecordDict({self.arrayrecord_key: self._joined(arrays), self.configrecord_key: config})
+        messages = [Message(content, node.node_id, message_type) for node in self._accepted]
+        server_round = self.round.number
+
+        def asks(node: Node) -> Mapping[str, Scalar]:
+            kept = {} if hold else {"hold": False}
+            return {**self.asks(node, server_round), **kept}
+
+        for reply in self.wire.exchange(grid, messages, self.nodes, asks, server_round, self._exchange_s):
+            self.note_held(reply)
+            yield reply
 
     def weigh(self, reply: Reply, key: str = "") -> tuple[float, dict[str, float]] | None:
         """Return a reply's weight, by ``weighted_by_key`` or a given key, and its other numbers; None if it is bad."""
@@ -205,6 +246,8 @@ class FedAvg(RoundLoop):
             x = self._model[name]
             received = sum(r.reference.arrays[name] * np.float32(r.weight / total) for r in references.values())
             given[name] = np.asarray(mean[name] + (x - received), x.dtype)
+        for part in self.parts:
+            given = part.given_back(mean, given)
         return given
 
     def receive_evaluations(self, server_round: int, replies: Iterable[Reply]) -> MetricRecord | None:

@@ -50,7 +50,7 @@ class SparsyFed(TopK):
         """Ask for the round's sparsity and the layers' settings."""
         return SparsyFedLocal(
             sparsity=self.round_sparsity(server_round, node),
-            scope=self.scope,
+            scope=self.model.scope,
             beta=self.beta,
             activation_pruning=self.activation_pruning,
             activation_threshold=self.activation_threshold,

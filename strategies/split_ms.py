@@ -41,7 +41,7 @@ from flsparse.schedules import batches_of_a_pass, learning_rate
 from flsparse.strategies.core.downlink import Broadcast
 from flsparse.strategies.core.exchange import Exchange, Node, Reply
 from flsparse.strategies.core.loop import numbers_of
-from flsparse.strategies.core.split_top import Received, Tally, Top, decode_head_gradient
+from flsparse.strategies.core.split_top import Received, SplitMemory, Tally, Top, decode_head_gradient
 from flsparse.strategies.core.split_wire import SplitWire
 from flsparse.strategies.fedavg import FedAvg
 from flsparse.wire import bundle as split
@@ -87,6 +87,8 @@ class SplitMS(FedAvg):
     """
 
     name = "split_ms"
+    previewed_as = "cut"
+    measures = ("uplink_bits_per_element", "downlink_bits_per_element")
     fixed: ClassVar[Fixed] = {
         "prunable": ([], "no weights are pruned"),
         "fraction_evaluate": (0.0, "no device holds the whole model"),
@@ -130,10 +132,9 @@ class SplitMS(FedAvg):
         )
         self.wire: SplitWire = SplitWire(self.wire.values, self.wire.rounding, self.wire.downlink, [], self.seed)
         self._top: Top | None = None
-        self._momentum: dict[str, np.ndarray] = {}
+        self.memory: SplitMemory = SplitMemory()
         self._device_keys: list[str] = []
         self._begun: dict[int, Broadcast] = {}  # what each node began the round with, by node id
-        self._batches_done = 0
         self._each: tuple[int, ...] | None = None  # shape of one sample at the cut
 
     # -- the model --------------------------------------------------------------------------------------------------
@@ -144,7 +145,7 @@ class SplitMS(FedAvg):
             self.asked.head = self._head or default_head(model, self.asked.cut)
         if self._top is None:
             bottom, top, *head = self.asked.parts(deepcopy(model))
-            self._top = Top(top, self._momentum)
+            self._top = Top(top, self.memory)
             self._device_keys = [key for part in (bottom, *head) for key in part.state_dict()]
         # nothing is drawn at test time, where randtopk is top-k; without entropy coding the same tensors come sooner
         compressor = {"randtopk": "topk"}.get(self.asked.compressor, self.asked.compressor)
@@ -199,8 +200,8 @@ class SplitMS(FedAvg):
         top.begin_round(self._all, lr=rate, momentum=numbers.get("momentum", 0.0), weight_decay=decay)
         # both sides step at this round's rate
         constant: dict[str, Scalar] = {"lr": rate, "lr-final": 0.0, "lr-schedule": "geometric"}
-        config = ConfigRecord({**config, **constant, "first-batch": self._batches_done})
-        nodes = self.sample(self.fraction_train, self.min_train_nodes, server_round, "sampling")
+        config = ConfigRecord({**config, **constant, "first-batch": self.memory.batches_done})
+        nodes = self.open_round(server_round, grid)
         self._batch_size, self._each = int(numbers["batch-size"]), None
         self._steps = self.steps_per_round or self._steps_of_a_pass(nodes, self._batch_size)
         self._begun = {}
@@ -223,7 +224,7 @@ class SplitMS(FedAvg):
             replies = self._send(server_round, step, split.STEP if step + 1 < self._steps else split.END, gradients)
         aggregated, metrics = super().receive(server_round, replies)
         self.top.end_round()
-        self._batches_done += self._steps * self.asked.batches
+        self.memory.batches_done += self._steps * self.asked.batches
         if aggregated is None or metrics is None:
             return None, None
         self._measure(server_round)
@@ -358,19 +359,6 @@ class SplitMS(FedAvg):
             "uplink_bits_per_element": 8 * (up.get("masks", 0) + up.get("values", 0)) / elements,
             "downlink_bits_per_element": 8 * down.get("gradients", 0) / elements,
         }
-
-    # -- state ------------------------------------------------------------------------------------------------------
-
-    def state_dict(self) -> dict[str, object]:
-        """Return the state of FedAvg, the top's momentum, and how many batches each node has used."""
-        return {**super().state_dict(), "momentum": dict(self._momentum), "batches_done": self._batches_done}
-
-    def load_state_dict(self, state: dict[str, object]) -> None:
-        """Restore what :meth:`state_dict` gave."""
-        super().load_state_dict(state)
-        self._momentum.clear()  # the top's own, where there is one already
-        self._momentum.update(state["momentum"])  # type: ignore[call-overload]
-        self._batches_done = int(state["batches_done"])  # type: ignore[call-overload]
 
 
 def _most_common(shapes: list[tuple[int, ...]]) -> tuple[int, ...] | None:

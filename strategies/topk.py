@@ -10,18 +10,15 @@ The baseline of the SparsyFed paper (arXiv 2504.05153), which neither ramps nor 
 from collections.abc import Mapping
 from logging import INFO
 
-import numpy as np
-
 from flsparse._flwr import log
 from flsparse.clients.core.method import LocalMethod
-from flsparse.clients.topk import Scope, TopKLocal, prune
-from flsparse.codec import Codec, Layer, Reference
-from flsparse.ranges import one_of, within
-from flsparse.sparsity import layer_sparsity, sparsity_of, sparsity_ramp
+from flsparse.clients.parts.prune import Scope
+from flsparse.clients.topk import TopKLocal
+from flsparse.codec import Codec
 from flsparse.strategies.core.exchange import Node
-from flsparse.strategies.core.server_optimizer import Arrays
-from flsparse.strategies.fedavg import FedAvg, Weighted
-from flsparse.strategies.parts.masks import MaskStatistics
+from flsparse.strategies.fedavg import FedAvg
+from flsparse.strategies.parts.masks import Masks
+from flsparse.strategies.parts.sparse import SparseModel
 
 
 class TopK(FedAvg):
@@ -58,61 +55,21 @@ class TopK(FedAvg):
         **fedavg: object,
     ) -> None:
         super().__init__(**fedavg)  # type: ignore[arg-type]
-        self._tiers = [(*_partition_range(key), target) for key, target in (tiers or {}).items()]
-        for target in (sparsity, *(target for *_, target in self._tiers)):
-            within("[0, 1)", "the fraction of zeros, 0.95 keeps one weight in 20", sparsity=target)
-        one_of(("global", "layer"), scope=scope)
         if (self.wire.values, self.wire.downlink.codec.values) == ("int4", "int8"):
             self.wire.downlink.delta_codec = Codec("int4")  # as nodes code theirs: the rounding is given back
-        self.sparsity, self.ramp, self.reprune, self.scope = sparsity, ramp, reprune, scope
+        self.model = SparseModel(sparsity, ramp=ramp, reprune=reprune, scope=scope, tiers=tiers)
+        self._add_parts(Masks(), self.model)
 
     def round_sparsity(self, server_round: int, node: Node | None = None) -> float:
         """Return the sparsity asked for in a round, of one node or of the aggregate."""
-        target = self.sparsity
-        if node is not None and server_round > 1:
-            target = next((t for low, high, t in self._tiers if low <= node.partition <= high), target)
-        return sparsity_ramp(server_round, self._num_rounds, target) if self.ramp else target
+        return self.model.target(server_round, self._num_rounds, node)
 
     def method(self, server_round: int, node: Node | None = None) -> LocalMethod:
         """Ask for the round's sparsity."""
-        return TopKLocal(sparsity=self.round_sparsity(server_round, node), scope=self.scope)
+        return TopKLocal(sparsity=self.round_sparsity(server_round, node), scope=self.model.scope)
 
     def summary(self) -> None:
         """Log the configuration."""
-        log(INFO, "\t├──> Sparsity: %.4g, %s%s", self.sparsity, self.scope, ", ramped" if self.ramp else "")
+        model = self.model
+        log(INFO, "\t├──> Sparsity: %.4g, %s%s", model.sparsity, model.scope, ", ramped" if model.ramp else "")
         super().summary()
-
-    def before_aggregation(self) -> None:
-        """Start the round's mask statistics."""
-        self._masks = MaskStatistics(self.wire.specs, self.wire.prunable)
-
-    def observe(self, layers: list[Layer], reference: Reference) -> None:
-        """Count the node's supports."""
-        self._masks.add(layers, reference)
-
-    def _give_back_rounding(self, mean: Arrays, references: dict[str, Weighted]) -> Arrays:
-        """Give it back where some node kept the position: what all of them pruned stays 0."""
-        given = super()._give_back_rounding(mean, references)
-        pruned = {
-            name: np.where(mean[name] != 0, given[name], 0).astype(mean[name].dtype) for name in self.wire.prunable
-        }
-        return given | pruned
-
-    def after_aggregation(self, arrays: Arrays, server_round: int) -> Arrays:
-        """Prune the aggregate, where asked to; report what the masks look like."""
-        self.round_metrics |= self._masks.summary() | {"union_sparsity": sparsity_of(arrays, self.wire.prunable)}
-        if self.reprune:
-            arrays = prune(arrays, self.round_sparsity(server_round), self.scope, self.wire.prunable)
-        self.round_metrics |= {
-            "target_sparsity": self.round_sparsity(server_round),
-            "broadcast_sparsity": sparsity_of(arrays, self.wire.prunable),
-            "layer_sparsity": layer_sparsity(arrays, self.wire.prunable),
-        }
-        return arrays
-
-
-def _partition_range(key: str | int) -> tuple[int, int]:
-    low, _, high = str(key).partition("-")
-    if not low.isdecimal() or not (high or low).isdecimal() or int(low) > int(high or low):
-        raise ValueError(f"tiers: {key!r} is not a range of partition ids such as '0-49'")
-    return int(low), int(high or low)

@@ -16,7 +16,10 @@ from flsparse.strategies import STRATEGIES
 from flsparse.tasks import build_task
 
 CONF = files("flsparse.conf")
-NEEDS = {("dataset", "hf"): ["dataset.repo=ylecun/mnist"]}
+NEEDS = {
+    ("dataset", "hf"): ["dataset.repo=ylecun/mnist"],
+    ("parts", "masks"): ["strategy=fedavg"],  # others have it by themselves
+}
 
 
 def options(group: str) -> list[str]:

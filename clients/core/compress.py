@@ -2,26 +2,24 @@
 
     received = decode(payload, reference held by this node)
     trained  = the app's own train(received)
-    payload  = Q(trained + residual - received);  residual <- what the coding lost   (error feedback)
+    payload  = Q(parts(trained) - received)
 
-The update is coded relative to what was received, positions as well as values. Error feedback is that of Seide et al.
-(2014) and Karimireddy et al. (2019, arXiv 1901.09847); where the codec's own error is small it is not needed.
+The update is coded relative to the received model, positions as well as values. On its way out it goes through the
+parts that the message asks for (:mod:`flsparse.clients.core.part`): clipping, noise, pruning, sparse updates, mirrors.
 """
 
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from flwr.app import ConfigRecord, Context, Message, MessageType, RecordDict
 from flwr.clientapp.typing import ClientAppCallable
 
-from flsparse import rng
+from flsparse.clients.core.part import Leaving, Part, Way, asked_parts
 from flsparse.clients.core.state import NodeState
+from flsparse.clients.parts.topk_update import TopKUpdate
 from flsparse.codec import Codec, Reference, decode
 from flsparse.wire.messages import (
-    CONTROL,
-    MIRROR,
     MISSING_REFERENCE,
     RECORD,
     Blueprint,
@@ -33,7 +31,6 @@ from flsparse.wire.messages import (
     to_numpy,
     to_record,
 )
-from flsparse.wire.mirror import OWN_CONTROL, PENDING_CONTROL, control_as_read, dated, reference_with, towards
 
 Arrays = dict[str, np.ndarray]
 
@@ -84,7 +81,8 @@ class CompressMod:
     Parameters
     ----------
     error_feedback : bool (default: False)
-        Keep what the coding lost and add it to the next update.
+        Keep what the coding lost and add it to the next update (:class:`flsparse.clients.parts.topk_update.TopKUpdate`
+        with everything sent); where the codec's own error is small it is not needed.
     limits : Limits, optional
         Bounds set by the device's owner.
     """
@@ -117,11 +115,12 @@ class CompressMod:
             reply.content[RECORD] = ConfigRecord({"held": state.held})
         return reply
 
-    def outgoing(
-        self, trained: Arrays, received: Mapping[str, np.ndarray], prunable: list[str], asked: ConfigRecord
-    ) -> tuple[Arrays, dict[str, float]]:
-        """Return what to send of what was trained, and metrics to report; subclasses prune here."""
-        return trained, {}
+    def parts(self, asked: ConfigRecord) -> list[Part]:
+        """Return the parts that the update goes through on its way out; subclasses add theirs."""
+        parts = asked_parts(asked)
+        if self.error_feedback and not any(isinstance(part, TopKUpdate) for part in parts):
+            parts.append(TopKUpdate(density=1.0, decay=1.0))  # everything is sent: what is kept is the coding's loss
+        return parts
 
     def _unpack(self, content: RecordDict, asked: ConfigRecord, state: NodeState) -> tuple[Reference, list[str]]:
         """Replace the packed array by the decoded ones."""
@@ -160,35 +159,34 @@ class CompressMod:
                 f"the app returned {len(trained)} arrays, but received {len(received.arrays)}: "
                 f"{f'{odd[0]!r} is on one side only' if odd else 'in another order'}; return the whole state_dict"
             )
-        residual = (state.get("residual") or {}) if self.error_feedback else {}
-        trained = {name: array + residual[name] if name in residual else array for name, array in trained.items()}
-        sent, metrics = self.outgoing(trained, received.arrays, prunable, asked)
-
-        started = time.perf_counter()
-        mirrored = bool(asked.get("mirror", False))
-        base = received
-        if mirrored:
-            if (mirror := state.get(MIRROR)) is not None:
-                base = reference_with(mirror, received)
-            sent = towards(sent, base.arrays, float(asked["density"]))  # type: ignore[arg-type]
-        generator = rng.stream(int(asked["seed"]), int(asked["round"]), int(asked["node"]), "rounding")  # type: ignore[arg-type]
-        payload, reference = encode_update(sent, base, str(asked["values"]), str(asked["rounding"]), generator)
-        metrics["encode-ms"] = (time.perf_counter() - started) * 1e3
-
-        controlled = reference is not None and any(name.startswith(CONTROL) for name in sent)
-        if mirrored or controlled or self.error_feedback:
-            decoded = decode(payload, like=sent, reference=reference)
-        if mirrored:
-            state.put(MIRROR, decoded)
-        if controlled:
-            pending = control_as_read(state.get(OWN_CONTROL) or {}, decoded, received)
-            state.put(PENDING_CONTROL, dated(pending, int(asked["round"])))  # type: ignore[arg-type]
-        if self.error_feedback:
-            floating = [name for name, array in sent.items() if array.dtype.kind == "f"]
-            state.put("residual", {name: sent[name] - decoded[name] for name in floating})
-        content[key] = pack(payload)
+        metrics: dict[str, float] = {}
+        way = Way(self.parts(asked), Leaving.of(asked, received, prunable, state, metrics))
+        content[key] = pack(coded_update(trained, way, str(asked["rounding"]), way.leaving.stream("rounding")))
         for record in content.metric_records.values():
             record.update(metrics)
+
+
+def coded_update(trained: Arrays, way: Way, rounding: str, generator: np.random.Generator) -> bytes:
+    """Send trained arrays on their way and code what comes out of it.
+
+    Parameters
+    ----------
+    trained : dict[str, np.ndarray]
+        In state-dict order, names and shapes as in the received model.
+    way : Way
+        Its parts change the update, and learn what the server will read of it; ``encode-ms`` is reported.
+    rounding : str
+        Of :class:`flsparse.codec.Codec`.
+    generator : np.random.Generator
+        Randomness of the rounding.
+    """
+    sent = way.outgoing(trained)
+    started = time.perf_counter()
+    payload, reference = encode_update(sent, way.base, way.leaving.values, rounding, generator)
+    way.leaving.metrics["encode-ms"] = (time.perf_counter() - started) * 1e3
+    if way.reads_back:
+        way.coded(decode(payload, like=sent, reference=reference))
+    return payload
 
 
 def encode_update(

@@ -21,8 +21,10 @@ from torch import nn
 
 from flsparse import rng
 from flsparse._flwr import log
-from flsparse.clients.core.method import Fit, Kind, LocalMethod, Visit, unanswered
+from flsparse.clients.core.fit import Fit
+from flsparse.clients.core.method import Kind, LocalMethod, Visit, unanswered
 from flsparse.clients.core.neighborhood import Exchange, Neighborhood, OutOfStep, Pending, weighted_pull
+from flsparse.clients.core.part import Leaving, Way, asked_parts
 from flsparse.clients.core.state import NodeState
 from flsparse.codec import Codec, Reference, decode
 from flsparse.codec.residuals.dither import Dither, Vector, entropy_bits
@@ -309,6 +311,9 @@ class GossipLocal(LocalMethod):
         fit = visit.fit(model, received, mail.round, list(home.prunable))
         load_optimizer(model, fit.optimizer, home.optimizer)
         arrays = self.fit(fit, visit)
+        asked = {**visit.asked, "round": mail.round, "node": visit.node}
+        way = Way(asked_parts(asked), Leaving.of(asked, Reference(received), fit.prunable, visit.state, fit.metrics))
+        arrays = way.outgoing(arrays)
         started = time.perf_counter()
         x = self.before_send(layout.flat(arrays), hood, mail.weights, mail.round)
         own = hood.copies[visit.node]

@@ -13,7 +13,7 @@ Our own loop is ``flsparse.tasks.training``; a user's own loop can call the same
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from enum import StrEnum
 from typing import Any, ClassVar, Protocol
 
@@ -22,6 +22,8 @@ from flwr.app import ConfigRecord, Context, MessageType, MetricRecord, RecordDic
 from torch import nn
 
 from flsparse.clients.core.compress import Limits
+from flsparse.clients.core.fit import Fit
+from flsparse.clients.core.part import Part, asked_parts
 from flsparse.clients.core.state import NodeState
 from flsparse.clients.parts import questions
 from flsparse.configs import build
@@ -48,50 +50,6 @@ class Kind(StrEnum):
     STATISTICS = f"{MessageType.EVALUATE}.{questions.STATISTICS}"
     VALLEY = f"{MessageType.EVALUATE}.{questions.VALLEY}"
     SPLIT = bundle.MESSAGE_TYPE
-
-
-@dataclass
-class Fit:
-    """One local training, as the hooks see it.
-
-    Attributes
-    ----------
-    model : nn.Module
-        The model in training, the received weights loaded.
-    optimizer : torch.optim.Optimizer
-        The local optimizer.
-    received : dict[str, np.ndarray]
-        The broadcast as this node decoded it, by state-dict key.
-    server_round, num_rounds : int
-        This round, from 1, and the last one.
-    node : int
-        Partition id.
-    seed : int
-        The run's seed, for :func:`flsparse.rng.derive`.
-    config : Mapping[str, int | float | str | bool]
-        The training configuration of the message (``lr``, ``batch-size``, ...).
-    state : NodeState
-        What this node keeps from round to round.
-    prunable : list[str]
-        Names of the arrays that may be pruned.
-    step : int
-        Local steps done so far.
-    metrics : dict[str, float]
-        What the node reports; hooks may add to it.
-    """
-
-    model: nn.Module
-    optimizer: torch.optim.Optimizer
-    received: Arrays
-    server_round: int
-    num_rounds: int
-    node: int
-    seed: int
-    config: Mapping[str, Scalar]
-    state: NodeState
-    prunable: list[str] = field(default_factory=list)
-    step: int = 0
-    metrics: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(kw_only=True)
@@ -149,8 +107,8 @@ class LocalMethod:
         return int(visit.config.get("local-epochs", 1))
 
     def fit(self, fit: Fit, visit: "Visit") -> Arrays:
-        """Train with the hooks below; a trained model leaves the device through :meth:`after_fit` alone."""
-        return visit.task.fit(fit, self, visit.data)
+        """Train with the hooks below and those of the parts that the message asks for; return what the fit sends."""
+        return visit.task.fit(fit, WithParts(self, asked_parts(visit.asked)), visit.data)
 
     def prepare(self, model: nn.Module) -> nn.Module:
         """Turn a plain model into the one this method trains; the server does the same with its own copy."""
@@ -174,13 +132,51 @@ class LocalMethod:
         return {f.name: getattr(self, f.name) for f in fields(self)}
 
 
+class Hooks(Protocol):
+    """Hooks around the steps of a fit, as a training loop calls them."""
+
+    def before_fit(self, fit: Fit) -> None: ...
+    def after_backward(self, fit: Fit) -> None: ...
+    def after_step(self, fit: Fit) -> None: ...
+    def after_fit(self, fit: Fit) -> Arrays: ...
+
+
+@dataclass(frozen=True)
+class WithParts:
+    """A method's hooks, and those of its parts after them."""
+
+    method: LocalMethod
+    parts: list[Part]
+
+    def before_fit(self, fit: Fit) -> None:
+        self.method.before_fit(fit)
+        for part in self.parts:
+            part.before_fit(fit)
+
+    def after_backward(self, fit: Fit) -> None:
+        self.method.after_backward(fit)
+        for part in self.parts:
+            part.after_backward(fit)
+
+    def after_step(self, fit: Fit) -> None:
+        self.method.after_step(fit)
+        for part in self.parts:
+            part.after_step(fit)
+
+    def after_fit(self, fit: Fit) -> Arrays:
+        arrays = self.method.after_fit(fit)
+        for part in self.parts:
+            arrays = part.after_fit(fit, arrays)
+        return arrays
+
+
 class TaskLike(Protocol):
     """What the device application needs of a task; ``flsparse.tasks.Task`` is one."""
 
     def model(self) -> nn.Module: ...
     def train_data(self, node: int) -> Any: ...
     def optimizer(self, model: nn.Module, config: Mapping[str, Scalar]) -> torch.optim.Optimizer: ...
-    def fit(self, fit: Fit, method: LocalMethod, data: Any) -> Arrays: ...
+    def fit(self, fit: Fit, method: Hooks, data: Any) -> Arrays: ...
     def evaluate(self, model: nn.Module, data: Any) -> dict[str, float]: ...
     def sample(self, data: Any, size: int) -> list[tuple[torch.Tensor, torch.Tensor]]: ...
 

@@ -8,7 +8,7 @@ import time
 from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 
-from flsparse.clients.core.compress import encode_update
+from flsparse.clients.core.compress import coded_update, encode_update
 from flsparse.clients.core.method import Kind, LocalMethod, TaskLike, Visit, unanswered
+from flsparse.clients.core.part import Leaving, Way, asked_parts, part_entries
 from flsparse.clients.core.split_session import Session
 from flsparse.codec import Reference, decode_activations, decode_gradient, encode_gradient
 from flsparse.codec.activations.compressors import ActivationCodec
@@ -168,6 +169,7 @@ class Device:
             seed=int(asked["seed"]),  # type: ignore[arg-type]
             values=str(asked["values"]),
             rounding=str(asked["rounding"]),
+            parts=part_entries(asked),
         )
         return cls(method, visit, session, arrays)
 
@@ -267,12 +269,19 @@ class Device:
 
     def end(self) -> RecordDict:
         """Return the coded change of the device's layers, and metrics of the round; forget the layers."""
-        arrays, session = self.arrays(), self.session
+        session, received = self.session, self._received()
+        measured: dict[str, float] = {}
         generator = session.stream("rounding")
-        payload, _ = encode_update(arrays, self._received(), session.values, session.rounding, generator)
+        if session.parts and received is None:
+            raise ValueError("this node has lost the model received, which the parts of its update compare with")
+        if session.parts and received is not None:
+            way = Way(asked_parts(session.parts), Leaving.of(asdict(session), received, [], self.state, measured))
+            payload = coded_update(self.arrays(), way, session.rounding, generator)
+        else:
+            payload, _ = encode_update(self.arrays(), received, session.values, session.rounding, generator)
         self._store()
         self.state.drop(_MODEL)
-        metrics = {
+        metrics = measured | {
             "num-examples": float(session.samples),
             "steps": float(session.step),
             "step-seconds": session.compute_s / session.step,

@@ -29,6 +29,8 @@ class Session:
         Randomness is derived from these; ``node`` is the partition id as the server knows it.
     values, rounding : str
         Codec of the update at the end of the round.
+    parts : Mapping[str, int | float | str | bool]
+        Entries of the record that ask for parts of that update.
     step : int
         Optimizer steps done in this round.
     samples : int
@@ -48,6 +50,7 @@ class Session:
     seed: int
     values: str
     rounding: str
+    parts: Mapping[str, Scalar]
     step: int = 0
     samples: int = 0
     loss: float = 0.0

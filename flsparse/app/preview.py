@@ -17,13 +17,11 @@ from flsparse.configs import sampled_nodes
 from flsparse.nets.arrays import Arrays, state_arrays
 from flsparse.report.tables import human_bytes, ratio
 from flsparse.runtime.federation import make_strategy
-from flsparse.sparsity import prunable_names, prune_global
+from flsparse.sparsity import prunable_names, sparsity_of
 from flsparse.strategies import STRATEGIES
 from flsparse.strategies.core.gossip import Gossip
 from flsparse.strategies.core.loop import RoundLoop
 from flsparse.tasks import Task, build_task
-from flsparse.wire.messages import CONTROL, to_numpy, to_record
-from flsparse.wire.mirror import towards
 
 _CHANGE = 0.02  # of a weight's size: how far a local training is taken to move it
 
@@ -83,12 +81,10 @@ def rehearse(cfg: Mapping[str, Any]) -> Task:
 
 def dry_run_table(cfg: Mapping[str, Any]) -> Table:
     """Return what a run would send, in the terms of its strategy: messages, links of a graph, or places to cut."""
-    name = cfg["strategy"]["name"]
-    if name == "split_ms":
-        return cut_preview(cfg)
-    if issubclass(STRATEGIES.get(name, RoundLoop), Gossip):
-        return graph_preview(cfg)
-    return preview_table(preview(cfg))
+    strategy = STRATEGIES.get(cfg["strategy"]["name"], RoundLoop)
+    if strategy.previewed_as == "exchange":
+        return preview_table(preview(cfg))
+    return {"cut": cut_preview, "graph": graph_preview}[strategy.previewed_as](cfg)
 
 
 def preview(cfg: Mapping[str, Any]) -> Preview:
@@ -111,31 +107,24 @@ def preview(cfg: Mapping[str, Any]) -> Preview:
     strategy = make_strategy(cfg, names)
     parameters = sum(each.numel() for each in plain.parameters())  # without the buffers of batch norm
     arrays = state_arrays(strategy.prepare(plain))
-    sparsity = float(getattr(strategy, "sparsity", 0.0))
-    pruned = prune_global(arrays, sparsity, names)
-
     codec = cfg["codec"]
     down, up = Codec(values=codec["downlink_values"]), Codec(values=codec["values"], rounding=codec["rounding"])
     stream = rng.stream(int(cfg["seed"]), 0, -1, "preview")
-    if (control := getattr(strategy, "control", None)) is not None:
-        arrays = to_numpy(control.join(to_record(arrays)))  # in round 1 they are 0
-        pruned |= _gradients_of({name: pruned[name] for name in control.arrays}, stream)
-    broadcast = down.encode(pruned, rng=stream)
-    received = decode(broadcast, like=pruned)
-    density = getattr(strategy, "uplink_density", 1.0)  # where a reply changes a part of the weights only
-    update = up.encode(
-        towards(_trained(received, stream), received, density), reference=Reference(received), rng=stream
-    )
+    first, middle = strategy.preview(arrays, stream)
+    broadcast = down.encode(middle, rng=stream)
+    received = decode(broadcast, like=middle)
+    sent = strategy.preview_update(_trained(received, stream), received)
+    update = up.encode(sent, reference=Reference(received), rng=stream)
     return Preview(
         nodes=task.num_nodes,
         sampled=sampled_nodes(cfg),
         num_rounds=int(cfg["num_rounds"]),
         parameters=parameters,
-        dense_bytes=sum(array.nbytes for array in arrays.values()),
-        first_downlink_bytes=len(down.encode(arrays, rng=stream)),
+        dense_bytes=sum(array.nbytes for array in first.values()),
+        first_downlink_bytes=len(down.encode(first, rng=stream)),
         downlink_bytes=len(broadcast),
         uplink_bytes=len(update),
-        sparsity=sparsity,
+        sparsity=float(sparsity_of(middle, names)),
     )
 
 
@@ -212,14 +201,6 @@ def cut_preview(cfg: Mapping[str, Any]) -> Table:
     coding = MaskEncoding(float(settings["sparsity"]), int(settings["bits"]), str(settings["mask_rounding"]))
     inputs = data.prepare(data.all_inputs[chosen].to(task.device))
     return advice_table(advise(task.model(), inputs, coding), len(chosen))
-
-
-def _gradients_of(arrays: Arrays, stream: np.random.Generator) -> Arrays:
-    """Return what control variates are like once they are mean gradients: dense, but where a weight was pruned."""
-    return {
-        CONTROL + name: (stream.standard_normal(array.shape) * ((array != 0) | (array.ndim < 2))).astype(array.dtype)
-        for name, array in arrays.items()
-    }
 
 
 def _trained(arrays: Arrays, stream: np.random.Generator) -> Arrays:

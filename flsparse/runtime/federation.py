@@ -19,19 +19,21 @@ from flwr.serverapp import Grid
 from torch import nn
 
 from flsparse._flwr import log
+from flsparse.clients import PARTS, Part
 from flsparse.clients.core.state import state_dir
 from flsparse.configs import build, did_you_mean, keys_of, lookup, parameters, sampled_nodes
 from flsparse.nets.arrays import Arrays, load_arrays, state_arrays
 from flsparse.runs.folder import RunFolder, read_checkpoint, restore_node_files
 from flsparse.runtime.inprocess import InProcessGrid
 from flsparse.sparsity import export_dense, prunable_names, sparsity_of
-from flsparse.strategies import STRATEGIES, RoundLoop, RoundReport
+from flsparse.strategies import SERVER_PARTS, STRATEGIES, RoundLoop, RoundReport
+from flsparse.strategies.core.part import RoundPart
 from flsparse.tasks import Task, build_task
 from flsparse.wire.messages import to_numpy, to_record
 
 _PATIENCE_S = 300.0  # for the last nodes to connect
 _CHECKPOINT_SHARE = 0.05  # of the run's time, at most, goes into checkpoints
-_MUST_MATCH = ("seed", "num_clients", "dataset", "model", "partition", "strategy", "codec")
+_MUST_MATCH = ("seed", "num_clients", "dataset", "model", "partition", "strategy", "codec", "parts")
 # What every row has; null where a method does not measure it.
 ROW_KEYS = (
     *("accuracy", "loss", "uplink_bytes", "downlink_bytes", "uplink_wire_bytes", "downlink_wire_bytes"),
@@ -102,7 +104,14 @@ def make_strategy(cfg: Mapping[str, Any], prunable: list[str]) -> RoundLoop:
         "hello": True,
         "prunable": prunable,
     }
+    offered |= {"parts": make_parts(cfg.get("parts") or {})}
     return build(STRATEGIES, arguments.pop("name"), arguments, what="strategy", offered=offered)
+
+
+def make_parts(cfg: Mapping[str, Mapping[str, Any] | None]) -> list[Part | RoundPart]:
+    """Build the parts of a configuration, settings by name; those of the server carry their side on the device."""
+    registry: dict[str, Callable[..., Part | RoundPart]] = {**PARTS, **SERVER_PARTS}
+    return [build(registry, name, settings or {}, what="parts") for name, settings in cfg.items()]
 
 
 def train_config(cfg: Mapping[str, Any]) -> ConfigRecord:

@@ -22,7 +22,8 @@ from flsparse.tasks.partitions import Partition, make_partition
 from flsparse.tasks.shakespeare import shakespeare
 
 if TYPE_CHECKING:
-    from flsparse.clients.core.method import Fit, LocalMethod
+    from flsparse.clients.core.fit import Fit
+    from flsparse.clients.core.method import Hooks
     from flsparse.wire.messages import Scalar
 
 LOADERS: dict[str, Callable[..., Source]] = {
@@ -132,7 +133,7 @@ class Task:
         """Return the local optimizer of one round (see :func:`flsparse.tasks.training.make_optimizer`)."""
         return training.make_optimizer(model, config)
 
-    def fit(self, fit: "Fit", method: "LocalMethod", data: Data) -> dict[str, np.ndarray]:
+    def fit(self, fit: "Fit", method: "Hooks", data: Data) -> dict[str, np.ndarray]:
         """Train on one node's data (see :func:`flsparse.tasks.training.train`)."""
         return training.train(fit, method, data, self._flops)
 

@@ -21,7 +21,8 @@ from flsparse.tasks.cost import TrainingFlops, peak_memory_bytes
 from flsparse.tasks.data import Data, batches
 
 if TYPE_CHECKING:
-    from flsparse.clients.core.method import Fit, LocalMethod
+    from flsparse.clients.core.fit import Fit
+    from flsparse.clients.core.method import Hooks
     from flsparse.wire.messages import Scalar
 
 _EVALUATION_BATCH = 500
@@ -53,7 +54,7 @@ def make_optimizer(model: nn.Module, config: Mapping[str, "Scalar"]) -> torch.op
     )
 
 
-def train(fit: "Fit", method: "LocalMethod", data: Data, flops: TrainingFlops) -> dict[str, np.ndarray]:
+def train(fit: "Fit", method: "Hooks", data: Data, flops: TrainingFlops) -> dict[str, np.ndarray]:
     """Train a model on one node's data and return the arrays to send.
 
     Reads ``batch-size``, ``local-epochs``, ``local-steps`` (0: whole epochs) and ``clip-grad`` (largest gradient norm,

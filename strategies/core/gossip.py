@@ -9,7 +9,7 @@ evaluation messages, which are counted apart::
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from logging import INFO, WARNING
 from typing import Any, ClassVar
 
@@ -27,6 +27,8 @@ from flsparse.ranges import within
 from flsparse.sparsity import sparsity_of
 from flsparse.strategies.core.exchange import Node, Reply
 from flsparse.strategies.core.loop import RoundLoop, numbers_of
+from flsparse.strategies.core.memory import Remembering
+from flsparse.strategies.core.part import OnDevice
 from flsparse.strategies.core.relay import Relay
 from flsparse.topology import Topology, make_topology
 from flsparse.wire.mail import NO_INITIAL, OK, Answer, Mail
@@ -34,6 +36,19 @@ from flsparse.wire.messages import to_numpy, to_record
 
 _OWN = "residuals have a coding of their own"
 _TABLES = 64 * 1024  # bytes, generously: what a coder adds to a small model
+
+
+@dataclass
+class GossipMemory:
+    """What the server keeps from round to round, beside the relay.
+
+    Attributes
+    ----------
+    initial : dict[str, np.ndarray]
+        The model that all copies started from.
+    """
+
+    initial: Arrays = field(default_factory=dict)
 
 
 class Gossip(RoundLoop):
@@ -67,6 +82,11 @@ class Gossip(RoundLoop):
     """
 
     name = "gossip"
+    previewed_as = "graph"
+    measures = (
+        *("links", "link_bytes", "graph_bytes", "resync_bytes", "resynchronized", "consensus_error"),
+        *("node_sparsity", "mean_node_accuracy", "worst_node_accuracy"),
+    )
     fixed: ClassVar[Fixed] = {
         "values": ("raw", _OWN),
         "rounding": ("nearest", _OWN),
@@ -106,11 +126,19 @@ class Gossip(RoundLoop):
         # a node that is not drawn is away, too; of fewer nodes a round, more rounds are as many payloads
         self.relay = Relay(topology, math.ceil(max_backlog * topology.nodes / self._drawn(topology.nodes)))
         self.wire.counts["resynchronized"] = 0
-        self._initial: Arrays = {}
+        self.memory: GossipMemory = GossipMemory()
         self._initial_id = ""
         self._names: list[str] = []  # of the model's parameters; empty: all floating arrays
         self._asked: dict[int, Node] = {}  # nodes of the round, by partition
         self._told: set[int] = set()  # those that were told what came before it, and did not say that they are lost
+
+        for part in self.parts:
+            if not isinstance(part, OnDevice) or part.part.reads_back:
+                raise ValueError(f"parts: {part.name!r} is for averaging methods: a residual keeps what was not sent")
+
+    def _owners(self) -> list[Remembering]:
+        """Return who has a memory: the relay too."""
+        return [*super()._owners(), self.relay]
 
     @property
     def min_available_nodes(self) -> int:
@@ -119,6 +147,7 @@ class Gossip(RoundLoop):
 
     def bind(self, model: nn.Module) -> None:
         """Learn the parameters' names: buffers do not gossip."""
+        super().bind(model)
         self._names = [name for name, _ in model.named_parameters()]
 
     def summary(self) -> None:
@@ -130,10 +159,10 @@ class Gossip(RoundLoop):
 
     def open(self, initial_arrays: ArrayRecord) -> None:
         """Take the common initialization; a resumed run has its own."""
-        self._set_initial(to_numpy(initial_arrays) if self._next_round == 1 else self._initial)
+        self._set_initial(to_numpy(initial_arrays) if self._next_round == 1 else self.memory.initial)
 
     def _set_initial(self, arrays: Arrays) -> None:
-        self._initial, self._initial_id = arrays, Reference(arrays).id
+        self.memory.initial, self._initial_id = arrays, Reference(arrays).id
         self.wire.describe(arrays)
 
     # -- a round ----------------------------------------------------------------------------------------------------
@@ -196,7 +225,7 @@ class Gossip(RoundLoop):
     ) -> Message:
         """Return a mail as a message; the common initialization goes along only where a node asked for it."""
         if mail.starts:
-            initial = Codec(values="fp32").encode(self._initial) if with_initial else b""
+            initial = Codec(values="fp32").encode(self.memory.initial) if with_initial else b""
             mail = replace(mail, initial_id=self._initial_id, initial=initial)
         self.round_metrics["resync_bytes"] += sum(len(copy) for copy in mail.copies.values())
         if mail.starts or mail.copies:
@@ -275,11 +304,11 @@ class Gossip(RoundLoop):
 
     def _check_sizes(self, answer: Answer) -> None:
         """Refuse what is larger than anything of this model can be: nothing of it is to be kept or handed on."""
-        most = _TABLES + 2 * sum(array.nbytes for array in self._initial.values())
+        most = _TABLES + 2 * sum(array.nbytes for array in self.memory.initial.values())
         if len(answer.payload) > most:
             raise ValueError(f"its residual has {len(answer.payload)} bytes, of this model {most} at most")
         # a copy holds the parameters, in float32; running statistics, which it does not, look the same from here
-        most = 4 * sum(array.size for array in self._initial.values() if array.dtype.kind == "f")
+        most = 4 * sum(array.size for array in self.memory.initial.values() if array.dtype.kind == "f")
         for copy in answer.copies.values():
             if len(copy) > most:
                 raise ValueError(f"a copy that it hands over has {len(copy)} bytes, of this model {most} at most")
@@ -287,8 +316,8 @@ class Gossip(RoundLoop):
     @property
     def _parameters(self) -> Arrays:
         """What gossips of the common initialization."""
-        names = self._names or [name for name, array in self._initial.items() if array.dtype.kind == "f"]
-        return {name: self._initial[name] for name in names}
+        names = self._names or [name for name, array in self.memory.initial.items() if array.dtype.kind == "f"]
+        return {name: self.memory.initial[name] for name in names}
 
     # -- a look at the nodes ----------------------------------------------------------------------------------------
 
@@ -316,7 +345,7 @@ class Gossip(RoundLoop):
             if answer.status != OK:
                 continue
             try:
-                model = decode(answer.payload, like=self._initial)
+                model = decode(answer.payload, like=self.memory.initial)
                 if (fault := self.wire.downlink.cannot_send(model)) is not None:
                     raise PayloadError(f"it {fault}")
                 models[node.partition] = model
@@ -330,7 +359,7 @@ class Gossip(RoundLoop):
             "consensus_error": consensus_error(models, mean, list(self._parameters)),
             "node_sparsity": float(np.mean([sparsity_of(arrays, names) for arrays in models.values()])),
             "evaluation_bytes": self.ledger.of_round("evaluation", server_round).payload_bytes,
-            "link_bytes": {f"{i}-{j}": count for (i, j), count in sorted(self.relay.link_bytes.items())},
+            "link_bytes": {f"{i}-{j}": count for (i, j), count in sorted(self.relay.memory.link_bytes.items())},
         }
         scores = []
         for arrays in models.values():
@@ -354,18 +383,6 @@ class Gossip(RoundLoop):
     def nodes_are_new(self) -> None:
         """Let all start again: nobody has copies."""
         self.relay.lose_all()
-
-    # -- state ------------------------------------------------------------------------------------------------------
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the round loop's state and the relay's."""
-        return {**super().state_dict(), "relay": self.relay.state_dict(), "initial": dict(self._initial)}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what :meth:`state_dict` gave."""
-        super().load_state_dict(state)
-        self.relay.load_state_dict(state["relay"])
-        self._initial = dict(state["initial"])
 
 
 def mean_model(models: Mapping[int, Arrays]) -> Arrays:

@@ -7,7 +7,7 @@ the report are here, what travels is in :mod:`flsparse.strategies.core.courier`.
 import time
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from logging import INFO, WARNING
@@ -21,30 +21,33 @@ from torch import nn
 
 from flsparse._flwr import log
 from flsparse.clients.core.method import LocalMethod, written
+from flsparse.clients.core.part import Part, check_parts
 from flsparse.codec import Codec, Layer
 from flsparse.codec.wire import VERSION
 from flsparse.configs import Fixed
 from flsparse.metering.ledger import Ledger
+from flsparse.nets.arrays import Arrays
 from flsparse.ranges import within
 from flsparse.strategies.core.courier import Wire
 from flsparse.strategies.core.downlink import Broadcast, Downlink
 from flsparse.strategies.core.exchange import Exchange, Node, Reply
-from flsparse.wire.messages import RECORD, STYPE, Scalar, to_numpy
+from flsparse.strategies.core.memory import Remembering, restore_memories, saved_memories
+from flsparse.strategies.core.part import OnDevice, RoundPart
+from flsparse.wire.messages import RECORD, STYPE, Scalar, to_numpy, to_record
 
 EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
 LARGEST = 1e15  # of a metric or a weight that a node reports
 _MOST_METRICS, _LONGEST_KEY = 64, 64  # of one reply
 _HELLO_TIMEOUT_S = 120.0
-# What only the server measures: a node's metric of such a name is reported as client_<name>
-_SERVERS_OWN = {
-    *("accuracy", "loss", "sparsity", "broadcast_sparsity", "target_sparsity", "union_sparsity", "uplink_sparsity"),
-    *("layer_sparsity", "mask_iou", "mask_iou_server", "server_round", "schema_version", "replies", "failures"),
-    *("rejected_payloads", "resent_models", "round_seconds", "wall_seconds", "uplink_bytes", "downlink_bytes"),
-    *("uplink_wire_bytes", "downlink_wire_bytes", "uplink_ratio", "downlink_ratio"),
-    *("uplink_bits_per_element", "downlink_bits_per_element", "rejoined", "local_steps", "links", "link_bytes"),
-    *("graph_bytes", "evaluation_bytes", "consensus_error", "node_sparsity", "mean_node_accuracy"),
-    *("worst_node_accuracy", "resynchronized", "mean_valley", "valley_reached", "valley_step", "valley_losses"),
-}
+# Metrics that the loop and the application report: a node's of such a name is reported as client_<name>
+_SERVERS_OWN = frozenset(
+    {
+        *("accuracy", "loss", "sparsity", "broadcast_sparsity", "server_round", "schema_version", "replies"),
+        *("failures", "rejected_payloads", "resent_models", "round_seconds", "wall_seconds", "uplink_bytes"),
+        *("downlink_bytes", "uplink_wire_bytes", "downlink_wire_bytes", "uplink_ratio", "downlink_ratio"),
+        "evaluation_bytes",
+    }
+)
 
 
 class RoundFailed(RuntimeError):
@@ -96,9 +99,20 @@ class RoundLoop(Strategy):
         app that has only our mod does not, and is sampled by node id.
     seed : int (default: 0)
         Seed of sampling and of stochastic rounding.
+    parts : Sequence[Part or RoundPart]
+        What composes with the method: parts of the device (:mod:`flsparse.clients.parts`), such as ``Clip(max_norm=1)``
+        or ``TopKUpdate(density=0.05)``, and of the server.
+
+    Attributes
+    ----------
+    memory : object
+        Data class of what the strategy itself keeps from round to round, saved by its fields; None: nothing.
     """
 
     name = "base"
+    previewed_as: ClassVar[str] = "exchange"  # or "graph", "cut": what a dry run shows
+    measures: ClassVar[tuple[str, ...]] = ()  # metrics that the server alone reports, beside those of its parts
+    memory: Any = None
     fixed: ClassVar[Fixed] = {}  # arguments of the base class that a method does not leave open
     min_train_nodes: int = 1  # a round asks so many, or those that are there
 
@@ -114,6 +128,7 @@ class RoundLoop(Strategy):
         max_reference_bytes: int = 1024**3,
         hello: bool = False,
         seed: int = 0,
+        parts: Sequence[Part | RoundPart] = (),
     ) -> None:
         within("[1, inf)", min_replies=min_replies)
         within("(0, inf)", round_timeout_s=round_timeout_s)
@@ -126,6 +141,10 @@ class RoundLoop(Strategy):
         self.callbacks: list[Callable[[RoundReport], None]] = []
         self.node_models: dict[int, dict[str, np.ndarray]] = {}  # of methods without one model, by partition id
         self.round_metrics: dict[str, Any] = {}
+        self.parts: list[RoundPart] = []
+        self._own_parts = 0
+        self._add_parts(*(part if isinstance(part, RoundPart) else OnDevice(part) for part in parts))
+        self._own_parts = 0
         self._mute: set[int] = set()
         self._num_rounds = 1
         self._first_round = self._next_round = 1
@@ -170,7 +189,39 @@ class RoundLoop(Strategy):
     def asks(self, node: Node, server_round: int) -> Mapping[str, Scalar]:
         """Return what our record of a message asks of a node: the local method, and how its update travels."""
         method = self.method(server_round, node)
-        return {} if method is None else written(method)
+        asked = {} if method is None else written(method)
+        names = []
+        for part in self.parts:
+            entries = dict(part.asks(node))
+            if name := entries.pop("parts", ""):
+                names.append(str(name))
+            asked |= entries
+        return asked | ({"parts": ",".join(names)} if names else {})
+
+    def _add_parts(self, *parts: RoundPart) -> None:
+        """Add parts of the method's own: they stand before those that were given."""
+        self.parts[self._own_parts : self._own_parts] = parts
+        self._own_parts += len(parts)
+        check_parts(self.parts)
+        for part in self.parts:
+            if part.by_partition and not self.hello:
+                raise ValueError(f"parts: {part.name!r} goes by partition ids, which the hello tells: say hello=True")
+
+    def preview(self, arrays: Arrays, stream: np.random.Generator) -> tuple[Arrays, Arrays]:
+        """Return the broadcast of round 1, and one as it will be in the middle of a run."""
+        first, middle = to_record(arrays), arrays
+        self.wire.describe(arrays)
+        for part in self.parts:
+            first = part.joined(first)
+        for part in reversed(self.parts):
+            middle = part.preview(middle, self.wire.prunable, stream)
+        return to_numpy(first), middle
+
+    def preview_update(self, trained: Arrays, received: Arrays) -> Arrays:
+        """Return what a node will send of a trained model."""
+        for part in self.parts:
+            trained = part.preview_update(trained, received)
+        return trained
 
     def prepare(self, model: nn.Module) -> nn.Module:
         """Turn a plain model into the one the nodes train, in place: the arrays to start from are its state."""
@@ -179,13 +230,17 @@ class RoundLoop(Strategy):
         return model if method is None else method.prepare(model)
 
     def bind(self, model: nn.Module) -> None:
-        """Learn what a plain model is made of, such as its parameters' names; for subclasses."""
+        """Learn what a plain model is made of, such as its parameters' names."""
+        for part in self.parts:
+            part.bind(model)
 
     def open(self, initial_arrays: ArrayRecord) -> None:
         """Run before the first round; for subclasses."""
 
     def nodes_are_new(self) -> None:
-        """Learn that what nodes kept is gone, as where a run goes on in another one; for subclasses."""
+        """Learn that node state is lost: the run was resumed as another one."""
+        for part in self.parts:
+            part.nodes_are_new()
 
     def conclude(self, grid: Grid, server_round: int, arrays: ArrayRecord, timeout_s: float) -> ArrayRecord:
         """Return the model that a round ends with, after further exchanges about it; here, the aggregated one."""
@@ -269,7 +324,8 @@ class RoundLoop(Strategy):
         central: MetricRecord | None,
         seconds: float,
     ) -> None:
-        metrics = _from_nodes("", train) | _from_nodes("evaluate_", evaluated)
+        own = _SERVERS_OWN | _measures_of(RoundLoop) | _measures_of(RoundPart)
+        metrics = _from_nodes("", train, own) | _from_nodes("evaluate_", evaluated, own)
         metrics |= {key.replace("-", "_"): value for key, value in (central or {}).items()}
         for direction in ("uplink", "downlink"):
             traffic = self.ledger.of_round(direction, server_round)
@@ -392,6 +448,10 @@ class RoundLoop(Strategy):
 
     # -- state ------------------------------------------------------------------------------------------------------
 
+    def _owners(self) -> list[Remembering]:
+        """Return who has a memory."""
+        return [self, *self.parts]
+
     def state_dict(self) -> dict[str, Any]:
         """Return everything but the model that the next round depends on: numbers, strings and arrays, nested."""
         return {
@@ -400,6 +460,7 @@ class RoundLoop(Strategy):
             "counts": dict(self.wire.counts),
             "references": self.wire.downlink.state_dict(),
             "held": {} if self.hello else {str(i): node.held for i, node in self.nodes.items()},
+            **saved_memories(self._owners()),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -409,6 +470,7 @@ class RoundLoop(Strategy):
         self.wire.counts = Counter(state["counts"])
         self.wire.downlink.load_state_dict(state["references"])
         self.nodes = {int(i): Node(int(i), 0, held) for i, held in state.get("held", {}).items()}
+        restore_memories(self._owners(), state)
 
 
 def held_by(said: ConfigRecord) -> str:
@@ -424,7 +486,12 @@ def numbers_of(reply: Reply) -> dict[str, float]:
     return {key: float(value) for key, value in islice(fit, _MOST_METRICS) if len(key) <= _LONGEST_KEY}
 
 
-def _from_nodes(prefix: str, record: MetricRecord | None) -> dict[str, Any]:
-    """Return what nodes reported under names that cannot be taken for the server's own."""
+def _measures_of(kind: type[RoundLoop] | type[RoundPart]) -> set[str]:
+    """Return what any strategy, or any part, measures on the server, also those that this run does not use."""
+    return set(kind.measures).union(*(_measures_of(each) for each in kind.__subclasses__()))
+
+
+def _from_nodes(prefix: str, record: MetricRecord | None, own: Collection[str]) -> dict[str, Any]:
+    """Return the nodes' metrics under names that cannot be taken for the server's own."""
     named = {f"{prefix}{key}".replace("-", "_"): value for key, value in (record or {}).items()}
-    return {f"client_{name}" if name in _SERVERS_OWN else name: value for name, value in named.items()}
+    return {f"client_{name}" if name in own else name: value for name, value in named.items()}

@@ -11,12 +11,44 @@ who were asked for them, and where they did not bring a node back, another holde
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 
 from flsparse.codec.residuals.residual import check_stamp
 from flsparse.topology import Topology
 from flsparse.wire.mail import LOST, OK, Answer, Delivery, Letter, Mail
+
+
+@dataclass
+class RelayMemory:
+    """What the relay knows from round to round.
+
+    Attributes
+    ----------
+    epoch : int
+        The round after which all copies were the common initialization.
+    log : dict[int, dict[int, bytes]]
+        Residuals that counted, by round and sender.
+    applied : dict[int, int]
+        Last round that a node confirmed; absent: it has not started.
+    lost : set[int]
+        Nodes without state.
+    misfits : dict[int, tuple[int, int]]
+        By node: sender and round of a residual that did not fit its copy.
+    accused : dict[int, int]
+        Senders that are resynchronized on one node's word: whose.
+    link_bytes : dict[tuple[int, int], int]
+        Bytes of residuals by directed link (from, to) of the graph, as if nodes spoke to each other: over the whole
+        run. Copies that are handed over are not in it: who holds one need not be a neighbor of who lacks it.
+    """
+
+    epoch: int = 0
+    log: dict[int, dict[int, bytes]] = field(default_factory=dict)
+    applied: dict[int, int] = field(default_factory=dict)
+    lost: set[int] = field(default_factory=set)
+    misfits: dict[int, tuple[int, int]] = field(default_factory=dict)
+    accused: dict[int, int] = field(default_factory=dict)
+    link_bytes: dict[tuple[int, int], int] = field(default_factory=dict)
 
 
 class Relay:
@@ -28,25 +60,13 @@ class Relay:
         Nodes are partition ids.
     max_backlog : int
         Rounds that are kept for a node that is away, at least 1.
-
-    Attributes
-    ----------
-    epoch : int
-        The round after which all copies were the common initialization.
-    link_bytes : dict[tuple[int, int], int]
-        Bytes of residuals by directed link (from, to) of the graph, as if nodes spoke to each other: over the whole
-        run. Copies that are handed over are not in it: who holds one need not be a neighbor of who lacks it.
     """
+
+    saved_as = "relay"
 
     def __init__(self, topology: Topology, max_backlog: int = 16) -> None:
         self.topology, self.max_backlog = topology, max_backlog
-        self.epoch = 0
-        self.link_bytes: dict[tuple[int, int], int] = {}
-        self._log: dict[int, dict[int, bytes]] = {}  # round -> sender -> payload
-        self._applied: dict[int, int] = {}  # last round that a node confirmed; absent: it has not started
-        self._lost: set[int] = set()
-        self._misfits: dict[int, tuple[int, int]] = {}  # by node: sender and round of what did not fit its copy
-        self._accused: dict[int, int] = {}  # senders that are resynchronized on one node's word: whose
+        self.memory: RelayMemory = RelayMemory()
         self._asked: dict[int, list[int]] = {}  # copies asked for in this round, by holder
         self._times_asked: Counter[int] = Counter()  # by copy
         self._given: set[int] = set()  # nodes that were sent the present copies
@@ -58,10 +78,10 @@ class Relay:
     def open(self, server_round: int) -> None:
         """Begin a round."""
         self.settle()
-        if self._given & self._lost:  # the copies did not bring them back: they may be no good
+        if self._given & self.memory.lost:  # the copies did not bring them back: they may be no good
             self._copies, self._copies_after = {}, -1
         self._given, self._asked = set(), {}
-        self._log.setdefault(server_round, {})
+        self.memory.log.setdefault(server_round, {})
 
     def settle(self) -> set[int]:
         """Where a residual did not fit, find who is to be resynchronized: its sender, unless it fits others.
@@ -71,20 +91,24 @@ class Relay:
         set[int]
             Nodes that it did not fit and that are not at fault: they can be told again, without it.
         """
-        complained = set(self._misfits)
-        for node, (sender, server_round) in self._misfits.items():
-            if any(self._applied.get(j, self.epoch) >= server_round for j in self.topology.neighbors(sender)):
-                self._lost.add(node)
+        complained = set(self.memory.misfits)
+        for node, (sender, server_round) in self.memory.misfits.items():
+            if any(
+                self.memory.applied.get(j, self.memory.epoch) >= server_round for j in self.topology.neighbors(sender)
+            ):
+                self.memory.lost.add(node)
                 continue
-            if node in (self._accused[j] for j in self._accused if j != sender):  # one at a time on one node's word
-                self._lost.add(node)
+            if node in (
+                self.memory.accused[j] for j in self.memory.accused if j != sender
+            ):  # one at a time on one node's word
+                self.memory.lost.add(node)
                 continue
-            self._accused[sender] = node
-            self._lost.add(sender)
-            for letters in (letters for r, letters in self._log.items() if r >= server_round):
+            self.memory.accused[sender] = node
+            self.memory.lost.add(sender)
+            for letters in (letters for r, letters in self.memory.log.items() if r >= server_round):
                 letters.pop(sender, None)
-        self._misfits = {}
-        return complained - self._lost
+        self.memory.misfits = {}
+        return complained - self.memory.lost
 
     def mail(self, node: int, server_round: int) -> Mail | None:
         """Return what a node is to be told before this round; None while it waits to be resynchronized.
@@ -98,35 +122,35 @@ class Relay:
         """
         if self.waits(node, server_round):
             return None
-        base = self._applied.get(node, self.epoch)
+        base = self.memory.applied.get(node, self.memory.epoch)
         copies: dict[int, bytes] = {}
-        if node in self._lost:
+        if node in self.memory.lost:
             base, copies = self._copies_after, {j: self._copies[j] for j in sorted(self._needed(node))}
             self._given.add(node)
         neighbors = self.topology.neighbors(node)
         rounds = range(base + 1, server_round)
-        letters = [Letter(j, r, self._log[r][j]) for r in rounds for j in neighbors if j in self._log[r]]
+        letters = [Letter(j, r, self.memory.log[r][j]) for r in rounds for j in neighbors if j in self.memory.log[r]]
         return Mail(
             round=server_round,
-            epoch=self.epoch,
+            epoch=self.memory.epoch,
             delivery=Delivery(
-                base + 1, server_round - 1, letters, frozenset(r for r in rounds if node in self._log[r])
+                base + 1, server_round - 1, letters, frozenset(r for r in rounds if node in self.memory.log[r])
             ),
             weights={j: float(self.topology.weights[node, j]) for j in neighbors},
-            starts=node not in self._applied and not copies,
+            starts=node not in self.memory.applied and not copies,
             copies=copies,
             copies_after=base if copies else 0,
         )
 
     def waits(self, node: int, server_round: int) -> bool:
         """Tell whether a node is lost, or was away for longer than the log reaches back, and copies for it lack."""
-        if self._applied.get(node, self.epoch) + 1 < min(self._log, default=server_round):
-            self._lost.add(node)
-        return node in self._lost and not self._needed(node) <= set(self._copies)
+        if self.memory.applied.get(node, self.memory.epoch) + 1 < min(self.memory.log, default=server_round):
+            self.memory.lost.add(node)
+        return node in self.memory.lost and not self._needed(node) <= set(self._copies)
 
     def returns(self, node: int, server_round: int) -> bool:
         """Tell whether a lost node can be given copies that came after it was to be told."""
-        return node in self._lost - self._given and not self.waits(node, server_round)
+        return node in self.memory.lost - self._given and not self.waits(node, server_round)
 
     def _needed(self, node: int) -> set[int]:
         return {node, *self.topology.neighbors(node)}
@@ -155,22 +179,22 @@ class Relay:
     def _holders(self, copy: int) -> list[int]:
         """Return the nodes that have started and are not lost and hold a copy; its own node first."""
         nodes = [copy, *self.topology.neighbors(copy)]
-        return [j for j in nodes if j in self._applied and j not in self._lost]
+        return [j for j in nodes if j in self.memory.applied and j not in self.memory.lost]
 
     @property
     def must_restart(self) -> bool:
         """Whether some lost node needs a copy that nobody holds any more: all that ever did are lost."""
-        return any(self._needed(copy) <= self._lost for node in self._lost for copy in self._needed(node))
+        return any(self._needed(copy) <= self.memory.lost for node in self.memory.lost for copy in self._needed(node))
 
     def lose_all(self) -> None:
         """Note that no node holds any copy, those that are away included."""
-        self._lost = set(range(self.topology.nodes))
+        self.memory.lost = set(range(self.topology.nodes))
 
     def restart(self, epoch: int) -> None:
         """Forget everything: after round ``epoch`` all copies are a common model again."""
-        self.epoch = epoch
-        self._log = {r: {} for r in self._log if r > epoch}
-        self._applied, self._lost, self._misfits, self._accused = {}, set(), {}, {}
+        self.memory.epoch = epoch
+        self.memory.log = {r: {} for r in self.memory.log if r > epoch}
+        self.memory.applied, self.memory.lost, self.memory.misfits, self.memory.accused = {}, set(), {}, {}
         self._copies, self._copies_after, self._given, self._asked = {}, -1, set(), {}
 
     # -- from the nodes ---------------------------------------------------------------------------------------------
@@ -204,26 +228,28 @@ class Relay:
             check_stamp(answer.payload, node, server_round)
             if unasked := set(answer.copies) - set(self._asked.get(node, ())):
                 raise ValueError(f"it brings copies of {sorted(unasked)} that it was not asked for")
-        self._applied[node] = answer.applied
-        self._lost.discard(node)
-        self._accused.pop(node, None)
-        self._misfits.pop(node, None)
-        if not training or node in self._log.get(server_round, {}):
+        self.memory.applied[node] = answer.applied
+        self.memory.lost.discard(node)
+        self.memory.accused.pop(node, None)
+        self.memory.misfits.pop(node, None)
+        if not training or node in self.memory.log.get(server_round, {}):
             return False
         self._take_copies(answer)
-        self._log[server_round][node] = answer.payload
+        self.memory.log[server_round][node] = answer.payload
         for j in self.topology.neighbors(node):
-            self.link_bytes[node, j] = self.link_bytes.get((node, j), 0) + len(answer.payload)
+            self.memory.link_bytes[node, j] = self.memory.link_bytes.get((node, j), 0) + len(answer.payload)
         return True
 
     def _note_lost(self, node: int, answer: Answer) -> None:
         """Believe a node that a residual it was told does not fit, until the round is over; else it is lost."""
         sender, server_round = answer.misfit if len(answer.misfit) == 2 else (-1, -1)
-        told = sender in self._log.get(server_round, {}) and server_round > self._applied.get(node, self.epoch)
-        if node not in self._lost and told and sender in self.topology.neighbors(node):
-            self._misfits[node] = (sender, server_round)
+        told = sender in self.memory.log.get(server_round, {}) and server_round > self.memory.applied.get(
+            node, self.memory.epoch
+        )
+        if node not in self.memory.lost and told and sender in self.topology.neighbors(node):
+            self.memory.misfits[node] = (sender, server_round)
         else:
-            self._lost.add(node)
+            self.memory.lost.add(node)
 
     def _take_copies(self, answer: Answer) -> None:
         """Keep what was handed over."""
@@ -233,40 +259,12 @@ class Relay:
 
     def close(self, server_round: int) -> None:
         """End a round: forget what nobody needs any more."""
-        if not self._lost or server_round - self._copies_after > self.max_backlog + 1:
+        if not self.memory.lost or server_round - self._copies_after > self.max_backlog + 1:
             self._copies, self._copies_after = {}, -1
-        reached = [self._applied[j] for j in self._applied if j not in self._lost]
+        reached = [self.memory.applied[j] for j in self.memory.applied if j not in self.memory.lost]
         everyone = len(reached) == self.topology.nodes
         oldest = min(reached) + 1 if everyone else 0
         oldest = max(oldest, server_round + 1 - self.max_backlog)
         if self._copies:
             oldest = min(oldest, self._copies_after + 1)
-        self._log = {r: letters for r, letters in self._log.items() if r >= oldest}
-
-    # -- state ------------------------------------------------------------------------------------------------------
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return everything that the next round depends on."""
-        return {
-            "epoch": self.epoch,
-            "log": {str(r): {str(j): data for j, data in letters.items()} for r, letters in self._log.items()},
-            "applied": {str(j): r for j, r in self._applied.items()},
-            "lost": sorted(self._lost),
-            "misfits": {str(j): list(misfit) for j, misfit in self._misfits.items()},
-            "accused": {str(j): by for j, by in self._accused.items()},
-            "link_bytes": {f"{i}-{j}": count for (i, j), count in self.link_bytes.items()},
-        }
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what :meth:`state_dict` gave; copies on their way are asked for anew."""
-        self.epoch = state["epoch"]
-        self._log = {
-            int(r): {int(j): bytes(data) for j, data in letters.items()} for r, letters in state["log"].items()
-        }
-        self._applied = {int(j): r for j, r in state["applied"].items()}
-        self._lost = set(state["lost"])
-        self._misfits = {int(j): (sender, r) for j, (sender, r) in state["misfits"].items()}
-        self._accused = {int(j): by for j, by in state["accused"].items()}
-        links = (key.split("-") for key in state["link_bytes"])
-        self.link_bytes = {(int(i), int(j)): state["link_bytes"][f"{i}-{j}"] for i, j in links}
-        self._copies, self._copies_after = {}, -1
+        self.memory.log = {r: letters for r, letters in self.memory.log.items() if r >= oldest}

@@ -7,6 +7,7 @@ top <- top - lr * sum_m n_m dL_m/dtop / sum_m n_m          once a step, from all
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from math import prod
 
 import numpy as np
@@ -86,6 +87,22 @@ class Tally:
         self.elements += sum(batch.smashed.numel() for batch in batches)
 
 
+@dataclass
+class SplitMemory:
+    """What the server keeps from round to round.
+
+    Attributes
+    ----------
+    momentum : dict[str, np.ndarray]
+        Of the top's optimizer, by parameter; the top writes into it.
+    batches_done : int
+        Batches that each node has used.
+    """
+
+    momentum: dict[str, np.ndarray] = field(default_factory=dict)
+    batches_done: int = 0
+
+
 class Top:
     """The server's part in training.
 
@@ -93,12 +110,12 @@ class Top:
     ----------
     module : nn.Module
         Its layers.
-    momentum : dict[str, np.ndarray]
-        The optimizer's momentum by name of the parameter; kept up to date at the end of each round.
+    memory : SplitMemory
+        The optimizer's momentum is kept up to date at the end of each round.
     """
 
-    def __init__(self, module: nn.Module, momentum: dict[str, np.ndarray]) -> None:
-        self.module, self.momentum = module.train(), momentum
+    def __init__(self, module: nn.Module, memory: SplitMemory) -> None:
+        self.module, self.memory = module.train(), memory
         self._optimizer: torch.optim.Optimizer | None = None
         self._sums: list[Tensor] = []
         self._count = 0
@@ -112,8 +129,8 @@ class Top:
         load_arrays(self.module, {key: arrays[key] for key in self.module.state_dict()})
         self._optimizer = torch.optim.SGD(self._parameters, lr=lr, momentum=momentum, weight_decay=weight_decay)
         for name, parameter in self.module.named_parameters():
-            if name in self.momentum:
-                buffer = torch.from_numpy(self.momentum[name].copy()).to(parameter.device)
+            if name in self.memory.momentum:
+                buffer = torch.from_numpy(self.memory.momentum[name].copy()).to(parameter.device)
                 self._optimizer.state[parameter]["momentum_buffer"] = buffer
 
     @contextmanager
@@ -236,4 +253,4 @@ class Top:
         for name, parameter in self.module.named_parameters():
             buffer = self._optimizer.state.get(parameter, {}).get("momentum_buffer")
             if buffer is not None:
-                self.momentum[name] = buffer.cpu().numpy().copy()
+                self.memory.momentum[name] = buffer.cpu().numpy().copy()

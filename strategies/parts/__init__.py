@@ -1,1 +1,1 @@
-"""What goes with any method on the server."""
+"""Parts of the server: what composes with any averaging method, one file a part."""

@@ -5,6 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from flsparse.codec import ArraySpec, Layer, Reference
+from flsparse.nets.arrays import Arrays
+from flsparse.strategies.core.exchange import Reply
+from flsparse.strategies.core.part import Round, RoundPart
 
 
 class MaskStatistics:
@@ -72,3 +75,30 @@ class MaskStatistics:
             "mask_iou_server": float(np.mean(self._server_ious)),
             "uplink_sparsity": 1 - sizes / (nodes * total) if total else 0.0,
         }
+
+
+class Masks(RoundPart):
+    """Metrics of how far the supports of a round's updates agree."""
+
+    name = "masks"
+    measures = ("mask_iou", "mask_iou_server", "uplink_sparsity")
+
+    def __init__(self) -> None:
+        self._statistics: MaskStatistics | None = None
+
+    def open(self, round: Round) -> None:
+        """Forget the supports of the round before."""
+        self._statistics = None
+
+    def accept(self, reply: Reply, layers: list[Layer], round: Round) -> None:
+        """Count an update's supports."""
+        if self._statistics is None:
+            self._statistics = MaskStatistics(round.wire.specs, round.wire.prunable)
+        if reply.broadcast is not None:
+            self._statistics.add(layers, reply.broadcast.reference)
+
+    def close(self, arrays: Arrays, round: Round) -> Arrays:
+        """Report the round's statistics."""
+        if self._statistics is not None:
+            round.metrics.update(self._statistics.summary())
+        return arrays

@@ -99,7 +99,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         (["seed=null"], "seed=null is impossible"),
         (["client.lr=null"], "client.lr=null is impossible: it is a number above 0"),
         (["strategy=null"], "strategy=None: it is one of"),
-        (["strategy.name=bogus"], "strategy='bogus' is none of fedavg, topk"),
+        (["strategy.name=bogus"], "strategy='bogus' is none of choco_sgd, d_psgd"),
         (["runtime.name=cloud"], "runtime.name=cloud is impossible"),
         (["strategy.beta=0.5"], "strategy.beta=0.5 is neither"),
         (["strategy.scope=layers"], "strategy.scope='layers' is none of global, layer; did you mean layer?"),

@@ -9,9 +9,11 @@ from flwr.app import Context, RecordDict
 from torch import nn
 
 from flsparse.clients import DPPFLocal, LocalSGDLocal, ScaffoldLocal
-from flsparse.clients.core.method import Fit
+from flsparse.clients.core.fit import Fit
+from flsparse.clients.core.method import Hooks, WithParts
 from flsparse.clients.core.state import NodeState
 from flsparse.clients.dppf import distance, norm, pull_push
+from flsparse.clients.parts.control import ControlVariates
 from flsparse.nets.arrays import load_optimizer, optimizer_arrays, state_arrays
 
 
@@ -65,7 +67,7 @@ def state(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> NodeState:
     return NodeState(Context(run_id=1, node_id=2, node_config={}, state=RecordDict(), run_config={}))
 
 
-def steps(fit: Fit, method: Any, count: int = 2) -> dict[str, np.ndarray]:
+def steps(fit: Fit, method: Hooks, count: int = 2) -> dict[str, np.ndarray]:
     method.before_fit(fit)
     for _ in range(count):
         fit.optimizer.zero_grad()
@@ -166,7 +168,7 @@ def test_scaffold_corrects_by_the_difference_and_keeps_the_mean_gradient(state: 
     received = {"weight": np.array([[1.0, 2.0]], np.float32), "control/weight": np.array([[1.0, 0.0]], np.float32)}
     fit = a_fit(state, received)
     fit.optimizer = torch.optim.SGD(fit.model.parameters(), lr=0.1)
-    method = ScaffoldLocal()
+    method = WithParts(ScaffoldLocal(), [ControlVariates()])
     sent = steps(fit, method, count=1)
     gradient = np.array([[6.0, 6.0]])  # d (w1 + w2)^2 / dw at (1, 2)
     np.testing.assert_allclose(sent["weight"], [[1, 2]] - 0.1 * (gradient + received["control/weight"]), rtol=1e-6)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from flsparse.clients.core.neighborhood import Neighborhood, OutOfStep, Pending, weighted_pull
 from flsparse.codec.residuals.dither import Dither
 from flsparse.codec.residuals.residual import ResidualCodec, Stamp, copy_checksum
+from flsparse.strategies.core.memory import restore, saved
 from flsparse.strategies.core.relay import Relay
 from flsparse.topology import make_topology
 from flsparse.wire.mail import LOST, OK, Answer, Delivery, Letter, Mail, from_bytes, to_bytes
@@ -186,8 +187,8 @@ def test_what_one_node_says_makes_nobody_start_again(graph, moves, away):
         assert not relay.must_restart
         relay.close(number)
         resumed = Relay(relay.topology)
-        resumed.load_state_dict(relay.state_dict())
-        assert resumed.state_dict() == relay.state_dict()
+        restore(resumed.memory, saved(relay.memory))
+        assert resumed.memory == relay.memory
     agree(nodes)
     assert len({hood_of(node).round for node in nodes}) == 1
 
@@ -238,7 +239,7 @@ def test_copies_that_did_not_bring_a_node_back_are_asked_of_another():
                 if not (i == 2 and number == 4):  # what it was given is no good: it says nothing
                     relay.hear(i, number, answer)
     assert asked == [[(1, 1), (2, 1), (3, 3)], [(1, 0), (2, 3), (3, 0)]]
-    assert not relay._lost
+    assert not relay.memory.lost
 
 
 @settings(max_examples=30, deadline=None)

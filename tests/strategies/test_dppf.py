@@ -333,15 +333,15 @@ def test_control_variates_are_the_mean_of_the_nodes() -> None:
     task = digits()
     grid, loop = grid_of(task), Scaffold(**RAW)
     *_, last = run(loop, task, rounds=2, grid=grid, momentum=0.0)
-    assert set(loop.control.arrays) == {name for name, _ in task.model().named_parameters()}
+    assert set(loop.control.memory.arrays) == {name for name, _ in task.model().named_parameters()}
     assert_control_is_the_nodes_mean(loop, grid)
     assert not any(name.startswith("control/") for name in last.arrays)
 
 
 def assert_control_is_the_nodes_mean(loop: Any, grid: InProcessGrid) -> None:
     own: list[Any] = []
-    for partition in loop.control.met:
-        confirmed = loop.control.confirmed.get(partition, 0)
+    for partition in loop.control.memory.met:
+        confirmed = loop.control.memory.confirmed.get(partition, 0)
         if not confirmed:
             own.append(None)
             continue
@@ -350,7 +350,7 @@ def assert_control_is_the_nodes_mean(loop: Any, grid: InProcessGrid) -> None:
         state = NodeState(Context(grid.run.run_id, node_id, {}, records, {}))
         kept = (state.get(name) for name in ("control-pending", "control"))
         own.append(next(each for each in kept if each is not None and each[CONTROL_ROUND] == confirmed))
-    for name, c in loop.control.arrays.items():
+    for name, c in loop.control.memory.arrays.items():
         mean = np.mean([np.zeros_like(c) if o is None else o[name] for o in own], axis=0)
         np.testing.assert_allclose(c, mean, rtol=1e-4, atol=1e-6)
 
@@ -448,7 +448,7 @@ def test_where_a_control_variate_is_lost_all_start_again(make: Any, lost: list[i
         return broken(message) if hit and packed_payload(message.content) else [message]
 
     def forget(report: RoundReport) -> None:
-        size[report.server_round] = sum(float(np.abs(c).sum()) for c in loop.control.arrays.values())
+        size[report.server_round] = sum(float(np.abs(c).sum()) for c in loop.control.memory.arrays.values())
         if report.server_round < 3 or report.server_round >= detected:
             assert_control_is_the_nodes_mean(loop, inner)
         if report.server_round == 2:
@@ -483,7 +483,7 @@ def test_nodes_that_come_and_go_leave_the_control_variate_a_mean(make: Any, away
 
     loop.callbacks.append(move)
     run(loop, task, rounds=5, grid=grid, momentum=0.0)
-    assert loop.control.met == {0, 1, 2, 3}
+    assert loop.control.memory.met == {0, 1, 2, 3}
 
 
 def test_control_variates_of_a_resumed_run_whose_nodes_went_on_start_again() -> None:
@@ -494,7 +494,7 @@ def test_control_variates_of_a_resumed_run_whose_nodes_went_on_start_again() -> 
     run(first, task, rounds=4, grid=grid, momentum=0.0)
     initial_arrays(second, task)
     second.load_state_dict(saved[1][0])
-    assert second.control.met == {0, 1, 2}
+    assert second.control.memory.met == {0, 1, 2}
     second.callbacks.append(lambda _: assert_control_is_the_nodes_mean(second, grid))
     reports = run(second, task, rounds=5, grid=grid, arrays=saved[1][1], momentum=0.0)
     assert ["control_lost" in r.metrics for r in reports] == [True, False, False]
@@ -507,8 +507,8 @@ def test_a_server_optimizer_steps_the_model_alone(optimizer: dict[str, Any]) -> 
     assert not same(a, b)
     assert usual.control
     assert stepped.control
-    for name, c in usual.control.arrays.items():
-        np.testing.assert_array_equal(stepped.control.arrays[name], c)
+    for name, c in usual.control.memory.arrays.items():
+        np.testing.assert_array_equal(stepped.control.memory.arrays[name], c)
 
 
 @pytest.mark.parametrize(

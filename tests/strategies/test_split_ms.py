@@ -20,7 +20,7 @@ from flsparse.metering.ledger import Ledger
 from flsparse.runtime import InProcessGrid
 from flsparse.schedules import batches_of_a_pass, learning_rate
 from flsparse.strategies import RoundFailed, RoundReport, SplitMS
-from flsparse.strategies.core.split_top import Received, Top
+from flsparse.strategies.core.split_top import Received, SplitMemory, Top
 from flsparse.wire import bundle as split
 from flsparse.wire.messages import to_numpy
 
@@ -387,7 +387,7 @@ def test_refused_activations_leave_no_trace_in_batch_norm(monkeypatch):
 def test_a_node_that_is_refused_takes_no_other_with_it_to_the_heads():
     """Batch norm's statistics are put back while the graphs of earlier nodes wait for their heads."""
     net = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Linear(3, 2))
-    top = Top(net, {})
+    top = Top(net, SplitMemory())
     top.begin_round(state_arrays(net), lr=0.1, momentum=0.0, weight_decay=0.0)
     top.begin_step()
 

@@ -17,6 +17,7 @@ SESSION = Session(
     seed=7,
     values="int8",
     rounding="nearest",
+    parts={"parts": "clip", "clip.max_norm": 2.0},
 )
 
 

@@ -231,7 +231,7 @@ def test_bytes_by_link_and_as_the_relay_carried_them():
     task, topology = digits(), graph("star")
     strategy = MalcomPSGD(topology=topology, evaluate_every=4)
     reports = run(strategy, task, rounds=4)
-    links = strategy.relay.link_bytes
+    links = strategy.relay.memory.link_bytes
     assert set(links) == {(0, 1), (0, 2), (0, 3), (1, 0), (2, 0), (3, 0)}
     assert links[0, 1] == links[0, 2] == links[0, 3]  # the same payload to every neighbor
     assert sum(r.metrics["graph_bytes"] for r in reports) == sum(links.values())
@@ -382,7 +382,7 @@ def test_a_residual_that_fits_nobody_is_struck_out_and_its_sender_resynchronized
     loop = MalcomPSGD(topology=graph(topology))
     reports = run(loop, task, rounds=5, grid=grid)
     assert [r.metrics["replies"] for r in reports] == [4] * 5  # found out by the evaluation
-    assert loop.relay.epoch == 0
+    assert loop.relay.memory.epoch == 0
     assert copies_agree(inner, task) == [5] * 4
 
 
@@ -392,7 +392,7 @@ def test_garbage_and_then_a_claim_to_be_lost_restart_nobody(every):
     _, grid = lying(task, lambda answer, n: garbage(answer, n) if n % 2 else Answer(LOST))
     loop = MalcomPSGD(topology=graph("complete"), evaluate_every=every)
     reports = run(loop, task, rounds=6, grid=grid)
-    assert loop.relay.epoch == 0
+    assert loop.relay.memory.epoch == 0
     assert all(r.metrics["replies"] >= 3 for r in reports)
 
 
@@ -484,7 +484,7 @@ def test_a_node_that_lost_its_state_gets_copies_from_its_neighbors():
     assert sum(resent) == 3 * dense  # its own and its neighbors'
     assert sum(resent[:3]) == 0
     assert loop.wire.counts["resynchronized"] >= 1
-    assert loop.relay.epoch == 0
+    assert loop.relay.memory.epoch == 0
     assert copies_agree(inner, task) == [6] * 4
 
 
@@ -502,7 +502,7 @@ def test_when_all_forget_they_start_again_from_the_last_known_model():
     loop.callbacks.append(forget)
     reports = run(loop, task, rounds=3, grid=inner)
     assert [r.metrics["replies"] for r in reports] == [4, 4, 4]
-    assert loop.relay.epoch == 2
+    assert loop.relay.memory.epoch == 2
     assert copies_agree(inner, task) == [3] * 4
     after = to_numpy(reports[-1].arrays)
     start = state_arrays(task.model())
@@ -538,7 +538,7 @@ def test_few_of_many_nodes_a_round_go_on_without_a_fault():
     loop = MalcomPSGD(topology=graph(nodes=20), fraction_train=0.1, evaluate_every=50)
     reports = run(loop, task, rounds=60, grid=inner)
     assert [r.metrics["replies"] for r in reports] == [2] * 60
-    assert loop.wire.counts["resynchronized"] == loop.relay.epoch == 0
+    assert loop.wire.counts["resynchronized"] == loop.relay.memory.epoch == 0
     copies_agree(inner, task)
 
 
@@ -556,7 +556,7 @@ def test_a_part_of_the_nodes_goes_on_where_all_have_forgotten(fraction, nodes, n
     loop.callbacks.append(forget)
     reports = run(loop, task, rounds=6, grid=inner)
     assert [r.metrics["replies"] for r in reports] == [drawn] * 6
-    assert loop.relay.epoch == 3
+    assert loop.relay.memory.epoch == 3
     copies_agree(inner, task)
 
 
@@ -573,8 +573,8 @@ def test_copies_are_fetched_from_nodes_that_were_not_drawn():
     loop.callbacks.append(forget)
     reports = run(loop, task, rounds=40, grid=inner)
     assert all(r.metrics["replies"] >= 1 for r in reports)
-    assert loop.relay.epoch == 0
-    assert not loop.relay._lost
+    assert loop.relay.memory.epoch == 0
+    assert not loop.relay.memory.lost
     copies_agree(inner, task)
 
 

@@ -18,6 +18,7 @@ from flsparse.codec import Codec, PayloadError, specs_of
 from flsparse.runtime import InProcessGrid
 from flsparse.strategies import Compressed, FedAvg, LocalSGD, RoundFailed, RoundReport, SparsyFed
 from flsparse.strategies.core.downlink import Downlink
+from flsparse.strategies.core.part import RoundPart
 from flsparse.tasks import build_task
 from flsparse.wire.messages import RECORD, Blueprint, arrayrecord_key, pack, to_numpy
 
@@ -127,12 +128,14 @@ def test_absurd_weights_are_refused_and_count_as_no_model():
 
 
 def test_a_model_that_cannot_be_sent_fails_the_round_and_is_not_kept():
-    class Diverging(FedAvg):
-        def after_aggregation(self, arrays, server_round):
+    class Diverging(RoundPart):
+        name = "diverging"
+
+        def close(self, arrays, round):
             return {name: a * np.float32(np.inf) if a.dtype.kind == "f" else a for name, a in arrays.items()}
 
     reports: list[RoundReport] = []
-    loop = Diverging()
+    loop = FedAvg(parts=[Diverging()])
     loop.callbacks.append(reports.append)
     with pytest.raises(RoundFailed, match="not finite"), np.errstate(invalid="ignore"):
         run(loop, digits(2), rounds=2)

@@ -1,0 +1,65 @@
+"""Stateful workers: which of a worker's own states is in the average.
+
+The server remembers the round of each worker's last accepted reply and sends it along: a worker with the state of that
+very round goes on, any other one joins from the average (:mod:`flsparse.clients.local_sgd`). A worker that was asked
+and did not deliver is to join, too, so that a late one does not go on from weights that nobody averaged.
+"""
+
+from dataclasses import dataclass, field
+
+from flsparse.codec import Layer
+from flsparse.strategies.core.exchange import Node, Reply
+from flsparse.strategies.core.part import Round, RoundPart
+
+
+@dataclass
+class WorkersMemory:
+    """Rounds of the workers.
+
+    Attributes
+    ----------
+    accepted : dict[int, int]
+        Round of the last accepted reply, by partition.
+    once : set[int]
+        Partitions that have ever been accepted.
+    """
+
+    accepted: dict[int, int] = field(default_factory=dict)
+    once: set[int] = field(default_factory=set)
+
+
+class Workers(RoundPart):
+    """The round of each worker's last accepted reply."""
+
+    name = "workers"
+    measures = ("rejoined",)
+
+    def __init__(self) -> None:
+        self.memory: WorkersMemory = WorkersMemory()
+        self._asked: list[Node] = []
+
+    def continues(self, node: Node | None) -> int:
+        """Return the round of a worker's last accepted reply; 0: it joins."""
+        return 0 if node is None else self.memory.accepted.get(node.partition, 0)
+
+    def ask(self, nodes: list[Node], round: Round) -> None:
+        """Note the workers of a round."""
+        self._asked = nodes
+        round.metrics["rejoined"] = 0
+
+    def expect(self) -> None:
+        """Let every worker of the round join anew that will not be accepted."""
+        for node in self._asked:
+            self.memory.accepted.pop(node.partition, None)
+
+    def accept(self, reply: Reply, layers: list[Layer], round: Round) -> None:
+        """Note the worker's round; count it where it has joined again."""
+        partition = reply.node.partition
+        joined = any(record.get("joined", 0) for record in reply.content.metric_records.values())
+        round.metrics["rejoined"] += int(bool(joined) and partition in self.memory.once)
+        self.memory.accepted[partition] = round.number
+        self.memory.once.add(partition)
+
+    def abandon(self, round: Round) -> None:
+        """Let everybody join anew who was asked: their training is in no average."""
+        self.expect()
