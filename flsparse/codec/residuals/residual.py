@@ -194,7 +194,8 @@ def apply_residual(payload: bytes, copy: Vector, sizes: Sequence[int]) -> Vector
     if kind == _DENSE:
         new = np.array(reader.array("f4", copy.size), np.float32)
     else:
-        new = copy + _read_residual(reader, kind, sizes)
+        with np.errstate(over="ignore", invalid="ignore"):  # a stranger's steps; the check below refuses the result
+            new = copy + _read_residual(reader, kind, sizes)
     reader.finish("a residual")
     require(bool(np.isfinite(new).all()), "a residual holds NaN or infinity")
     return new
