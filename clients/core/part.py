@@ -163,7 +163,9 @@ def asked_parts(asked: Mapping[str, Any]) -> list[Part]:
     parts = []
     for name in filter(None, str(asked.get("parts", "")).split(",")):
         settings = {key.removeprefix(f"{name}."): each for key, each in asked.items() if key.startswith(f"{name}.")}
-        parts.append(build(PARTS, name, settings, what="parts"))
+        if name not in PARTS:
+            raise ValueError(f"part {name!r} is not known here; this device knows {', '.join(sorted(PARTS))}")
+        parts.append(build(PARTS, name, settings, what=f"parts.{name}"))
     return parts
 
 

@@ -21,7 +21,13 @@ from omegaconf.errors import OmegaConfBaseException
 from flsparse.app.settings import SettingsError
 from flsparse.configs import did_you_mean, keys_of
 
-_CHECKED = ("strategy", "codec", "dataset", "model")  # sections whose unknown arguments are refused by what takes them
+_CHECKED = (
+    "strategy",
+    "codec",
+    "dataset",
+    "model",
+    "parts",
+)  # sections whose unknown arguments are refused by what takes them
 
 
 def compose_jobs(overrides: Sequence[str], *, sweep: bool) -> list[dict[str, Any]]:
@@ -138,8 +144,8 @@ def search_path(args: Namespace) -> list[str]:
 
 def _check_option(override: Override, options: Sequence[str]) -> None:
     values = list(override.sweep_iterator()) if override.is_discrete_sweep() else [override.value()]
-    for value in values:
-        if not isinstance(value, list) and value not in options:
+    for value in itertools.chain.from_iterable(each if isinstance(each, list) else [each] for each in values):
+        if value not in options:
             raise SettingsError(
                 f"{override.key_or_group}={value}: it is one of {', '.join(options)}{did_you_mean(str(value), options)}"
             )

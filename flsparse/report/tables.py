@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rich import box
+from rich.markup import escape
 from rich.table import Table
 
 
@@ -129,7 +130,7 @@ def comparison_table(
         table.add_column(column, justify="right", no_wrap=True)
     for label, summary in zip(labels, summaries, strict=True):
         table.add_row(
-            label,
+            escape(label),  # of a sweep over lists it has brackets
             percent(summary.get("final_accuracy")),
             percent(summary.get("final_sparsity")),
             _both(summary, "uplink"),

@@ -100,6 +100,13 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         (["client.lr=null"], "client.lr=null is impossible: it is a number above 0"),
         (["strategy=null"], "strategy=None: it is one of"),
         (["strategy.name=bogus"], "strategy='bogus' is none of choco_sgd, d_psgd"),
+        (
+            ["parts=[nois]"],
+            "parts=nois: it is one of clip, control_variates, masks, noise, norm_bound, topk_update; did",
+        ),
+        (["parts=[topk_update]", "parts.topk_update.density=2"], "parts.topk_update.density=2 is not in (0, 1]"),
+        (["parts=[noise]", "strategy=scaffold"], "parts: 'noise' cannot stand beside 'control_variates'"),
+        (["parts=[topk_update]", "strategy=d_psgd"], "parts: 'topk_update' is for averaging methods"),
         (["runtime.name=cloud"], "runtime.name=cloud is impossible"),
         (["strategy.beta=0.5"], "strategy.beta=0.5 is neither"),
         (["strategy.scope=layers"], "strategy.scope='layers' is none of global, layer; did you mean layer?"),
