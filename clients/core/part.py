@@ -98,11 +98,14 @@ class Part:
         Place among the parts that change what leaves the device.
     excludes : tuple[str, ...]
         Parts that it cannot stand beside.
+    has_server : bool
+        It works with its side on the server alone, which is then the part to give to a strategy.
     """
 
     name: ClassVar[str] = ""
     order: ClassVar[int] = 0
     excludes: ClassVar[tuple[str, ...]] = ()
+    has_server: ClassVar[bool] = False
 
     def before_fit(self, fit: Fit) -> None:
         """Run before the first step, the received weights loaded."""

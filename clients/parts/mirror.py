@@ -25,6 +25,7 @@ class Mirror(Part):
 
     name: ClassVar[str] = "mirror"
     order: ClassVar[int] = LAST
+    has_server: ClassVar[bool] = True
     density: float = 1.0
 
     def base(self, leaving: Leaving, base: Reference) -> Reference:

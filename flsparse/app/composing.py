@@ -21,13 +21,8 @@ from omegaconf.errors import OmegaConfBaseException
 from flsparse.app.settings import SettingsError
 from flsparse.configs import did_you_mean, keys_of
 
-_CHECKED = (
-    "strategy",
-    "codec",
-    "dataset",
-    "model",
-    "parts",
-)  # sections whose unknown arguments are refused by what takes them
+# sections whose unknown arguments are refused by what takes them
+_CHECKED = ("strategy", "codec", "dataset", "model", "parts")
 
 
 def compose_jobs(overrides: Sequence[str], *, sweep: bool) -> list[dict[str, Any]]:

@@ -110,7 +110,10 @@ def make_strategy(cfg: Mapping[str, Any], prunable: list[str]) -> RoundLoop:
 
 def make_parts(cfg: Mapping[str, Mapping[str, Any] | None]) -> list[Part | RoundPart]:
     """Build the parts of a configuration, settings by name; those of the server carry their side on the device."""
-    registry: dict[str, Callable[..., Part | RoundPart]] = {**PARTS, **SERVER_PARTS}
+    registry: dict[str, Callable[..., Part | RoundPart]] = {
+        **{name: part for name, part in PARTS.items() if not part.has_server},
+        **SERVER_PARTS,
+    }
     for name in cfg.keys() - registry.keys():
         raise ValueError(f"parts: {name!r} is none of {', '.join(sorted(registry))}{did_you_mean(name, registry)}")
     return [build(registry, name, settings or {}, what=f"parts.{name}") for name, settings in cfg.items()]

@@ -143,6 +143,9 @@ class RoundLoop(Strategy):
         self.round_metrics: dict[str, Any] = {}
         self.parts: list[RoundPart] = []
         self._own_parts = 0
+        for part in parts:
+            if isinstance(part, Part) and part.has_server:
+                raise ValueError(f"parts: {part.name!r} has a side on the server, which is the part to give here")
         self._add_parts(*(part if isinstance(part, RoundPart) else OnDevice(part) for part in parts))
         self._own_parts = 0
         self._mute: set[int] = set()

@@ -102,7 +102,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         (["strategy.name=bogus"], "strategy='bogus' is none of choco_sgd, d_psgd"),
         (
             ["parts=[nois]"],
-            "parts=nois: it is one of clip, control_variates, masks, noise, norm_bound, topk_update; did",
+            "parts=nois: it is one of clip, control_variates, masks, noise, norm_bound",
         ),
         (["parts=[topk_update]", "parts.topk_update.density=2"], "parts.topk_update.density=2 is not in (0, 1]"),
         (["parts=[noise]", "strategy=scaffold"], "parts: 'noise' cannot stand beside 'control_variates'"),
