@@ -19,6 +19,7 @@ from flsparse.clients.parts.prune import Prune, Scope, prune
 from flsparse.nets.arrays import Arrays, state_arrays
 from flsparse.ranges import within
 from flsparse.sparsity import regrowth
+from flsparse.wire.messages import Entries
 
 
 @register
@@ -57,6 +58,6 @@ class TopKMod(CompressMod):
 
     def parts(self, asked: ConfigRecord) -> list[Part]:
         """Add pruning to the sparsity that the server asked for."""
-        sparsity, scope = asked.get("method.sparsity", 0.0), asked.get("method.scope", "global")
-        assert isinstance(sparsity, int | float)
-        return [*super().parts(asked), Prune(sparsity=float(sparsity), scope=cast(Scope, scope))]
+        told = Entries(asked, "a message")
+        scope = cast(Scope, told.text("method.scope", "global"))  # Prune refuses what is none
+        return [*super().parts(asked), Prune(sparsity=told.number("method.sparsity", 0.0), scope=scope)]

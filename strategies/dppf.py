@@ -17,6 +17,7 @@ keeps one dense model a worker, by nature of the method.
 
 from logging import INFO
 from math import cos, pi
+from typing import Any
 
 from flsparse._flwr import log
 from flsparse.clients.core.method import LocalMethod
@@ -105,9 +106,9 @@ class DPPF(LocalSGD):
         valley_step: float = 0.1,
         valley_kappa: float = 2.0,
         valley_names: list[str] | None = None,
-        **local_sgd: object,
+        **local_sgd: Any,
     ) -> None:
-        super().__init__(**local_sgd)  # type: ignore[arg-type]
+        super().__init__(**local_sgd)
         within("(0, 1]", "the share of the way to the average", alpha=alpha)
         within("[0, inf)", "a distance, null takes relative_width", lambda_=lambda_)
         within("[0, inf)", relative_width=relative_width)

@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from logging import INFO
+from typing import Any
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
@@ -78,9 +79,9 @@ class FedAvg(RoundLoop):
         configrecord_key: str = "config",
         server_optimizer: str = "none",
         server_lr: float = 1.0,
-        **wire: object,
+        **wire: Any,
     ) -> None:
-        super().__init__(**wire)  # type: ignore[arg-type]
+        super().__init__(**wire)
         within("[0, 1]", fraction_train=fraction_train, fraction_evaluate=fraction_evaluate)
         within("[0, inf)", min_train_nodes=min_train_nodes, min_evaluate_nodes=min_evaluate_nodes)
         within("[1, inf)", min_available_nodes=min_available_nodes)
@@ -196,7 +197,7 @@ class FedAvg(RoundLoop):
         for part in self.parts:
             arrays = part.close(arrays, self.round)
         self._model = arrays
-        return to_record(self._model), MetricRecord(weighted_means(accepted))  # type: ignore[arg-type]
+        return to_record(self._model), MetricRecord(dict(weighted_means(accepted)))
 
     def conclude(self, grid: Grid, server_round: int, arrays: ArrayRecord, timeout_s: float) -> ArrayRecord:
         """Let the parts ask the nodes about the model."""
@@ -257,16 +258,16 @@ class FedAvg(RoundLoop):
             if (weighed := self.weigh(reply)) is not None:
                 accepted.append(weighed)
                 self.note_held(reply)
-        return MetricRecord(weighted_means(accepted)) if accepted else None  # type: ignore[arg-type]
+        return MetricRecord(dict(weighted_means(accepted))) if accepted else None
 
-    def state_dict(self) -> dict[str, object]:
+    def state_dict(self) -> dict[str, Any]:
         """Return the round loop's state and the server optimizer's moments."""
         return {**super().state_dict(), "server_optimizer": self.server_optimizer.state_dict()}
 
-    def load_state_dict(self, state: dict[str, object]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` gave."""
         super().load_state_dict(state)
-        self.server_optimizer.load_state_dict(state["server_optimizer"])  # type: ignore[arg-type]
+        self.server_optimizer.load_state_dict(state["server_optimizer"])
 
 
 def weighted_means(rows: list[tuple[float, dict[str, float]]]) -> dict[str, float]:

@@ -27,6 +27,7 @@ from flsparse.strategies.core.exchange import Node, Reply
 from flsparse.strategies.fedavg import FedAvg
 from flsparse.strategies.parts.statistics import Statistics
 from flsparse.strategies.parts.workers import Workers
+from flsparse.wire.messages import Entries
 
 
 class LocalSGD(FedAvg):
@@ -93,16 +94,16 @@ class LocalSGD(FedAvg):
     def _local_steps(self, server_round: int, config: ConfigRecord) -> int:
         if "lr" not in config:
             raise ValueError("qsr needs the learning rate: put 'lr' into train_config")
-        if int(config.get("local-steps", 0)) < 1:  # type: ignore[arg-type]
+        told = Entries(config, "train_config")
+        if (at_least := told.integer("local-steps", 0)) < 1:
             raise ValueError(f"qsr={self.qsr} needs client.local_steps above 0: the fewest that it may choose")
         rate = learning_rate(
             server_round,
             self._num_rounds,
-            float(config["lr"]),  # type: ignore[arg-type]
-            float(config.get("lr-final", 0.0)),  # type: ignore[arg-type]
-            str(config.get("lr-schedule", "geometric")),
+            told.number("lr"),
+            told.number("lr-final", 0.0),
+            told.text("lr-schedule", "geometric"),
         )
-        at_least = int(config["local-steps"])  # type: ignore[arg-type]
         steps = quadratic_synchronization(rate, self.qsr, at_least, self.qsr_max_steps)
         self.round_metrics["local_steps"] = steps
         return steps

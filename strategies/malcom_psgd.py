@@ -47,9 +47,9 @@ class QuantizedGossip(Gossip):
         unit: str = "layer",
         scaling: str = "least_squares",
         coder: str = "golomb",
-        **gossip: object,
+        **gossip: Any,
     ) -> None:
-        super().__init__(**gossip)  # type: ignore[arg-type]
+        super().__init__(**gossip)
         if levels:
             Dither(levels, norm, scaling)  # refuses what does not exist
         one_of(("layer", "whole"), unit=unit)
@@ -80,8 +80,8 @@ class MalcomPSGD(QuantizedGossip):
 
     name = "malcom_psgd"
 
-    def __init__(self, *, mu: float = 1e-5, norm: str = "rms", **quantized: object) -> None:
-        super().__init__(norm=norm, **quantized)  # type: ignore[arg-type]
+    def __init__(self, *, mu: float = 1e-5, norm: str = "rms", **quantized: Any) -> None:
+        super().__init__(norm=norm, **quantized)
         within("[0, inf)", mu=mu)
         self.mu = mu
 

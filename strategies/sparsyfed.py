@@ -8,6 +8,8 @@ what they received, and its positions cost almost nothing. As recommended here i
 aggregate, and leaves activations alone; the paper does the opposite of all three (``experiment=sparsyfed_paper``).
 """
 
+from typing import Any
+
 from flsparse.clients.core.method import LocalMethod
 from flsparse.clients.sparsyfed import Beta, SparsyFedLocal, Threshold
 from flsparse.sparsity import check_layers
@@ -39,9 +41,9 @@ class SparsyFed(TopK):
         beta: Beta = 1.25,
         activation_pruning: bool = False,
         activation_threshold: Threshold = "frozen",
-        **topk: object,
+        **topk: Any,
     ) -> None:
-        super().__init__(**topk)  # type: ignore[arg-type]
+        super().__init__(**topk)
         check_layers(beta, activation_threshold)
         self.beta: Beta = beta
         self.activation_pruning, self.activation_threshold = activation_pruning, activation_threshold

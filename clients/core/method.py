@@ -33,6 +33,7 @@ from flsparse.wire import bundle
 from flsparse.wire.messages import (
     CONTROL,
     Blueprint,
+    Entries,
     Scalar,
     arrayrecord_key,
     config_of,
@@ -235,7 +236,7 @@ class Visit:
             server_round=server_round,
             num_rounds=int(config.get("num-rounds", server_round)),  # Flower's own strategies do not say
             node=self.node,
-            seed=int(self.asked["seed"]),  # type: ignore[arg-type]
+            seed=Entries(self.asked, "a message").integer("seed"),
             config=config,
             state=self.state,
             prunable=prunable,

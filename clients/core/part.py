@@ -24,7 +24,7 @@ from flsparse.codec import Reference
 from flsparse.configs import build
 from flsparse.nets.arrays import Arrays
 from flsparse.nets.batch_norm import statistics_names
-from flsparse.wire.messages import CONTROL, Scalar
+from flsparse.wire.messages import CONTROL, Entries, Scalar
 
 CLIP, NOISE, PRUNE, SPARSIFY, MIRROR = 10, 20, 30, 40, 50  # order of what is done to an update on its way out
 
@@ -68,8 +68,9 @@ class Leaving:
         metrics: dict[str, float],
     ) -> "Leaving":
         """Return the update that answers a message's ``flsparse`` record."""
-        seed, server_round, node = (int(asked[key]) for key in ("seed", "round", "node"))
-        values = str(asked.get("values", "raw"))
+        told = Entries(asked, "a message")
+        seed, server_round, node = (told.integer(key) for key in ("seed", "round", "node"))
+        values = told.text("values", "raw")
         return cls(received, prunable, state, values, seed, server_round, node, metrics)
 
     def stream(self, purpose: str) -> np.random.Generator:

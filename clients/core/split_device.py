@@ -156,6 +156,7 @@ class Device:
     def begin(cls, method: SplitLocal, visit: Visit) -> "Device":
         """Begin a round with the averaged layers, which CompressMod has decoded."""
         asked, config = visit.asked, visit.config
+        told = messages.Entries(asked, "a message")
         if len(visit.data) == 0:
             raise ValueError("this node has no training data")
         arrays = messages.to_numpy(visit.content.array_records[messages.arrayrecord_key(visit.content)])
@@ -164,11 +165,11 @@ class Device:
         session = Session(
             method=method.hyperparameters(),
             config=config,
-            round=int(asked["round"]),  # type: ignore[arg-type]
-            node=int(asked["node"]),  # type: ignore[arg-type]
-            seed=int(asked["seed"]),  # type: ignore[arg-type]
-            values=str(asked["values"]),
-            rounding=str(asked["rounding"]),
+            round=told.integer("round"),
+            node=told.integer("node"),
+            seed=told.integer("seed"),
+            values=told.text("values"),
+            rounding=told.text("rounding"),
             parts=part_entries(asked),
         )
         return cls(method, visit, session, arrays)

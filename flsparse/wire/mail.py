@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from flwr.app import ConfigRecord, RecordDict
 
-from flsparse.wire.messages import OPAQUE, RECORD, opaque_payload, pack, record_of
+from flsparse.wire.messages import OPAQUE, RECORD, Entries, opaque_payload, pack, record_of
 
 MAIL = "mail"
 OK, LOST, NO_INITIAL = "ok", "lost", "no-initial"
@@ -133,31 +133,31 @@ class Mail:
         ValueError
             The message is no mail.
         """
-        record, parts = _Record(record_of(content)), _Parts(opaque_payload(content) or b"")
+        record, parts = Entries(record_of(content), "a mail"), _Parts(opaque_payload(content) or b"")
         letters = [
             Letter(sender, number, parts.take(size))
             for sender, number, size in zip(
-                record.numbers("senders"), record.numbers("rounds"), record.numbers("sizes"), strict=True
+                record.integers("senders"), record.integers("rounds"), record.integers("sizes"), strict=True
             )
         ]
         copies = {
             node: parts.take(size)
-            for node, size in zip(record.numbers("copies"), record.numbers("copy-sizes"), strict=True)
+            for node, size in zip(record.integers("copies"), record.integers("copy-sizes"), strict=True)
         }
         return cls(
-            round=record.number("round"),
-            epoch=record.number("epoch"),
+            round=record.integer("round", 0),
+            epoch=record.integer("epoch", 0),
             delivery=Delivery(
-                record.number("first"), record.number("last"), letters, frozenset(record.numbers("accepted"))
+                record.integer("first", 0), record.integer("last", 0), letters, frozenset(record.integers("accepted"))
             ),
-            weights=dict(zip(record.numbers("neighbours"), record.values("weights"), strict=True)),
-            starts=bool(record.number("starts")),
+            weights=dict(zip(record.integers("neighbours"), record.values("weights"), strict=True)),
+            starts=bool(record.integer("starts", 0)),
             initial_id=record.text("initial-id"),
-            initial=parts.take(record.number("initial-size")),
+            initial=parts.take(record.integer("initial-size", 0)),
             prunable=record.values("prunable"),
             copies=copies,
-            copies_after=record.number("copies-after"),
-            wanted=record.numbers("wanted"),
+            copies_after=record.integer("copies-after", 0),
+            wanted=record.integers("wanted"),
         )
 
 
@@ -207,13 +207,15 @@ class Answer:
         ValueError
             The reply is no answer.
         """
-        record, parts = _Record(record_of(content)), _Parts(opaque_payload(content) or b"")
-        payload = parts.take(record.number("size"))
+        record, parts = Entries(record_of(content), "a mail"), _Parts(opaque_payload(content) or b"")
+        payload = parts.take(record.integer("size", 0))
         copies = {
             node: parts.take(size)
-            for node, size in zip(record.numbers("copies"), record.numbers("copy-sizes"), strict=True)
+            for node, size in zip(record.integers("copies"), record.integers("copy-sizes"), strict=True)
         }
-        return cls(record.text("status"), record.number("applied"), payload, copies, tuple(record.numbers("misfit")))
+        return cls(
+            record.text("status"), record.integer("applied", 0), payload, copies, tuple(record.integers("misfit"))
+        )
 
 
 def to_bytes(copy: np.ndarray) -> bytes:
@@ -255,31 +257,3 @@ class _Parts:
             raise ValueError(f"a mail of {len(self.blob)} bytes ends early")
         self.at += size
         return self.blob[self.at - size : self.at]
-
-
-class _Record:
-    """Reads a record whose types are not to be trusted."""
-
-    def __init__(self, record: ConfigRecord) -> None:
-        self.record = record
-
-    def number(self, key: str) -> int:
-        value = self.record.get(key, 0)
-        if not isinstance(value, int):
-            raise ValueError(f"{key}={value!r} of a mail is not an integer")
-        return value
-
-    def text(self, key: str) -> str:
-        return str(self.record.get(key, ""))
-
-    def values(self, key: str) -> list[Any]:
-        value = self.record.get(key, [])
-        if not isinstance(value, list):
-            raise ValueError(f"{key}={value!r} of a mail is not a list")
-        return value
-
-    def numbers(self, key: str) -> list[int]:
-        found = self.values(key)
-        if not all(isinstance(value, int) for value in found):
-            raise ValueError(f"{key}={found!r} of a mail are not integers")
-        return found

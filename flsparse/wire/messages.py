@@ -21,6 +21,7 @@ import json
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
@@ -86,6 +87,65 @@ def record_of(content: RecordDict) -> ConfigRecord:
 def config_of(content: RecordDict) -> ConfigRecord:
     """Return the strategy's record, whatever its ``configrecord_key``: the one beside ours; empty where it has none."""
     return next((record for key, record in content.config_records.items() if key != RECORD), ConfigRecord())
+
+
+@dataclass(frozen=True)
+class Entries:
+    """Typed entries of a record that another side wrote: a wrong type is refused, with ValueError.
+
+    Attributes
+    ----------
+    record : Mapping[str, Any]
+        Entries by key.
+    source : str
+        Name of the record in errors.
+
+    Examples
+    --------
+    >>> Entries({"round": 3, "lr": 1}, "a message").integer("round"), Entries({}, "a message").number("lr", 0.5)
+    (3, 0.5)
+    >>> Entries({"round": "3"}, "a message").integer("round")
+    Traceback (most recent call last):
+    ValueError: round='3' of a message is not an integer
+    """
+
+    record: Mapping[str, Any]
+    source: str
+
+    def integer(self, key: str, default: int | None = None) -> int:
+        """Return an integer entry; without a default it must be there."""
+        value = self.record.get(key, default)
+        if not isinstance(value, int):
+            raise ValueError(f"{key}={value!r} of {self.source} is not an integer")
+        return value
+
+    def number(self, key: str, default: float | None = None) -> float:
+        """Return an integer or floating entry as a float; without a default it must be there."""
+        value = self.record.get(key, default)
+        if not isinstance(value, int | float):
+            raise ValueError(f"{key}={value!r} of {self.source} is not a number")
+        return float(value)
+
+    def text(self, key: str, default: str = "") -> str:
+        """Return a string entry."""
+        value = self.record.get(key, default)
+        if not isinstance(value, str):
+            raise ValueError(f"{key}={value!r} of {self.source} is not a text")
+        return value
+
+    def values(self, key: str) -> list[Any]:
+        """Return a list entry; empty where there is none."""
+        value = self.record.get(key, [])
+        if not isinstance(value, list):
+            raise ValueError(f"{key}={value!r} of {self.source} is not a list")
+        return value
+
+    def integers(self, key: str) -> list[int]:
+        """Return a list of integers; empty where there is none."""
+        found = self.values(key)
+        if not all(isinstance(value, int) for value in found):
+            raise ValueError(f"{key}={found!r} of {self.source} are not integers")
+        return found
 
 
 def to_numpy(record: ArrayRecord) -> dict[str, np.ndarray]:

@@ -41,8 +41,8 @@ class Compressed(RoundLoop):
 
     name = "compressed"
 
-    def __init__(self, strategy: Strategy, **wire: object) -> None:
-        super().__init__(**wire)  # type: ignore[arg-type]
+    def __init__(self, strategy: Strategy, **wire: Any) -> None:
+        super().__init__(**wire)
         self.strategy = strategy
 
     @property

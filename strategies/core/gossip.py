@@ -259,7 +259,7 @@ class Gossip(RoundLoop):
         self.round_metrics |= {"replies": len(rows), "links": int(self.topology.adjacency.sum())}
         if len(rows) < self.min_replies:
             return None, None
-        return self._arrays, MetricRecord(_means(rows))  # type: ignore[arg-type]
+        return self._arrays, MetricRecord(dict(_means(rows)))
 
     def _take_in(self, server_round: int, replies: Iterable[Reply], rows: list[dict[str, float]]) -> list[Node]:
         """Take in answers; return who is to be told anew: they lack the initialization, or got what fits nobody."""
