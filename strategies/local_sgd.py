@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from logging import INFO
 from typing import ClassVar
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
 
 from flsparse._flwr import log
@@ -23,7 +23,7 @@ from flsparse.clients.local_sgd import LocalSGDLocal
 from flsparse.configs import Fixed, settled
 from flsparse.ranges import within
 from flsparse.schedules import learning_rate, quadratic_synchronization
-from flsparse.strategies.core.exchange import Node, Reply
+from flsparse.strategies.core.exchange import Node
 from flsparse.strategies.fedavg import FedAvg
 from flsparse.strategies.parts.statistics import Statistics
 from flsparse.strategies.parts.workers import Workers
@@ -107,8 +107,3 @@ class LocalSGD(FedAvg):
         steps = quadratic_synchronization(rate, self.qsr, at_least, self.qsr_max_steps)
         self.round_metrics["local_steps"] = steps
         return steps
-
-    def receive(self, server_round: int, replies: Iterable[Reply]) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Average; who was asked and not accepted joins anew next time."""
-        self.worker_rounds.expect()
-        return super().receive(server_round, replies)

@@ -44,6 +44,7 @@ from flsparse.strategies.core.loop import numbers_of
 from flsparse.strategies.core.split_top import Received, SplitMemory, Tally, Top, decode_head_gradient
 from flsparse.strategies.core.split_wire import SplitWire
 from flsparse.strategies.fedavg import FedAvg
+from flsparse.strategies.parts.control import ServerControl
 from flsparse.wire import bundle as split
 from flsparse.wire.bundle import Part
 from flsparse.wire.messages import Scalar, to_numpy, to_record
@@ -112,6 +113,10 @@ class SplitMS(FedAvg):
         **fedavg: Any,
     ) -> None:
         super().__init__(**settled(fedavg, self.fixed))
+        if any(isinstance(part, ServerControl) for part in self.parts):
+            raise ValueError(
+                "parts: 'control_variates' correct steps of a whole model, which no node has: leave them out"
+            )
         one_of(("sent", "kept"), labels=labels)
         within("[0, inf)", steps_per_round=steps_per_round)
         within("[1, inf)", batches_per_message=batches_per_message)

@@ -118,7 +118,8 @@ class CompressMod:
     def parts(self, asked: ConfigRecord) -> list[Part]:
         """Return the parts that the update goes through on its way out; subclasses add theirs."""
         parts = asked_parts(asked)
-        if self.error_feedback and not any(isinstance(part, TopKUpdate) for part in parts):
+        has_its_own = {TopKUpdate.name, *TopKUpdate.excludes}  # a mirror sends later what it did not send
+        if self.error_feedback and not any(part.name in has_its_own for part in parts):
             parts.append(TopKUpdate(density=1.0, decay=1.0))  # everything is sent: what is kept is the coding's loss
         return parts
 

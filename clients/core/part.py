@@ -99,11 +99,14 @@ class Part:
         Place among the parts that change what leaves the device.
     excludes : tuple[str, ...]
         Parts that it cannot stand beside.
+    needs_server : bool
+        The server has a side of it, too, and cannot ask for it without.
     """
 
     name: ClassVar[str] = ""
     order: ClassVar[int] = 0
     excludes: ClassVar[tuple[str, ...]] = ()
+    needs_server: ClassVar[bool] = False
 
     def before_fit(self, fit: Fit) -> None:
         """Run before the first step, the received weights loaded."""

@@ -39,6 +39,7 @@ class ControlVariates(Part):
     """
 
     name: ClassVar[str] = "control_variates"
+    needs_server: ClassVar[bool] = True
     confirmed: int = 0
 
     def __post_init__(self) -> None:

@@ -6,7 +6,8 @@
 
 The residual ``e`` holds what was not sent and what the coding lost (Stich et al. 2018, arXiv 1809.07599; Karimireddy et
 al. 2019, arXiv 1901.09847). It is of a model that others have moved on since: a node that is seldom sampled should
-forget it, ``decay`` below 1; 0 is no error feedback at all.
+forget it, ``decay`` below 1; 0 is no error feedback at all. An update that the server refuses or never gets is not in
+``e``: it is lost, as without error feedback.
 """
 
 from dataclasses import dataclass

@@ -10,8 +10,7 @@ and one ``ConfigRecord`` named ``flsparse``. To the node::
     values, rounding   how the node is to code its reply
     seed, round, node  what randomness is derived from; node is the partition id
     method, method.*   the local method and its hyper-parameters
-    mirror, density    code the reply against what this node sent last, as both sides hold it, in place of the model
-                       received, and change only that fraction of the weights (see flsparse.wire.mirror)
+    parts, NAME.*      names of the parts that compose with it, joined by commas, and their settings
 
 From the node: the payload, which names the reference it was coded against, and ``held``, the reference that the node
 now keeps; or ``status = "missing-reference"`` and no payload, upon which the server sends the full model.

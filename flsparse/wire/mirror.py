@@ -8,7 +8,8 @@ in every round; the distance to its own mirror shrinks as training settles, and 
 difference and is sent later. A mirror starts as the broadcast that its node received; the payload names the mirror it
 was coded against by a hash of its content, so mirrors that have drifted apart are refused, never added up.
 
-A control variate (:mod:`flsparse.clients.scaffold`) needs no mirror of its own: the node's is what the server reads.
+A control variate (:mod:`flsparse.clients.parts.control`) needs no mirror of its own: the node's is what the
+server reads.
 """
 
 from collections.abc import Mapping

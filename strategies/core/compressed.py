@@ -25,6 +25,7 @@ from flwr.serverapp.strategy import Strategy
 from flsparse._flwr import log
 from flsparse.strategies.core.exchange import Reply
 from flsparse.strategies.core.loop import LARGEST, RoundLoop
+from flsparse.strategies.core.part import OnDevice
 from flsparse.wire.messages import arrayrecord_key, to_numpy, to_record
 
 
@@ -36,7 +37,12 @@ class Compressed(RoundLoop):
     strategy : Strategy
         The inner strategy. Put a server-side differential-privacy wrapper inside: ``Compressed(DP(FedAvg(...)))``.
     **wire
-        Parameters of :class:`RoundLoop`.
+        Parameters of :class:`RoundLoop`. ``parts`` are those of the device alone, such as clip, noise and topk_update.
+
+    Raises
+    ------
+    ValueError
+        A part has a side on the server, where the inner strategy averages by itself.
     """
 
     name = "compressed"
@@ -44,6 +50,12 @@ class Compressed(RoundLoop):
     def __init__(self, strategy: Strategy, **wire: Any) -> None:
         super().__init__(**wire)
         self.strategy = strategy
+        for part in self.parts:
+            if type(part) is not OnDevice:
+                raise ValueError(
+                    f"parts: {part.name!r} acts on the server's mean, and {type(strategy).__name__} takes its own: "
+                    "leave it out"
+                )
 
     @property
     def min_available_nodes(self) -> int:

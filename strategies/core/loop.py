@@ -31,7 +31,7 @@ from flsparse.ranges import within
 from flsparse.strategies.core.courier import Wire
 from flsparse.strategies.core.downlink import Broadcast, Downlink
 from flsparse.strategies.core.exchange import Exchange, Node, Reply
-from flsparse.strategies.core.memory import Remembering, restore_memories, saved_memories
+from flsparse.strategies.core.memory import Remembering, lacking, restore_memories, saved_memories
 from flsparse.strategies.core.part import OnDevice, RoundPart
 from flsparse.wire.messages import RECORD, STYPE, Scalar, to_numpy, to_record
 
@@ -143,6 +143,11 @@ class RoundLoop(Strategy):
         self.round_metrics: dict[str, Any] = {}
         self.parts: list[RoundPart] = []
         self._own_parts = 0
+        for part in parts:
+            if isinstance(part, Part) and part.needs_server:
+                raise ValueError(
+                    f"parts: {part.name!r} needs its side on the server, which the methods add that use it"
+                )
         self._add_parts(*(part if isinstance(part, RoundPart) else OnDevice(part) for part in parts))
         self._own_parts = 0
         self._mute: set[int] = set()
@@ -464,7 +469,21 @@ class RoundLoop(Strategy):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what :meth:`state_dict` gave; a hello asks the nodes anew what they hold."""
+        """Restore what :meth:`state_dict` gave; a hello asks the nodes again what they hold.
+
+        Raises
+        ------
+        ValueError
+            With all that the state lacks; nothing is restored then.
+        """
+        nested = [
+            key for owner in self._owners() if owner.memory is not None and (key := getattr(owner, "saved_as", ""))
+        ]
+        if absent := lacking({"held": {}, **state}, self.state_dict(), nested):
+            raise ValueError(
+                f"a saved state of {self.name!r} lacks {', '.join(absent)}: another version or other parts wrote it; "
+                "start a new run"
+            )
         self._first_round = self._next_round = state["next_round"]
         self.ledger.load_state_dict(state["ledger"])
         self.wire.counts = Counter(state["counts"])

@@ -37,6 +37,17 @@ def restore(memory: Any, state: Mapping[str, Any]) -> None:
         setattr(memory, field.name, _typed(state[field.name], hints[field.name]))
 
 
+def lacking(state: Mapping[str, Any], wanted: Mapping[str, Any], nested: Iterable[str] = ()) -> list[str]:
+    """Return the keys that a state lacks, dotted; ``nested`` are keys of ``wanted`` whose own keys count too.
+
+    >>> lacking({"round": 1, "control": {}}, {"round": 1, "once": [], "control": {"met": []}}, ["control"])
+    ['once', 'control.met']
+    """
+    absent = [key for key in wanted if key not in state]
+    inside = [f"{key}.{field}" for key in nested if key in state for field in wanted[key] if field not in state[key]]
+    return absent + inside
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {_text(key): _plain(each) for key, each in value.items()}

@@ -24,7 +24,7 @@ import numpy as np
 from flwr.app import ArrayRecord
 from torch import nn
 
-from flsparse.clients.core.part import Part, asked_entries
+from flsparse.clients.core.part import PARTS, Part, asked_entries
 from flsparse.codec import Layer
 from flsparse.nets.arrays import Arrays
 from flsparse.strategies.core.courier import Wire
@@ -160,9 +160,16 @@ class OnDevice(RoundPart):
     ----------
     part : Part
         The device's data class.
+
+    Raises
+    ------
+    ValueError
+        The part is not registered: no node would know it.
     """
 
     def __init__(self, part: Part) -> None:
+        if PARTS.get(part.name) is not type(part):
+            raise ValueError(f"parts: {part.name!r} is not registered, so no node knows it: see register_part")
         self.part, self.name, self.excludes = part, part.name, part.excludes
 
     def asks(self, node: Node | None) -> Mapping[str, Scalar]:
