@@ -60,7 +60,7 @@ def mod_app(mod: CompressMod, nodes: int = 4) -> InProcessGrid:
         rng = np.random.default_rng(int(context.node_config["partition-id"]))
         arrays = {
             n: (a + 0.1 * rng.standard_normal(a.shape)).astype(a.dtype) if a.dtype.kind == "f" else a
-            for n, a in to_numpy(message.content["arrays"]).items()
+            for n, a in to_numpy(message.content.array_records["arrays"]).items()
         }
         content = RecordDict({"arrays": to_record(arrays), "metrics": MetricRecord({"num-examples": 10})})
         return Message(content, reply_to=message)
