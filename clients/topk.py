@@ -25,7 +25,7 @@ from flsparse.wire.messages import Entries
 @register
 @dataclass(kw_only=True)
 class TopKLocal(LocalMethod):
-    """Prune what was trained to the sparsity that the server asked for.
+    """Prune the trained weights to the sparsity that the server asked for.
 
     Attributes
     ----------
@@ -59,5 +59,5 @@ class TopKMod(CompressMod):
     def parts(self, asked: ConfigRecord) -> list[Part]:
         """Add pruning to the sparsity that the server asked for."""
         told = Entries(asked, "a message")
-        scope = cast(Scope, told.text("method.scope", "global"))  # Prune refuses what is none
+        scope = cast(Scope, told.text("method.scope", "global"))  # Prune refuses unknown names
         return [*super().parts(asked), Prune(sparsity=told.number("method.sparsity", 0.0), scope=scope)]

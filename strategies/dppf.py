@@ -65,9 +65,9 @@ class DPPF(LocalSGD):
     schedule : {"increasing", "constant", "decreasing"} (default: "increasing")
         Of the push, over the rounds.
     uplink_density : float (default: 0.15)
-        Fraction of the weights that a coded reply changes in the worker's mirror, in (0, 1]; no use with values "raw".
+        Fraction of the weights that a coded reply changes in the worker's mirror, in (0, 1]; ignored with values "raw".
     control_variates : bool (default: False)
-        Correct the local steps as SCAFFOLD does; doubles what travels.
+        Correct the local steps as SCAFFOLD does; doubles the arrays that travel.
     sparsity : float (default: 0.0)
         Above 0, workers train SparsyFed's layers and are pruned to this fraction of zeros, as is the average.
     ramp, beta, activation_pruning, activation_threshold

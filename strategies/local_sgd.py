@@ -39,15 +39,15 @@ class LocalSGD(FedAvg):
         ``b`` of the quadratic synchronization rule, in units of the learning rate; 0: the same local steps every round
         (``client.local_steps``, which the rule takes for ``tau_base``, or ``client.local_epochs``).
     qsr_max_steps : int (default: 100)
-        Bound of what the rule asks for, at least 1.
+        Bound of the rule's local steps, at least 1.
     statistics_every : int (default: 1)
         Rounds between estimates of the average's batch-norm statistics, and always in the last one; 0: never, the mean
-        of the workers' running statistics is kept. Models without batch norm have no use for it.
+        of the workers' running statistics is kept. Models without batch norm ignore it.
     statistics_samples : int (default: 500)
         Examples of each node for such an estimate; 0: all.
     **fedavg
         Parameters of :class:`FedAvg`. The mean is over workers, whatever their examples. ``hello`` is
-        True: what workers keep goes by partition.
+        True: worker state goes by partition.
     """
 
     name = "local_sgd"
@@ -72,7 +72,7 @@ class LocalSGD(FedAvg):
         self._add_parts(self.worker_rounds, Statistics(statistics_every, statistics_samples))
 
     def method(self, server_round: int, node: Node | None = None) -> LocalMethod:
-        """Tell the worker which state of its to go on from."""
+        """Ask for local SGD from the worker's state of its last accepted reply."""
         return LocalSGDLocal(continues=self.worker_rounds.continues(node))
 
     def summary(self) -> None:

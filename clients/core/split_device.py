@@ -135,8 +135,8 @@ class Device:
     session : Session
         Where the round is.
     arrays : dict[str, np.ndarray]
-        The layers on this device, by the model's state-dict keys; under ``sent/j`` the positions of batch j whose
-        activations were sent, as packed bits.
+        The layers on this device, by the model's state-dict keys; under ``sent/j`` the positions of batch j's
+        sent activations, as packed bits.
     """
 
     def __init__(self, method: SplitLocal, visit: Visit, session: Session, arrays: Arrays) -> None:
@@ -223,7 +223,7 @@ class Device:
             array, _ = decode_activations(part.data, part.shape)
             received = torch.from_numpy(array).to(self.device).requires_grad_()
             with self._drawing(j, "head"):
-                logits = self.head(received.clone())  # its first layer may write into what it is given
+                logits = self.head(received.clone())  # its first layer may write into its input
             loss = cross_entropy(logits, targets, reduction="sum")
             (loss / total).backward()
             assert received.grad is not None
@@ -337,7 +337,7 @@ class Device:
         return None if arrays is None else Reference(arrays)
 
     def _store(self) -> None:
-        """Keep what the next message needs; momentum outlives the round."""
+        """Keep the state for the next message; momentum outlives the round."""
         if self.momentum:
             self.state.put(_MOMENTUM, self.momentum)
         self.state.put(_MODEL, self.arrays() | self.sent)

@@ -1,4 +1,4 @@
-"""What a node measures of a model that the server asks about, on data that stay where they are.
+"""Measurements of a model by a node, on data that stay where they are.
 
 ``evaluate.statistics``   batch-norm statistics of the model received       (flsparse.nets.batch_norm)
 ``evaluate.valley``       losses along the ray from the average to a worker (flsparse.nets.valley)
@@ -19,7 +19,7 @@ from flsparse.nets.valley import Loss, line, loss_on
 from flsparse.wire.messages import Entries, to_record
 
 STATISTICS, VALLEY = "statistics", "valley"
-NUM_EXAMPLES = "num-examples"  # what answers are weighed by
+NUM_EXAMPLES = "num-examples"  # weight of an answer
 METRICS = "metrics"
 _AVERAGE = "valley-average"
 MAX_VALLEY_STEPS = 200

@@ -1,4 +1,4 @@
-"""What the relay and a node of a decentralized run say to each other, and how it travels.
+"""Mails of the relay to a node of a decentralized run, the node's answers, and how both travel.
 
 One opaque array carries all payloads of a message, one after the other; the ``flsparse`` record says where each begins.
 The relay reads the record and hands the payloads on as they are.
@@ -38,7 +38,7 @@ class Letter:
 
 @dataclass(frozen=True)
 class Delivery:
-    """What the relay tells one node.
+    """Letters for one node.
 
     Attributes
     ----------
@@ -58,16 +58,16 @@ class Delivery:
 
 @dataclass(frozen=True)
 class Mail:
-    """What the relay sends a node.
+    """Message of the relay to a node.
 
     Attributes
     ----------
     round : int
         The round that the node's answer counts in; in an evaluation, one more than the last round delivered.
     epoch : int
-        The round after which all copies were the common initialization: 0, or that of a restart.
+        The round after which all copies were the common initialization: 0, or the round of a restart.
     delivery : Delivery
-        What the node has not confirmed yet.
+        Letters that the node has not confirmed yet.
     weights : Mapping[int, float]
         Row of the mixing matrix: W_ij by neighbor j.
     starts : bool
@@ -126,7 +126,7 @@ class Mail:
 
     @classmethod
     def of(cls, content: RecordDict) -> "Mail":
-        """Read what :meth:`to_content` wrote.
+        """Read the records of :meth:`to_content`.
 
         Raises
         ------
@@ -163,7 +163,7 @@ class Mail:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a node sends the relay.
+    """A node's reply to the relay.
 
     Attributes
     ----------
@@ -200,7 +200,7 @@ class Answer:
 
     @classmethod
     def of(cls, content: RecordDict) -> "Answer":
-        """Read what :meth:`to_content` wrote.
+        """Read the records of :meth:`to_content`.
 
         Raises
         ------

@@ -5,10 +5,10 @@ and one ``ConfigRecord`` named ``flsparse``. To the node::
 
     payload     the coded model                        Array, stype "flsparse.v1"
     reference   id of the model it is coded against; empty: none
-    hold        whether the node is to keep what it decoded as its next reference
+    hold        whether the node is to keep the decoded model as its next reference
     blueprint   names, shapes, dtypes and which arrays are prunable; only where the node holds no reference
     values, rounding   how the node is to code its reply
-    seed, round, node  what randomness is derived from; node is the partition id
+    seed, round, node  seeds of the randomness; node is the partition id
     method, method.*   the local method and its hyper-parameters
     parts, NAME.*      names of the parts that compose with it, joined by commas, and their settings
 
@@ -35,7 +35,7 @@ OPAQUE = "flsparse.opaque.v1"  # payloads of methods that hold their own convers
 RECORD = "flsparse"
 PAYLOAD = "payload"
 MIRROR = "mirror"  # name of a node's mirror in its state
-CONTROL = "control/"  # prefix of arrays that travel beside the model and are no part of its state dict
+CONTROL = "control/"  # prefix of arrays that travel behind the model and are no part of its state dict
 MISSING_REFERENCE = "missing-reference"
 _MAX_BLUEPRINT_BYTES = 16 * 1024 * 1024
 _MAX_DIMENSIONS = 32
@@ -84,7 +84,7 @@ def record_of(content: RecordDict) -> ConfigRecord:
 
 
 def config_of(content: RecordDict) -> ConfigRecord:
-    """Return the strategy's record, whatever its ``configrecord_key``: the one beside ours; empty where it has none."""
+    """Return the strategy's record, whatever its ``configrecord_key``: the one that is not ours; empty without one."""
     return next((record for key, record in content.config_records.items() if key != RECORD), ConfigRecord())
 
 
@@ -159,7 +159,7 @@ def to_record(arrays: Mapping[str, np.ndarray]) -> ArrayRecord:
 
 @dataclass(frozen=True)
 class Blueprint:
-    """What a node must know of a model before it can decode one.
+    """Structure of a model, which a node needs to decode one.
 
     Attributes
     ----------
@@ -179,7 +179,7 @@ class Blueprint:
 
     @classmethod
     def from_bytes(cls, data: object) -> "Blueprint":
-        """Parse what :meth:`to_bytes` gave.
+        """Parse the bytes of :meth:`to_bytes`.
 
         Raises
         ------

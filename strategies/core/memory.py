@@ -25,7 +25,7 @@ def saved(memory: Any) -> dict[str, Any]:
 
 
 def restore(memory: Any, state: Mapping[str, Any]) -> None:
-    """Set the fields of a data class to what :func:`saved` gave; the types of its fields say what they were.
+    """Set the fields of a data class from the dict of :func:`saved`, by the fields' types.
 
     Raises
     ------
@@ -38,7 +38,7 @@ def restore(memory: Any, state: Mapping[str, Any]) -> None:
 
 
 def lacking(state: Mapping[str, Any], wanted: Mapping[str, Any], nested: Iterable[str] = ()) -> list[str]:
-    """Return the keys that a state lacks, dotted; ``nested`` are keys of ``wanted`` whose own keys count too.
+    """Return the keys that a state lacks, dotted; of ``nested`` keys the inner keys count too.
 
     >>> lacking({"round": 1, "control": {}}, {"round": 1, "once": [], "control": {"met": []}}, ["control"])
     ['once', 'control.met']
@@ -96,7 +96,7 @@ def saved_memories(owners: Iterable[Remembering]) -> dict[str, Any]:
 
 
 def restore_memories(owners: Iterable[Remembering], state: Mapping[str, Any]) -> None:
-    """Restore what :func:`saved_memories` gave."""
+    """Restore the dict of :func:`saved_memories`."""
     for owner in owners:
         if owner.memory is not None:
             key = getattr(owner, "saved_as", "")

@@ -1,8 +1,8 @@
-"""Stateful workers: which of a worker's own states is in the average.
+"""Stateful workers: the round of each worker's state in the average.
 
 The server remembers the round of each worker's last accepted reply and sends it along: a worker with the state of that
 very round goes on, any other one joins from the average (:mod:`flsparse.clients.local_sgd`). A worker that was asked
-and did not deliver is to join, too, so that a late one does not go on from weights that nobody averaged.
+without an accepted reply joins, too: its late weights are in no average.
 """
 
 from dataclasses import dataclass, field
