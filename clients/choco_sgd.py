@@ -24,6 +24,6 @@ class ChocoSGDLocal(QuantizedGossipLocal):
     name: ClassVar[str] = "choco_sgd"
 
     def before_send(self, x: Vector, hood: Neighborhood, weights: Mapping[int, float], server_round: int) -> Vector:
-        """Mix with those neighbors that took part in the last round, if this node did."""
+        """Mix with the neighbors that took part in the last round, if this node did."""
         live = {j: hood.copies[j] for j in hood.live}
         return self.consensus(x, hood.copies[hood.node], live, weights, server_round)

@@ -1,6 +1,6 @@
 """DPPF on the device (Dimlioglu and Choromanska, UAI 2026, arXiv 2507.20424): pull towards the average, push away.
 
-    x_m <- x_m + (x_A - x_m) (alpha - lambda / ||x_m - x_A||)      eq. 5; the norm is that of the whole parameter vector
+    x_m <- x_m + (x_A - x_m) (alpha - lambda / ||x_m - x_A||)      eq. 5; norm of the whole parameter vector
          = x_A + (1 - alpha + lambda / ||x_m - x_A||) (x_m - x_A)  as computed: alpha = 1, lambda = 0 is exactly x_A
     x_m <- SGD from x_m                                            tau steps, momentum kept
 
@@ -145,7 +145,7 @@ class DPPFLocal(LocalSGDLocal):
         return parameter_arrays(fit.model)
 
     def _prune(self, fit: Fit) -> None:
-        """Prune the worker by one global ranking, and drop the momentum of what was pruned."""
+        """Prune the worker by one global ranking, and drop the momentum of pruned weights."""
         names = [name for name, _ in fit.model.named_parameters() if name in set(fit.prunable)]
         pruned = prune(parameter_arrays(fit.model), self.sparsity, "global", names)
         load_parameters(fit.model, pruned)

@@ -27,7 +27,7 @@ class LocalSGDLocal(LocalMethod):
     Attributes
     ----------
     continues : int
-        Round of the last reply that the server has from this worker; 0: none, so it starts anew.
+        Round of the last reply that the server has from this worker; 0: none, so it joins from the average.
     """
 
     name: ClassVar[str] = "local_sgd"
@@ -53,5 +53,5 @@ class LocalSGDLocal(LocalMethod):
         return state_arrays(fit.model)
 
     def kept(self, fit: Fit) -> Arrays:
-        """Return what the worker keeps beside its optimizer; names must not hold a ``|``."""
+        """Return the worker's arrays in addition to its optimizer; names must not hold a ``|``."""
         return {}

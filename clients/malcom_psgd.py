@@ -6,7 +6,7 @@
     x_i     = soft(x_half + gamma * sum_j W_ij (xhat_j - xhat_i),  eta * mu)  soft(z, t) = sign(z) max(|z| - t, 0)
 
 x_i is sparse, for the local losses plus ``mu ||x||_1``. Biases and norms are not thresholded. With several local steps
-between two exchanges the threshold is that of all of them, ``local_steps * eta * mu``, so that mu keeps its meaning.
+between two exchanges the threshold is the sum over them, ``local_steps * eta * mu``, so that mu keeps its meaning.
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,7 +32,7 @@ class QuantizedGossipLocal(GossipLocal):
     levels : int
         L, quantization levels on either side of 0; 0 sends the model whole.
     norm : {"max", "l2", "rms"}
-        What the steps are measured by; see :class:`flsparse.codec.residuals.dither.Dither`.
+        Scale of the quantization steps; see :class:`flsparse.codec.residuals.dither.Dither`.
     unit : {"layer", "whole"}
         One scale for each array, or one for the whole vector.
     scaling : {"least_squares", "contractive", "unbiased"}

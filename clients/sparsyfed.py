@@ -1,7 +1,7 @@
 """SparsyFed on the device (Guastella et al., ICLR 2025, arXiv 2504.05153).
 
-    w = sign(v) |v|^beta                    every forward; v is what is stored and sent          (beta)
-    a_saved = top-(1 - s_l) of a            what is kept of a layer's input for its gradient     (activation_pruning)
+    w = sign(v) |v|^beta                    every forward; v is stored and sent                  (beta)
+    a_saved = top-(1 - s_l) of a            a layer's input, kept for its gradient               (activation_pruning)
     v <- v - lr * dL/dw * beta |v|^(beta-1) plain SGD: a zero stays a zero
     v <- top-(1 - s) of |v|                 one global prune at the end of local training        (sparsity)
 
@@ -34,7 +34,7 @@ class SparsyFedLocal(TopKLocal):
     activation_pruning : bool
         Prune the activations that are kept for the weight gradient to the layer's sparsity.
     activation_threshold : {"frozen", "exact"}
-        Take the pruning threshold from the first batch of a fit, or anew for every batch.
+        Take the pruning threshold from the first batch of a fit, or from every batch.
     """
 
     name: ClassVar[str] = "sparsyfed"

@@ -4,7 +4,7 @@
     up: encode(a), and the labels           down: decode -> g, the gradient of the batch's mean loss at the cut
     bottom <- bottom - lr * (da/dbottom) g  the coding counts as the identity (straight-through)
 
-With ``batches`` above 1 a message carries so many batches, and one step follows from all of them. With a ``head`` the
+With ``batches`` above 1 a message carries that many batches, which make one step together. With a ``head`` the
 labels stay here: the device also runs the last layers, and the loss. The steps are in
 :mod:`flsparse.clients.core.split_device`; here is how activations are coded.
 """
@@ -23,7 +23,7 @@ from flsparse.ranges import one_of, within
 @register
 @dataclass(kw_only=True)
 class SplitMSLocal(SplitLocal):
-    """Split learning whose activations are coded: the cut is :class:`SplitLocal`'s, the codec is here.
+    """Split learning with coded activations: the cut is :class:`SplitLocal`'s, the codec is here.
 
     Attributes
     ----------

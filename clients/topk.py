@@ -19,12 +19,13 @@ from flsparse.clients.parts.prune import Prune, Scope, prune
 from flsparse.nets.arrays import Arrays, state_arrays
 from flsparse.ranges import within
 from flsparse.sparsity import regrowth
+from flsparse.wire.messages import Entries
 
 
 @register
 @dataclass(kw_only=True)
 class TopKLocal(LocalMethod):
-    """Prune what was trained to the sparsity that the server asked for.
+    """Prune the trained weights to the sparsity that the server asked for.
 
     Attributes
     ----------
@@ -57,6 +58,6 @@ class TopKMod(CompressMod):
 
     def parts(self, asked: ConfigRecord) -> list[Part]:
         """Add pruning to the sparsity that the server asked for."""
-        sparsity, scope = asked.get("method.sparsity", 0.0), asked.get("method.scope", "global")
-        assert isinstance(sparsity, int | float)
-        return [*super().parts(asked), Prune(sparsity=float(sparsity), scope=cast(Scope, scope))]
+        told = Entries(asked, "a message")
+        scope = cast(Scope, told.text("method.scope", "global"))  # Prune refuses unknown names
+        return [*super().parts(asked), Prune(sparsity=told.number("method.sparsity", 0.0), scope=scope)]

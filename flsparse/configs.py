@@ -149,7 +149,7 @@ def build(
 
 
 def settled(given: Mapping[str, Any], fixed: Fixed) -> dict[str, Any]:
-    """Return arguments for a base class, with those that a subclass fixes.
+    """Return arguments for a base class, with the ones that a subclass fixes.
 
     Parameters
     ----------
@@ -187,7 +187,7 @@ def import_all(package: str, paths: Iterable[str]) -> list[ModuleType]:
 def parameters(made: Callable[..., Any]) -> dict[str, Parameter]:
     """Return the parameters of a function or class by name, annotated by their types.
 
-    Where a class's constructor has a ``**`` parameter, those of the next constructor up the MRO follow.
+    Where a class's constructor has a ``**`` parameter, the next constructor's up the MRO follow.
     """
     classes = made.__mro__ if isinstance(made, type) else ()
     functions = [each.__dict__["__init__"] for each in classes if "__init__" in each.__dict__] or [made]
@@ -205,7 +205,7 @@ def parameters(made: Callable[..., Any]) -> dict[str, Parameter]:
 
 
 def open_parameters(made: Callable[..., Any]) -> dict[str, Parameter]:
-    """Return the parameters of a function or class without those that it fixes (see :func:`settled`)."""
+    """Return the parameters of a function or class that it does not fix (see :func:`settled`)."""
     fixed: Fixed = getattr(made, "fixed", {})
     return {key: each for key, each in parameters(made).items() if key not in fixed}
 

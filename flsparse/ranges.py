@@ -1,4 +1,4 @@
-"""Ranges of arguments: a constructor refuses a bad value in one line, with the value, the limit and the mend."""
+"""Ranges of arguments: a constructor refuses a bad value in one line, with the value, the limit and the remedy."""
 
 from collections.abc import Iterable
 
@@ -13,7 +13,7 @@ def within(interval: str, mend: str = "", /, **values: float | None) -> None:
     interval : str
         In the usual notation, such as ``"[0, 1)"``; with ``inf)`` any number that is finite.
     mend : str
-        Follows the limit, where the interval alone does not tell what the number is.
+        Meaning of the number, after the limit in the error; empty where the interval says enough.
     **values : float or None
         Values by argument; None is an argument that is not set.
 

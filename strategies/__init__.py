@@ -32,7 +32,7 @@ STRATEGIES: dict[str, type[RoundLoop]] = {
     and strategy.name == module.__name__.rpartition(".")[2]
 }
 
-# parts of the server that a configuration can name, beside those of the device alone
+# parts with a server side that a configuration can name; PARTS are the device's
 SERVER_PARTS: dict[str, Callable[..., RoundPart]] = {
     "control_variates": ServerControl,
     "masks": Masks,

@@ -17,6 +17,7 @@ keeps one dense model a worker, by nature of the method.
 
 from logging import INFO
 from math import cos, pi
+from typing import Any
 
 from flsparse._flwr import log
 from flsparse.clients.core.method import LocalMethod
@@ -64,9 +65,9 @@ class DPPF(LocalSGD):
     schedule : {"increasing", "constant", "decreasing"} (default: "increasing")
         Of the push, over the rounds.
     uplink_density : float (default: 0.15)
-        Fraction of the weights that a coded reply changes in the worker's mirror, in (0, 1]; no use with values "raw".
+        Fraction of the weights that a coded reply changes in the worker's mirror, in (0, 1]; ignored with values "raw".
     control_variates : bool (default: False)
-        Correct the local steps as SCAFFOLD does; doubles what travels.
+        Correct the local steps as SCAFFOLD does; doubles the arrays that travel.
     sparsity : float (default: 0.0)
         Above 0, workers train SparsyFed's layers and are pruned to this fraction of zeros, as is the average.
     ramp, beta, activation_pruning, activation_threshold
@@ -105,9 +106,9 @@ class DPPF(LocalSGD):
         valley_step: float = 0.1,
         valley_kappa: float = 2.0,
         valley_names: list[str] | None = None,
-        **local_sgd: object,
+        **local_sgd: Any,
     ) -> None:
-        super().__init__(**local_sgd)  # type: ignore[arg-type]
+        super().__init__(**local_sgd)
         within("(0, 1]", "the share of the way to the average", alpha=alpha)
         within("[0, inf)", "a distance, null takes relative_width", lambda_=lambda_)
         within("[0, inf)", relative_width=relative_width)

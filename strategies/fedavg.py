@@ -1,6 +1,6 @@
 """FedAvg on the server (McMahan et al. 2017, arXiv 1602.05629), over the packed wire.
 
-    x <- sum_m n_m y_m / sum_m n_m           n_m examples of node m (weighted_by_key), y_m what it sent
+    x <- sum_m n_m y_m / sum_m n_m           n_m examples of node m (weighted_by_key), y_m the weights it sent
 
 Each node m started from its own reference r_m, a rounded copy of x. The rounding is given back to the model:
 
@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from logging import INFO
+from typing import Any
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
@@ -39,7 +40,7 @@ class Weighted:
 
 
 class FedAvg(RoundLoop):
-    """Weighted averaging of what the sampled nodes send.
+    """Weighted mean of the sampled nodes' weights.
 
     Parameters
     ----------
@@ -47,7 +48,7 @@ class FedAvg(RoundLoop):
         Fraction of the nodes that train, or evaluate, in a round, in [0, 1]. Our device application evaluates on the
         data it trains on, and says so: ``evaluate_train_loss``, ``evaluate_train_accuracy``.
     min_train_nodes, min_evaluate_nodes : int (default: 2, 2)
-        At least so many nodes are sampled, where so many are connected.
+        Smallest number of sampled nodes, where that many are connected.
     min_available_nodes : int (default: 2)
         Nodes without which no round starts; the loop waits for them, as long as ``timeout`` of :meth:`start`.
     weighted_by_key : str (default: "num-examples")
@@ -55,7 +56,7 @@ class FedAvg(RoundLoop):
     arrayrecord_key, configrecord_key : str (default: "arrays", "config")
         Names of the records in a message.
     server_optimizer : {"none", "momentum", "adam"} (default: "none")
-        What is done with the pseudo-gradient.
+        Update rule for the pseudo-gradient.
     server_lr : float (default: 1.0)
         Server learning rate; 1 with "none" is plain averaging.
     **wire
@@ -63,7 +64,7 @@ class FedAvg(RoundLoop):
     """
 
     name = "fedavg"
-    weighted = True  # subclasses whose mean is over nodes, not over examples, say False
+    weighted = True  # False where every node has weight 1, whatever its examples
 
     def __init__(
         self,
@@ -78,9 +79,9 @@ class FedAvg(RoundLoop):
         configrecord_key: str = "config",
         server_optimizer: str = "none",
         server_lr: float = 1.0,
-        **wire: object,
+        **wire: Any,
     ) -> None:
-        super().__init__(**wire)  # type: ignore[arg-type]
+        super().__init__(**wire)
         within("[0, 1]", fraction_train=fraction_train, fraction_evaluate=fraction_evaluate)
         within("[0, inf)", min_train_nodes=min_train_nodes, min_evaluate_nodes=min_evaluate_nodes)
         within("[1, inf)", min_available_nodes=min_available_nodes)
@@ -140,7 +141,7 @@ class FedAvg(RoundLoop):
         return self.sample(self.fraction_train, self.min_train_nodes, server_round, "sampling")
 
     def _joined(self, arrays: ArrayRecord) -> ArrayRecord:
-        """Return the model with what the parts send behind it."""
+        """Return the model with the parts' arrays behind it."""
         for part in self.parts:
             arrays = part.joined(arrays)
         return arrays
@@ -196,7 +197,7 @@ class FedAvg(RoundLoop):
         for part in self.parts:
             arrays = part.close(arrays, self.round)
         self._model = arrays
-        return to_record(self._model), MetricRecord(weighted_means(accepted))  # type: ignore[arg-type]
+        return to_record(self._model), MetricRecord(dict(weighted_means(accepted)))
 
     def conclude(self, grid: Grid, server_round: int, arrays: ArrayRecord, timeout_s: float) -> ArrayRecord:
         """Let the parts ask the nodes about the model."""
@@ -207,7 +208,7 @@ class FedAvg(RoundLoop):
     def ask(
         self, grid: Grid, message_type: str, arrays: ArrayRecord, config: ConfigRecord, *, hold: bool = True
     ) -> Iterable[Reply]:
-        """Ask the nodes whose updates were accepted in this round about a model; yield their replies.
+        """Ask the nodes of this round's accepted updates about a model; yield their replies.
 
         With ``hold`` the nodes keep the model as their next reference, so that the next broadcast is small.
         """
@@ -237,7 +238,7 @@ class FedAvg(RoundLoop):
         return weight, numbers
 
     def _give_back_rounding(self, mean: Arrays, references: dict[str, Weighted]) -> Arrays:
-        """Add what the nodes' broadcasts lacked of the model to their mean."""
+        """Add the rounding error of the nodes' broadcasts to their mean."""
         if not self.wire.downlink.uses_references:
             return mean
         total = sum(r.weight for r in references.values())
@@ -257,16 +258,16 @@ class FedAvg(RoundLoop):
             if (weighed := self.weigh(reply)) is not None:
                 accepted.append(weighed)
                 self.note_held(reply)
-        return MetricRecord(weighted_means(accepted)) if accepted else None  # type: ignore[arg-type]
+        return MetricRecord(dict(weighted_means(accepted))) if accepted else None
 
-    def state_dict(self) -> dict[str, object]:
+    def state_dict(self) -> dict[str, Any]:
         """Return the round loop's state and the server optimizer's moments."""
         return {**super().state_dict(), "server_optimizer": self.server_optimizer.state_dict()}
 
-    def load_state_dict(self, state: dict[str, object]) -> None:
-        """Restore what :meth:`state_dict` gave."""
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore the state of :meth:`state_dict`."""
         super().load_state_dict(state)
-        self.server_optimizer.load_state_dict(state["server_optimizer"])  # type: ignore[arg-type]
+        self.server_optimizer.load_state_dict(state["server_optimizer"])
 
 
 def weighted_means(rows: list[tuple[float, dict[str, float]]]) -> dict[str, float]:

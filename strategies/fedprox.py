@@ -1,5 +1,7 @@
 """FedProx on the server (Li et al. 2020, arXiv 1812.06127): FedAvg of nodes that are held near the model."""
 
+from typing import Any
+
 from flsparse.clients.core.method import LocalMethod
 from flsparse.clients.fedprox import FedProxLocal
 from flsparse.ranges import within
@@ -20,8 +22,8 @@ class FedProx(FedAvg):
 
     name = "fedprox"
 
-    def __init__(self, *, mu: float = 0.01, **fedavg: object) -> None:
-        super().__init__(**fedavg)  # type: ignore[arg-type]
+    def __init__(self, *, mu: float = 0.01, **fedavg: Any) -> None:
+        super().__init__(**fedavg)
         within("[0, inf)", mu=mu)
         self.mu = mu
 

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from logging import INFO
 from typing import ClassVar
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
 
 from flsparse._flwr import log
@@ -23,10 +23,11 @@ from flsparse.clients.local_sgd import LocalSGDLocal
 from flsparse.configs import Fixed, settled
 from flsparse.ranges import within
 from flsparse.schedules import learning_rate, quadratic_synchronization
-from flsparse.strategies.core.exchange import Node, Reply
+from flsparse.strategies.core.exchange import Node
 from flsparse.strategies.fedavg import FedAvg
 from flsparse.strategies.parts.statistics import Statistics
 from flsparse.strategies.parts.workers import Workers
+from flsparse.wire.messages import Entries
 
 
 class LocalSGD(FedAvg):
@@ -38,15 +39,15 @@ class LocalSGD(FedAvg):
         ``b`` of the quadratic synchronization rule, in units of the learning rate; 0: the same local steps every round
         (``client.local_steps``, which the rule takes for ``tau_base``, or ``client.local_epochs``).
     qsr_max_steps : int (default: 100)
-        Bound of what the rule asks for, at least 1.
+        Bound of the rule's local steps, at least 1.
     statistics_every : int (default: 1)
         Rounds between estimates of the average's batch-norm statistics, and always in the last one; 0: never, the mean
-        of the workers' running statistics is kept. Models without batch norm have no use for it.
+        of the workers' running statistics is kept. Models without batch norm ignore it.
     statistics_samples : int (default: 500)
         Examples of each node for such an estimate; 0: all.
     **fedavg
         Parameters of :class:`FedAvg`. The mean is over workers, whatever their examples. ``hello`` is
-        True: what workers keep goes by partition.
+        True: worker state goes by partition.
     """
 
     name = "local_sgd"
@@ -71,7 +72,7 @@ class LocalSGD(FedAvg):
         self._add_parts(self.worker_rounds, Statistics(statistics_every, statistics_samples))
 
     def method(self, server_round: int, node: Node | None = None) -> LocalMethod:
-        """Tell the worker which state of its to go on from."""
+        """Ask for local SGD from the worker's state of its last accepted reply."""
         return LocalSGDLocal(continues=self.worker_rounds.continues(node))
 
     def summary(self) -> None:
@@ -93,21 +94,16 @@ class LocalSGD(FedAvg):
     def _local_steps(self, server_round: int, config: ConfigRecord) -> int:
         if "lr" not in config:
             raise ValueError("qsr needs the learning rate: put 'lr' into train_config")
-        if int(config.get("local-steps", 0)) < 1:  # type: ignore[arg-type]
+        told = Entries(config, "train_config")
+        if (at_least := told.integer("local-steps", 0)) < 1:
             raise ValueError(f"qsr={self.qsr} needs client.local_steps above 0: the fewest that it may choose")
         rate = learning_rate(
             server_round,
             self._num_rounds,
-            float(config["lr"]),  # type: ignore[arg-type]
-            float(config.get("lr-final", 0.0)),  # type: ignore[arg-type]
-            str(config.get("lr-schedule", "geometric")),
+            told.number("lr"),
+            told.number("lr-final", 0.0),
+            told.text("lr-schedule", "geometric"),
         )
-        at_least = int(config["local-steps"])  # type: ignore[arg-type]
         steps = quadratic_synchronization(rate, self.qsr, at_least, self.qsr_max_steps)
         self.round_metrics["local_steps"] = steps
         return steps
-
-    def receive(self, server_round: int, replies: Iterable[Reply]) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Average; who was asked and not accepted joins anew next time."""
-        self.worker_rounds.expect()
-        return super().receive(server_round, replies)

@@ -25,7 +25,7 @@ class QuantizedGossip(Gossip):
     levels : int (default: 2)
         L, quantization levels on either side of 0, at most 1024; 0 sends models whole.
     norm : {"max", "l2", "rms"} (default: "max")
-        "max" and "l2": what the levels divide, rounded by a dither. With "l2" and long vectors gamma must be small,
+        "max" and "l2": the scale of the levels, dithered. With "l2" and long vectors gamma must be small,
         about ``1 / (1 + sqrt(d) / L)``. "rms": steps of twice the root mean square, rounded to the nearest.
     unit : {"layer", "whole"} (default: "layer")
         One scale for each array, or one for the whole vector.
@@ -47,11 +47,11 @@ class QuantizedGossip(Gossip):
         unit: str = "layer",
         scaling: str = "least_squares",
         coder: str = "golomb",
-        **gossip: object,
+        **gossip: Any,
     ) -> None:
-        super().__init__(**gossip)  # type: ignore[arg-type]
+        super().__init__(**gossip)
         if levels:
-            Dither(levels, norm, scaling)  # refuses what does not exist
+            Dither(levels, norm, scaling)  # refuses unknown names
         one_of(("layer", "whole"), unit=unit)
         one_of(CODERS, coder=coder)
         self.levels, self.norm, self.unit, self.scaling, self.coder = levels, norm, unit, scaling, coder
@@ -80,8 +80,8 @@ class MalcomPSGD(QuantizedGossip):
 
     name = "malcom_psgd"
 
-    def __init__(self, *, mu: float = 1e-5, norm: str = "rms", **quantized: object) -> None:
-        super().__init__(norm=norm, **quantized)  # type: ignore[arg-type]
+    def __init__(self, *, mu: float = 1e-5, norm: str = "rms", **quantized: Any) -> None:
+        super().__init__(norm=norm, **quantized)
         within("[0, inf)", mu=mu)
         self.mu = mu
 

@@ -21,7 +21,7 @@ class Scaffold(FedAvg):
     Parameters
     ----------
     **fedavg
-        Parameters of :class:`FedAvg`. The server optimizer is plain averaging, and ``hello`` is True: what nodes keep
+        Parameters of :class:`FedAvg`. The server optimizer is plain averaging, and ``hello`` is True: node state
         goes by partition.
     """
 

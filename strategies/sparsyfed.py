@@ -3,10 +3,12 @@
     send v;  nodes train w = sign(v)|v|^beta and prune v once, globally      (see flsparse.clients.sparsyfed)
     v <- weighted mean of the nodes' v_m;  a server optimizer may act on the pseudo-gradient
 
-What is sent, averaged and checkpointed is v. With plain SGD a zero of v stays a zero, so what nodes send lies inside
-what they received, and its positions cost almost nothing. As recommended here it ramps the sparsity up and prunes the
-aggregate, and leaves activations alone; the paper does the opposite of all three (``experiment=sparsyfed_paper``).
+Nodes and server send, average and checkpoint v. With plain SGD a zero of v stays a zero, so an update lies inside
+its broadcast's support, and its positions cost almost nothing. As recommended here it ramps the sparsity up, prunes
+the aggregate, and leaves activations alone; the paper does the opposite of all three (``experiment=sparsyfed_paper``).
 """
+
+from typing import Any
 
 from flsparse.clients.core.method import LocalMethod
 from flsparse.clients.sparsyfed import Beta, SparsyFedLocal, Threshold
@@ -26,7 +28,7 @@ class SparsyFed(TopK):
         Prune the activations kept for the weight gradient to the layer's sparsity, as the paper does: it saves the
         device memory and costs accuracy on small networks.
     activation_threshold : {"frozen", "exact"} (default: "frozen")
-        Take the pruning threshold from the first batch of a fit, or anew for every batch.
+        Take the pruning threshold from the first batch of a fit, or from every batch.
     **topk
         Parameters of :class:`TopK`.
     """
@@ -39,9 +41,9 @@ class SparsyFed(TopK):
         beta: Beta = 1.25,
         activation_pruning: bool = False,
         activation_threshold: Threshold = "frozen",
-        **topk: object,
+        **topk: Any,
     ) -> None:
-        super().__init__(**topk)  # type: ignore[arg-type]
+        super().__init__(**topk)
         check_layers(beta, activation_threshold)
         self.beta: Beta = beta
         self.activation_pruning, self.activation_threshold = activation_pruning, activation_threshold

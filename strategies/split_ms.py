@@ -44,12 +44,13 @@ from flsparse.strategies.core.loop import numbers_of
 from flsparse.strategies.core.split_top import Received, SplitMemory, Tally, Top, decode_head_gradient
 from flsparse.strategies.core.split_wire import SplitWire
 from flsparse.strategies.fedavg import FedAvg
+from flsparse.strategies.parts.control import ServerControl
 from flsparse.wire import bundle as split
 from flsparse.wire.bundle import Part
 from flsparse.wire.messages import Scalar, to_numpy, to_record
 
 _WAYS: tuple[Direction, Direction] = ("uplink", "downlink")
-_OF_ONE_NODE = (ValueError, RuntimeError, IndexError)  # what a node's parts may raise where they fit nothing
+_OF_ONE_NODE = (ValueError, RuntimeError, IndexError)  # errors of a node's parts that do not fit the model
 
 
 class SplitMS(FedAvg):
@@ -74,9 +75,9 @@ class SplitMS(FedAvg):
     kept : {"fp32", "fp16"} (default: "fp32")
         Precision of kept activations.
     entropy : bool (default: True)
-        Entropy-code what crosses the cut on the way up; the decoded tensors are the same.
+        Entropy-code the activations; the decoded tensors are the same.
     gradient : {"fp32", "fp16", "int4"} (default: "int4")
-        How gradients travel; int4 covers only values whose code was not 0.
+        How gradients travel; int4 covers only activations with a code other than 0.
     steps_per_round : int (default: 0)
         Steps between two averages of the bottoms; 0: as many as the largest node needs for one pass over its data.
     batches_per_message : int (default: 1)
@@ -112,6 +113,10 @@ class SplitMS(FedAvg):
         **fedavg: Any,
     ) -> None:
         super().__init__(**settled(fedavg, self.fixed))
+        if any(isinstance(part, ServerControl) for part in self.parts):
+            raise ValueError(
+                "parts: 'control_variates' correct steps of a whole model, which no node has: leave them out"
+            )
         one_of(("sent", "kept"), labels=labels)
         within("[0, inf)", steps_per_round=steps_per_round)
         within("[1, inf)", batches_per_message=batches_per_message)
@@ -134,7 +139,7 @@ class SplitMS(FedAvg):
         self._top: Top | None = None
         self.memory: SplitMemory = SplitMemory()
         self._device_keys: list[str] = []
-        self._begun: dict[int, Broadcast] = {}  # what each node began the round with, by node id
+        self._begun: dict[int, Broadcast] = {}  # first broadcast of the round, by node id
         self._each: tuple[int, ...] | None = None  # shape of one sample at the cut
 
     # -- the model --------------------------------------------------------------------------------------------------
@@ -270,7 +275,7 @@ class SplitMS(FedAvg):
         return parts
 
     def _smashed(self, replies: Iterable[Reply], kinds: list[int]) -> Iterator[tuple[Reply, list[Part]]]:
-        """Yield the replies whose activations are as many as a batch has, and shaped as those of most nodes."""
+        """Yield the replies with as many activations as a batch has, of the shape that most nodes send."""
         found: Iterable[tuple[Reply, list[Part]]]
         found = ((reply, parts) for reply in replies if (parts := self._parts_of(reply, kinds)) is not None)
         if self._each is None:  # the strategy knows the layers, but not the data: the round's first replies tell
@@ -295,7 +300,7 @@ class SplitMS(FedAvg):
         self.wire.drop(reply.node, f"its payload was refused: {error}", "rejected_payloads", reply.server_round)
 
     def _to_the_loss(self, server_round: int, step: int, replies: Iterable[Reply]) -> Iterator[tuple[int, list[Part]]]:
-        """Run each node's activations to the loss; yield the gradients it is to get."""
+        """Run each node's activations to the loss; yield the node's gradients."""
         for reply, parts in self._smashed(replies, [split.ACTIVATIONS, split.LABELS]):
             try:
                 batches = [Received(*pair) for pair in zip(parts[::2], parts[1::2], strict=True)]
@@ -311,7 +316,7 @@ class SplitMS(FedAvg):
     def _through_heads(
         self, server_round: int, step: int, replies: Iterable[Reply]
     ) -> Iterator[tuple[int, list[Part]]]:
-        """Run each node's activations to its head, and what comes back from there to the gradients it is to get."""
+        """Run each node's activations to its head, and the head's gradients back to the cut."""
         codec, _ = self.asked.head_forms()
         waiting: dict[int, list[Received]] = {}
         onward = {}

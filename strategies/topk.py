@@ -9,6 +9,7 @@ The baseline of the SparsyFed paper (arXiv 2504.05153), which neither ramps nor 
 
 from collections.abc import Mapping
 from logging import INFO
+from typing import Any
 
 from flsparse._flwr import log
 from flsparse.clients.core.method import LocalMethod
@@ -52,9 +53,9 @@ class TopK(FedAvg):
         reprune: bool = True,
         scope: Scope = "global",
         tiers: Mapping[str, float] | Mapping[int, float] | None = None,
-        **fedavg: object,
+        **fedavg: Any,
     ) -> None:
-        super().__init__(**fedavg)  # type: ignore[arg-type]
+        super().__init__(**fedavg)
         if (self.wire.values, self.wire.downlink.codec.values) == ("int4", "int8"):
             self.wire.downlink.delta_codec = Codec("int4")  # as nodes code theirs: the rounding is given back
         self.model = SparseModel(sparsity, ramp=ramp, reprune=reprune, scope=scope, tiers=tiers)

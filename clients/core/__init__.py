@@ -1,1 +1,1 @@
-"""What the methods' devices stand on: the application, its messages, and what a node keeps."""
+"""Base of the methods on the device: the application, its messages, and the node's state."""

@@ -37,7 +37,7 @@ Arrays = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Limits:
-    """What the owner of a device allows a server to ask of it; 0 is no limit.
+    """Limits that the owner of a device sets to a server's requests; 0 is no limit.
 
     Attributes
     ----------
@@ -71,17 +71,17 @@ class Limits:
 
 
 class CompressMod:
-    """Flower mod that unpacks what comes in and packs what goes out.
+    """Flower mod that unpacks received models and packs updates.
 
-    Put it first in ``ClientApp(mods=[...])``: what stands behind it, the app's own function and mods such as local
-    differential privacy, sees plain dense arrays. How the update is coded is the server's choice and comes with each
+    Put it first in ``ClientApp(mods=[...])``: the app's own function, and mods after it such as local
+    differential privacy, see plain dense arrays. How the update is coded is the server's choice and comes with each
     message, so a device in the field needs no change when the operator changes it. Messages that are not packed
     (another strategy's) pass untouched.
 
     Parameters
     ----------
     error_feedback : bool (default: False)
-        Keep what the coding lost and add it to the next update (:class:`flsparse.clients.parts.topk_update.TopKUpdate`
+        Keep the coding error and add it to the next update (:class:`flsparse.clients.parts.topk_update.TopKUpdate`
         with everything sent); where the codec's own error is small it is not needed.
     limits : Limits, optional
         Bounds set by the device's owner.
@@ -118,8 +118,9 @@ class CompressMod:
     def parts(self, asked: ConfigRecord) -> list[Part]:
         """Return the parts that the update goes through on its way out; subclasses add theirs."""
         parts = asked_parts(asked)
-        if self.error_feedback and not any(isinstance(part, TopKUpdate) for part in parts):
-            parts.append(TopKUpdate(density=1.0, decay=1.0))  # everything is sent: what is kept is the coding's loss
+        has_its_own = {TopKUpdate.name, *TopKUpdate.excludes}  # a mirror sends later changes by itself
+        if self.error_feedback and not any(part.name in has_its_own for part in parts):
+            parts.append(TopKUpdate(density=1.0, decay=1.0))  # everything is sent: the residual is the coding error
         return parts
 
     def _unpack(self, content: RecordDict, asked: ConfigRecord, state: NodeState) -> tuple[Reference, list[str]]:
@@ -167,14 +168,14 @@ class CompressMod:
 
 
 def coded_update(trained: Arrays, way: Way, rounding: str, generator: np.random.Generator) -> bytes:
-    """Send trained arrays on their way and code what comes out of it.
+    """Send trained arrays through the parts and code the update.
 
     Parameters
     ----------
     trained : dict[str, np.ndarray]
         In state-dict order, names and shapes as in the received model.
     way : Way
-        Its parts change the update, and learn what the server will read of it; ``encode-ms`` is reported.
+        Its parts change the update, and get the arrays as the server decodes them; ``encode-ms`` is reported.
     rounding : str
         Of :class:`flsparse.codec.Codec`.
     generator : np.random.Generator

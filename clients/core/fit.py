@@ -32,13 +32,13 @@ class Fit:
     config : Mapping[str, int | float | str | bool]
         The training configuration of the message (``lr``, ``batch-size``, ...).
     state : NodeState
-        What this node keeps from round to round.
+        State of this node across rounds.
     prunable : list[str]
         Names of the arrays that may be pruned.
     step : int
         Local steps done so far.
     metrics : dict[str, float]
-        What the node reports; hooks may add to it.
+        Metrics of the reply; hooks may add to them.
     """
 
     model: nn.Module

@@ -1,6 +1,6 @@
-"""The device's side of decentralized training: take in what came, train, send a residual.
+"""The device's side of decentralized training: take in the mail, train, send a residual.
 
-One message brings what the neighbors sent in the rounds before; the reply carries this node's own residual. So one
+One message brings the neighbors' residuals of the rounds before; the reply carries this node's own residual. So one
 exchange of messages is one round of gossip, and a round's consensus happens at the beginning of the next::
 
     take in the last round          copies <- copies + residuals;  x <- the method's mix
@@ -125,7 +125,7 @@ class Home:
 
     @classmethod
     def load(cls, state: NodeState) -> "Home | None":
-        """Return what was stored, or None where nothing is left."""
+        """Return the stored state, or None without one."""
         stored = state.get(_STORED)
         if stored is None:
             return None
@@ -149,7 +149,7 @@ class Home:
 
 @dataclass(kw_only=True)
 class GossipLocal(LocalMethod):
-    """What all decentralized methods share on the device.
+    """Base of the decentralized methods on the device.
 
     Attributes
     ----------
@@ -166,7 +166,7 @@ class GossipLocal(LocalMethod):
         within("(0, inf)", gamma=self.gamma)
         within("[0, inf)", decay_rounds=self.decay_rounds)
 
-    # -- what a method is made of -----------------------------------------------------------------------------------
+    # -- hooks of a method ------------------------------------------------------------------------------------------
 
     def quantizer(self) -> Dither | None:
         """Return how residuals are quantized; None sends the model whole."""
@@ -188,7 +188,7 @@ class GossipLocal(LocalMethod):
         """Return the model once the residuals of its round have been taken in."""
         return exchange.x
 
-    # -- what they share --------------------------------------------------------------------------------------------
+    # -- answers to messages ----------------------------------------------------------------------------------------
 
     def rate(self, server_round: int) -> float:
         """Return the factor of both rates in a round."""
@@ -224,7 +224,7 @@ class GossipLocal(LocalMethod):
         raise unanswered(self, kind)
 
     def _step(self, visit: Visit) -> RecordDict:
-        """Take in what came, train, send the residual."""
+        """Take in the mail, train, send the residual."""
         mail = Mail.of(visit.content)
         model = self.prepare(visit.task.model())
         arrived = self._arrive(visit, mail, model)
@@ -242,7 +242,7 @@ class GossipLocal(LocalMethod):
         return content
 
     def _look(self, visit: Visit) -> RecordDict:
-        """Take in what came, send the model as it is: lossless, for looking at."""
+        """Take in the mail, send the model as it is: lossless, for evaluation."""
         mail = Mail.of(visit.content)
         model = self.prepare(visit.task.model())
         arrived = self._arrive(visit, mail, model)

@@ -1,4 +1,4 @@
-"""The device's seam: what a method answers to a message, and what it does around local training.
+"""The device's seam: a method's answers to messages, and its hooks around local training.
 
 Every message comes to :meth:`LocalMethod.answer`, with its :class:`Kind`. A training loop calls, in this order::
 
@@ -7,7 +7,7 @@ Every message comes to :meth:`LocalMethod.answer`, with its :class:`Kind`. A tra
     for each batch:
         loss.backward();  method.after_backward(fit)
         optimizer.step(); method.after_step(fit)
-    arrays = method.after_fit(fit)           # what is sent
+    arrays = method.after_fit(fit)           # arrays of the update
 
 Our own loop is ``flsparse.tasks.training``; a user's own loop can call the same five hooks.
 """
@@ -33,6 +33,7 @@ from flsparse.wire import bundle
 from flsparse.wire.messages import (
     CONTROL,
     Blueprint,
+    Entries,
     Scalar,
     arrayrecord_key,
     config_of,
@@ -54,7 +55,7 @@ class Kind(StrEnum):
 
 @dataclass(kw_only=True)
 class LocalMethod:
-    """A method's half on the device. Subclasses are data classes whose fields are the hyper-parameters."""
+    """A method's half on the device. Subclasses are data classes; their fields are the hyper-parameters."""
 
     name: ClassVar[str]
 
@@ -107,7 +108,7 @@ class LocalMethod:
         return int(visit.config.get("local-epochs", 1))
 
     def fit(self, fit: Fit, visit: "Visit") -> Arrays:
-        """Train with the hooks below and those of the parts that the message asks for; return what the fit sends."""
+        """Train with the hooks of the method and of the message's parts; return the arrays of the update."""
         return visit.task.fit(fit, WithParts(self, asked_parts(visit.asked)), visit.data)
 
     def prepare(self, model: nn.Module) -> nn.Module:
@@ -143,7 +144,7 @@ class Hooks(Protocol):
 
 @dataclass(frozen=True)
 class WithParts:
-    """A method's hooks, and those of its parts after them."""
+    """A method's hooks, and its parts' hooks after them."""
 
     method: LocalMethod
     parts: list[Part]
@@ -171,7 +172,7 @@ class WithParts:
 
 
 class TaskLike(Protocol):
-    """What the device application needs of a task; ``flsparse.tasks.Task`` is one."""
+    """Interface of a task to the device application; ``flsparse.tasks.Task`` is one."""
 
     def model(self) -> nn.Module: ...
     def train_data(self, node: int) -> Any: ...
@@ -235,7 +236,7 @@ class Visit:
             server_round=server_round,
             num_rounds=int(config.get("num-rounds", server_round)),  # Flower's own strategies do not say
             node=self.node,
-            seed=int(self.asked["seed"]),  # type: ignore[arg-type]
+            seed=Entries(self.asked, "a message").integer("seed"),
             config=config,
             state=self.state,
             prunable=prunable,
@@ -276,7 +277,7 @@ def register(method: type[LocalMethod]) -> type[LocalMethod]:
 
 
 def make_method(name: str, hyperparameters: Mapping[str, Any]) -> LocalMethod:
-    """Build a registered method from what a message says.
+    """Build a registered method from a message's values.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""What a node of a decentralized run holds, and how it takes in what its neighbors sent.
+"""State of a node of a decentralized run, and how it takes in its neighbors' residuals.
 
 Node i holds its model x_i and, for itself and each neighbor j, a *copy* xhat_j: what everybody who hears j takes j's
 model to be. A copy changes by the residuals that j sends, and by nothing else; its holders must never disagree.
@@ -30,7 +30,7 @@ Copies = dict[int, Vector]
 
 
 class OutOfStep(Exception):
-    """What was sent does not follow on what this node holds: its copies and its neighbors' are not the same.
+    """A residual does not fit this node's copies: they differ from its neighbors'.
 
     Attributes
     ----------
@@ -71,7 +71,7 @@ class Exchange:
     own : np.ndarray
         Shape (d,): its own copy, this round's residual included.
     neighbors : Mapping[int, np.ndarray]
-        The copies of those neighbors that took part in the round.
+        The copies of the neighbors that took part in the round.
     round : int
     threshold : float
         As stored with the pending residual.
@@ -89,7 +89,7 @@ Mix = Callable[[Exchange], Vector]
 
 @dataclass(frozen=True)
 class Neighborhood:
-    """A node's view of the graph at the end of a round. Immutable: what fails halfway has changed nothing.
+    """A node's view of the graph at the end of a round. Immutable: a failure halfway has changed nothing.
 
     Attributes
     ----------
@@ -119,7 +119,7 @@ class Neighborhood:
         return cls(node, round, x, dict.fromkeys((node, *neighbors), x), live=frozenset(neighbors))
 
     def taking_in(self, delivery: Delivery, sizes: Sequence[int], mix: Mix) -> "Neighborhood":
-        """Return the state after the rounds of a delivery; those taken in before are passed over.
+        """Return the state after the rounds of a delivery; rounds taken in before are passed over.
 
         Parameters
         ----------
@@ -171,7 +171,7 @@ class Neighborhood:
             raise OutOfStep(f"the residual of node {letter.sender}, round {letter.round}: {error}", letter) from error
 
     def has_sent(self, round: int) -> bool:
-        """Tell whether the residual of a round is made: what brought that round here was taken in before."""
+        """Tell whether the residual of a round is made: that round's mail was taken in before."""
         return self.pending is not None and self.pending.round == round
 
     def sending(self, x: Vector, pending: Pending) -> "Neighborhood":

@@ -1,12 +1,12 @@
 """Parts of a fit: ideas that compose with any method on the device, one a data class.
 
-A part has hooks around the steps of a fit, where the device application trains, and one on what leaves the device,
+A part has hooks around the steps of a fit, where the device application trains, and one on the update on its way out,
 where any app has our mod::
 
-    before_fit, after_backward, after_step       beside the method's own
-    after_fit(arrays)                            what a fit sends
-    outgoing(arrays)                             what the device sends, by ascending ``order``
-    coded(decoded)                               what the server will read of it
+    before_fit, after_backward, after_step       after the method's own
+    after_fit(arrays)                            arrays of the update
+    outgoing(arrays)                             arrays on their way out, by ascending ``order``
+    coded(given, decoded)                        arrays as the server decodes them
 
 A message names parts from a registry, in ``parts``, and brings their settings as plain values, ``NAME.field``.
 """
@@ -24,9 +24,9 @@ from flsparse.codec import Reference
 from flsparse.configs import build
 from flsparse.nets.arrays import Arrays
 from flsparse.nets.batch_norm import statistics_names
-from flsparse.wire.messages import CONTROL, Scalar
+from flsparse.wire.messages import CONTROL, Entries, Scalar
 
-CLIP, NOISE, PRUNE, SPARSIFY, MIRROR = 10, 20, 30, 40, 50  # order of what is done to an update on its way out
+CLIP, NOISE, PRUNE, SPARSIFY, MIRROR = 10, 20, 30, 40, 50  # order of the parts on an update's way out
 
 
 @dataclass(frozen=True)
@@ -40,13 +40,13 @@ class Leaving:
     prunable : list[str]
         Names of the arrays that may be pruned.
     state : NodeState
-        What this node keeps from round to round.
+        State of this node across rounds.
     values : str
         Codec of the update; "raw" loses nothing.
     seed, server_round, node : int
         Of the randomness; node is the partition id.
     metrics : dict[str, float]
-        What the node reports; parts add to it.
+        Metrics of the reply; parts add to them.
     """
 
     received: Reference
@@ -68,8 +68,9 @@ class Leaving:
         metrics: dict[str, float],
     ) -> "Leaving":
         """Return the update that answers a message's ``flsparse`` record."""
-        seed, server_round, node = (int(asked[key]) for key in ("seed", "round", "node"))
-        values = str(asked.get("values", "raw"))
+        told = Entries(asked, "a message")
+        seed, server_round, node = (told.integer(key) for key in ("seed", "round", "node"))
+        values = told.text("values", "raw")
         return cls(received, prunable, state, values, seed, server_round, node, metrics)
 
     def stream(self, purpose: str) -> np.random.Generator:
@@ -95,17 +96,17 @@ class Part:
     name : str
         As in ``parts:`` of a configuration.
     order : int
-        Place among the parts that change what leaves the device.
+        Place among the parts that change an update on its way out.
     excludes : tuple[str, ...]
-        Parts that it cannot stand beside.
-    has_server : bool
-        It works with its side on the server alone, which is then the part to give to a strategy.
+        Parts it cannot be combined with.
+    needs_server : bool
+        The server has a side of it, too, and cannot ask for it without.
     """
 
     name: ClassVar[str] = ""
     order: ClassVar[int] = 0
     excludes: ClassVar[tuple[str, ...]] = ()
-    has_server: ClassVar[bool] = False
+    needs_server: ClassVar[bool] = False
 
     def before_fit(self, fit: Fit) -> None:
         """Run before the first step, the received weights loaded."""
@@ -117,19 +118,19 @@ class Part:
         """Run after the optimizer's step."""
 
     def after_fit(self, fit: Fit, arrays: Arrays) -> Arrays:
-        """Return what the fit sends, by state-dict key."""
+        """Return the arrays of the update, by state-dict key."""
         return arrays
 
     def base(self, leaving: Leaving, base: Reference) -> Reference:
-        """Return what the update is coded against, and changed relative to."""
+        """Return the reference that the update is coded against and changed relative to."""
         return base
 
     def outgoing(self, arrays: Arrays, leaving: Leaving, base: Reference) -> Arrays:
-        """Return what the device sends."""
+        """Return the arrays of the update after this part."""
         return arrays
 
     def coded(self, given: Arrays, decoded: Arrays, leaving: Leaving) -> None:
-        """Note what the server will read of the payload, where this part was given ``given`` by :meth:`outgoing`."""
+        """Note the arrays as the server decodes them; ``given`` are the arrays that :meth:`outgoing` got."""
 
     @property
     def reads_back(self) -> bool:
@@ -137,7 +138,7 @@ class Part:
         return type(self).coded is not Part.coded
 
     def preview_update(self, trained: Arrays, received: Arrays) -> Arrays:
-        """Return about what the part leaves of an update, for a run's preview."""
+        """Return an update roughly as it is after the part, for a run's preview."""
         return trained
 
 
@@ -188,7 +189,7 @@ class Way:
         By ascending order.
     leaving : Leaving
     base : Reference
-        What the update is coded against.
+        Reference that the update is coded against.
     """
 
     parts: list[Part]
@@ -203,7 +204,7 @@ class Way:
             self.base = part.base(self.leaving, self.base)
 
     def outgoing(self, arrays: Arrays) -> Arrays:
-        """Return what the device sends of trained arrays."""
+        """Return the arrays to send for trained arrays."""
         for part in self.parts:
             self._given.append(arrays)
             arrays = part.outgoing(arrays, self.leaving, self.base)
@@ -211,22 +212,22 @@ class Way:
 
     @property
     def reads_back(self) -> bool:
-        """Whether a part wants to know what the server will read."""
+        """Whether a part needs the arrays as the server decodes them."""
         return any(part.reads_back for part in self.parts)
 
     def coded(self, decoded: Arrays) -> None:
-        """Tell the parts what the server will read."""
+        """Tell the parts the arrays as the server decodes them."""
         for part, given in zip(self.parts, self._given, strict=True):
             part.coded(given, decoded, self.leaving)
 
 
 def check_parts(parts: Sequence[Any]) -> None:
-    """Refuse parts that are given twice, or that cannot stand beside each other.
+    """Refuse parts that are given twice, or that cannot be combined.
 
     Parameters
     ----------
     parts : Sequence
-        Of either side: what has a ``name`` and ``excludes``.
+        Parts of either side, with ``name`` and ``excludes``.
 
     Raises
     ------

@@ -135,8 +135,8 @@ class Device:
     session : Session
         Where the round is.
     arrays : dict[str, np.ndarray]
-        The layers on this device, by the model's state-dict keys; under ``sent/j`` the positions of batch j whose
-        activations were sent, as packed bits.
+        The layers on this device, by the model's state-dict keys; under ``sent/j`` the positions of batch j's
+        sent activations, as packed bits.
     """
 
     def __init__(self, method: SplitLocal, visit: Visit, session: Session, arrays: Arrays) -> None:
@@ -156,6 +156,7 @@ class Device:
     def begin(cls, method: SplitLocal, visit: Visit) -> "Device":
         """Begin a round with the averaged layers, which CompressMod has decoded."""
         asked, config = visit.asked, visit.config
+        told = messages.Entries(asked, "a message")
         if len(visit.data) == 0:
             raise ValueError("this node has no training data")
         arrays = messages.to_numpy(visit.content.array_records[messages.arrayrecord_key(visit.content)])
@@ -164,11 +165,11 @@ class Device:
         session = Session(
             method=method.hyperparameters(),
             config=config,
-            round=int(asked["round"]),  # type: ignore[arg-type]
-            node=int(asked["node"]),  # type: ignore[arg-type]
-            seed=int(asked["seed"]),  # type: ignore[arg-type]
-            values=str(asked["values"]),
-            rounding=str(asked["rounding"]),
+            round=told.integer("round"),
+            node=told.integer("node"),
+            seed=told.integer("seed"),
+            values=told.text("values"),
+            rounding=told.text("rounding"),
             parts=part_entries(asked),
         )
         return cls(method, visit, session, arrays)
@@ -222,7 +223,7 @@ class Device:
             array, _ = decode_activations(part.data, part.shape)
             received = torch.from_numpy(array).to(self.device).requires_grad_()
             with self._drawing(j, "head"):
-                logits = self.head(received.clone())  # its first layer may write into what it is given
+                logits = self.head(received.clone())  # its first layer may write into its input
             loss = cross_entropy(logits, targets, reduction="sum")
             (loss / total).backward()
             assert received.grad is not None
@@ -336,7 +337,7 @@ class Device:
         return None if arrays is None else Reference(arrays)
 
     def _store(self) -> None:
-        """Keep what the next message needs; momentum outlives the round."""
+        """Keep the state for the next message; momentum outlives the round."""
         if self.momentum:
             self.state.put(_MOMENTUM, self.momentum)
         self.state.put(_MODEL, self.arrays() | self.sent)

@@ -1,4 +1,4 @@
-"""A round of split learning at one node, as data: what a message needs of the messages before it."""
+"""A round of split learning at one node, as data: the state from one message to the next."""
 
 import json
 from collections.abc import Mapping

@@ -1,8 +1,8 @@
-"""What a node keeps from round to round.
+"""State of a node across rounds.
 
 A ClientApp may run in a fresh process for every message, so only ``context.state`` and files survive. Small state
 lives in ``context.state``; large state and references are files below one folder, keyed by run and node, bounded, and
-written whole or not at all. A file that is gone is a state that is gone: callers start anew and never fail on it.
+written whole or not at all. A missing file is a missing state: callers start without one and never fail on it.
 """
 
 import os
@@ -27,7 +27,7 @@ _IDLE_S = 24 * 3600.0  # a run that has stored nothing for so long has ended
 _MEMORY_BYTES = 256 * 1024 * 1024
 _KEY = "flsparse"
 
-_memory: OrderedDict[Path, Reference] = OrderedDict()  # what this process used last
+_memory: OrderedDict[Path, Reference] = OrderedDict()  # last used references of this process
 _lock = threading.Lock()
 
 
@@ -44,7 +44,7 @@ class NodeState:
     context : Context
         Flower's context of the node.
     max_bytes : int
-        Bound of what all nodes of all runs keep on this machine's disk, in bytes; the oldest references go first.
+        Bound of the state of all nodes of all runs on this machine's disk, in bytes; the oldest references go first.
         0: none.
     """
 
@@ -68,7 +68,7 @@ class NodeState:
         return _read(self._file(name))
 
     def put(self, name: str, arrays: Mapping[str, np.ndarray]) -> None:
-        """Store arrays under a name, replacing what was there; where that fails, what was there stays.
+        """Store arrays under a name, in place of older ones; where that fails, the older ones stay.
 
         Raises
         ------
@@ -96,14 +96,14 @@ class NodeState:
             self._trim(path)
 
     def drop(self, name: str) -> None:
-        """Forget what is stored under a name."""
+        """Forget the arrays under a name."""
         self._context.state.pop(f"{_KEY}.{name}", None)
         self._file(name).unlink(missing_ok=True)
 
     def reference(self, reference_id: str) -> Reference | None:
         """Return the reference with this id if any node of this run stored it on this machine, or None.
 
-        A damaged file is removed, so that :attr:`held` does not name it and the next :meth:`hold` writes it anew.
+        A damaged file is removed, so that :attr:`held` does not name it and the next :meth:`hold` writes it again.
         """
         path = self._reference_file(reference_id)
         with _lock:
@@ -120,8 +120,8 @@ class NodeState:
     def hold(self, reference: Reference) -> None:
         """Store a reference, once for all nodes of the run on this machine, and note that this node holds it.
 
-        One that is larger than what the owner allows, or than what the disk has room for, is not kept: the node trains
-        on it, holds none, and the server will send full models.
+        A reference larger than the owner allows, or than the disk has room for, is not kept: the node trains on it,
+        holds none, and the server will send full models.
         """
         self.values["held"] = ""
         if reference.nbytes > self._max_bytes:

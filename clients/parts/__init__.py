@@ -1,1 +1,1 @@
-"""What goes with any method on the device."""
+"""Parts of the device, for any method; one file a part."""

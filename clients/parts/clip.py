@@ -1,6 +1,9 @@
 """Clipping of an update: its l2 norm is bounded before it leaves the device.
 
 u <- u min(1, max_norm / ||u||_2)             u = y - x, over all floating arrays but batch-norm statistics
+
+A pruned weight is a change by ``-x``, clipped like any other: it comes back as a part of ``x``, so the update is denser
+than the method asked for. Parts and coding after the clip (noise, residual, rounding) may exceed the norm.
 """
 
 import math

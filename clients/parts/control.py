@@ -4,12 +4,12 @@
     c_i <- mean over the steps of g_i(y)     at the end; equals option II, c_i - c + (x - y)/(K lr), for plain SGD, and
                                              also holds with momentum and weight decay
 
-``c`` travels with the model under ``control/``; what goes back is ``c + (c_i_new - c_i)``, so that the server's mean
+``c`` travels with the model under ``control/``; the reply carries ``c + (c_i_new - c_i)``, so that the server's mean
 minus ``c`` is the mean change. A reply may be lost, and its change with it: the new ``c_i`` is pending until the server
-says that it has that round's reply (``confirmed``), and dropped where it has not. A node that no longer has the
-``c_i`` that is confirmed trains without a correction and says so (``control-lost``): what it lost is still in ``c``, so
-the server lets all start again at 0. Where a reply is quantized, ``c_i`` is what the server reads of it: else the two
-would drift apart by a rounding a round, and the corrections would no longer add up to nothing.
+says that it has that round's reply (``confirmed``), and dropped where it has not. A node without its confirmed
+``c_i`` trains without a correction and reports ``control-lost``: its ``c_i`` is still in ``c``, so the server resets
+all to 0. Where a reply is quantized, ``c_i`` is the server's decoded one: else the two would drift apart by a rounding
+a round, and the corrections would no longer sum to 0.
 """
 
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ from flsparse.nets.arrays import Arrays
 from flsparse.wire.messages import CONTROL
 from flsparse.wire.mirror import CONTROL_ROUND, OWN_CONTROL, PENDING_CONTROL, control_as_read, dated
 
-LOST = "control-lost"  # metric of a node that has not got what the server's variate holds of it
+LOST = "control-lost"  # metric of a node whose confirmed c_i is gone
 
 
 @register_part
@@ -39,7 +39,7 @@ class ControlVariates(Part):
     """
 
     name: ClassVar[str] = "control_variates"
-    has_server: ClassVar[bool] = True
+    needs_server: ClassVar[bool] = True
     confirmed: int = 0
 
     def __post_init__(self) -> None:

@@ -25,8 +25,11 @@ class Mirror(Part):
 
     name: ClassVar[str] = "mirror"
     order: ClassVar[int] = LAST
-    has_server: ClassVar[bool] = True
+    needs_server: ClassVar[bool] = True
     density: float = 1.0
+
+    def __post_init__(self) -> None:
+        within("(0, 1]", "the fraction of weights that a reply changes", density=self.density)
 
     def base(self, leaving: Leaving, base: Reference) -> Reference:
         """Return the mirror; before the first reply it is the broadcast."""
@@ -36,9 +39,6 @@ class Mirror(Part):
     def outgoing(self, arrays: Arrays, leaving: Leaving, base: Reference) -> Arrays:
         """Return the mirror moved towards the worker."""
         return towards(arrays, base.arrays, self.density)
-
-    def __post_init__(self) -> None:
-        within("(0, 1]", "the fraction of weights that a reply changes", density=self.density)
 
     def coded(self, given: Arrays, decoded: Arrays, leaving: Leaving) -> None:
         """Keep the new mirror, as the server reads it."""

@@ -1,4 +1,4 @@
-"""Local noise: every node adds Gaussian noise to what it sends, whatever the method.
+"""Local noise: every node adds Gaussian noise to its update, whatever the method.
 
     y <- y + N(0, std^2)             where y is not 0, over all floating arrays but batch-norm statistics
 

@@ -1,4 +1,4 @@
-"""Magnitude pruning of what leaves a device, for an app with its own train function (SparsyFed, Top-K)."""
+"""Magnitude pruning of an update on its way out, for an app with its own train function (SparsyFed, Top-K)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ def prune(arrays: Mapping[str, np.ndarray], sparsity: float, scope: str, names: 
     Parameters
     ----------
     arrays : Mapping[str, np.ndarray]
-        Arrays by name; those not named pass unchanged.
+        Arrays by name; the others pass unchanged.
     sparsity : float
         Fraction of zeros among the named arrays, in [0, 1).
     scope : {"global", "layer"}

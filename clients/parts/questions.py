@@ -1,4 +1,4 @@
-"""What a node measures of a model that the server asks about, on data that stay where they are.
+"""Measurements of a model by a node, on data that stay where they are.
 
 ``evaluate.statistics``   batch-norm statistics of the model received       (flsparse.nets.batch_norm)
 ``evaluate.valley``       losses along the ray from the average to a worker (flsparse.nets.valley)
@@ -16,10 +16,10 @@ from flsparse.clients.core.state import NodeState
 from flsparse.nets.arrays import parameter_arrays
 from flsparse.nets.batch_norm import batch_norm_statistics
 from flsparse.nets.valley import Loss, line, loss_on
-from flsparse.wire.messages import to_record
+from flsparse.wire.messages import Entries, to_record
 
 STATISTICS, VALLEY = "statistics", "valley"
-NUM_EXAMPLES = "num-examples"  # what answers are weighed by
+NUM_EXAMPLES = "num-examples"  # weight of an answer
 METRICS = "metrics"
 _AVERAGE = "valley-average"
 MAX_VALLEY_STEPS = 200
@@ -55,29 +55,26 @@ def answer_valley(model: nn.Module, batches: Batches, asked: ConfigRecord, state
     ValueError
         A worker came before the average, or ``steps`` is out of bounds.
     """
-    received = parameter_arrays(model)
+    received, told = parameter_arrays(model), Entries(asked, "a question")
     loss = loss_on(model, batches)
-    if asked["point"] == "average":
+    if told.text("point") == "average":
         state.put(_AVERAGE, received)
         losses = [loss(received)]
     else:
-        average, steps = state.get(_AVERAGE), int(asked["steps"])  # type: ignore[arg-type]
+        average, steps = state.get(_AVERAGE), told.integer("steps")
         if average is None:
             raise ValueError("a worker to measure the valley along came before the average")
         if not 1 <= steps <= MAX_VALLEY_STEPS:
             raise ValueError(f"steps={steps} is not in 1..{MAX_VALLEY_STEPS}")
-        losses = _losses_along(loss, average, received, asked, steps)
+        losses = _losses_along(loss, average, received, told, steps)
     metrics = MetricRecord({"losses": losses, NUM_EXAMPLES: _examples(batches)})
     return RecordDict({METRICS: metrics})
 
 
 def _losses_along(
-    loss: Loss, average: Mapping[str, np.ndarray], worker: Mapping[str, np.ndarray], asked: ConfigRecord, steps: int
+    loss: Loss, average: Mapping[str, np.ndarray], worker: Mapping[str, np.ndarray], told: Entries, steps: int
 ) -> list[float]:
-    names = asked.get("names", [])
-    if not isinstance(names, list):
-        raise ValueError(f"names={names!r} is no list of parameters")
-    ray = line(average, worker, [str(name) for name in names] or None)
+    ray = line(average, worker, [str(name) for name in told.values("names")] or None)
     if ray is None:
         return []
-    return [loss(ray.point(count * float(asked["step"]))) for count in range(1, steps + 1)]  # type: ignore[arg-type]
+    return [loss(ray.point(count * told.number("step"))) for count in range(1, steps + 1)]

@@ -4,9 +4,10 @@
     send  Q(top-k(u_t))                               k = density * N, by magnitude over all weights
     e     <- u_t - Q(top-k(u_t))
 
-The residual ``e`` holds what was not sent and what the coding lost (Stich et al. 2018, arXiv 1809.07599; Karimireddy et
+The residual ``e`` holds the changes not sent and the coding error (Stich et al. 2018, arXiv 1809.07599; Karimireddy et
 al. 2019, arXiv 1901.09847). It is of a model that others have moved on since: a node that is seldom sampled should
-forget it, ``decay`` below 1; 0 is no error feedback at all.
+forget it, ``decay`` below 1; 0 is no error feedback at all. An update that the server refuses or never gets is not in
+``e``: it is lost, as without error feedback.
 """
 
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ class TopKUpdate(Part):
     Attributes
     ----------
     density : float
-        Fraction of the weights (arrays of two or more dimensions) whose change is sent, in (0, 1]; biases and norms
+        Fraction of the weights (arrays of two or more dimensions) that an update changes, in (0, 1]; biases and norms
         travel whole.
     decay : float
         Factor of the residual for each round since the node's last one, in [0, 1].
@@ -52,7 +53,7 @@ class TopKUpdate(Part):
         return towards(self._wanted(arrays, leaving), base.arrays, self.density)
 
     def coded(self, given: Arrays, decoded: Arrays, leaving: Leaving) -> None:
-        """Keep what the server does not read of the update."""
+        """Keep the part of the update that the server does not read."""
         if self.decay == 0:
             return
         wanted = self._wanted(given, leaving)

@@ -1,4 +1,4 @@
-"""The application: from overrides on the command line to a run, a sweep, or a look at what one would send."""
+"""The application: from overrides on the command line to a run, a sweep, or a preview of its bytes."""
 
 from flsparse.app.main import Comparison, main
 

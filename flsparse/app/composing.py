@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from flsparse.app.settings import SettingsError
 from flsparse.configs import did_you_mean, keys_of
 
-# sections whose unknown arguments are refused by what takes them
+# sections with constructors that refuse unknown arguments
 _CHECKED = ("strategy", "codec", "dataset", "model", "parts")
 
 
@@ -147,7 +147,7 @@ def _check_option(override: Override, options: Sequence[str]) -> None:
 
 
 def _check_key(override: Override, groups: Sequence[str], known: Collection[str]) -> None:
-    """Refuse a key that the configuration does not have; + may add keys to sections whose arguments are checked."""
+    """Refuse a key that the configuration does not have; + may add keys to sections with checked arguments."""
     key = override.key_or_group
     adds = override.is_add() or override.is_force_add()
     if key in groups or key in known or (adds and key.split(".")[0] in _CHECKED):

@@ -1,4 +1,4 @@
-"""Where to cut a model and how to code what crosses: measured on the model itself and a batch of real data.
+"""Where to cut a model and how to code its activations: measured on the model itself and a batch of real data.
 
 advice_table(advise(model, inputs), len(inputs))   a row for every place where the model can be cut
 choose_settings(activations, target_error=0.1)     the settings of mask encoding with the fewest bytes
@@ -29,7 +29,7 @@ GRID = tuple((r, b) for b in (1, 2, 3, 4) for r in (0.9, 0.95, 0.98, 0.99, 0.995
 
 @dataclass(frozen=True)
 class Advice:
-    """What a cut costs.
+    """Costs of a cut.
 
     Attributes
     ----------
@@ -44,7 +44,7 @@ class Advice:
     flops : float
         Of one step on the device: two forward passes (the second for the gradients) and a backward pass.
     memory_bytes : int
-        Of one step on the device: parameters, gradients, and what the backward pass needs.
+        Of one step on the device: parameters, gradients, and tensors for the backward pass.
     dense_bytes : int
         Of a batch's activations in fp32.
     coded_bytes : int
@@ -81,7 +81,7 @@ def advise(
     inputs : Tensor
         A batch of real data, as large as a training batch.
     coding : MaskEncoding, optional
-        By default that of the paper, r = 0.99 and b = 2.
+        By default the paper's, r = 0.99 and b = 2.
     cuts : Sequence[str], optional
         Names of layers; default: all of :func:`flsparse.nets.cutting.candidates`, without places that only rename
         another (a block and its last layer).
@@ -156,7 +156,7 @@ def relative_error(decoded: np.ndarray, array: np.ndarray) -> float:
 def choose_settings(
     activations: np.ndarray, target_error: float, grid: Sequence[tuple[float, int]] = GRID
 ) -> tuple[MaskEncoding, int, float]:
-    """Choose r and b: the fewest bytes, really coded, whose relative error is at most the target.
+    """Choose r and b: the fewest bytes, really coded, with a relative error of at most the target.
 
     Parameters
     ----------

@@ -1,7 +1,7 @@
 """The application: ``flsparse OVERRIDES...`` composes the configuration with Hydra and runs one federation, or a sweep.
 
 With :mod:`flsparse.app.composing`, the only module that knows Hydra. Every job is composed and checked before the first
-one starts; what is wrong is said in one line. Exit codes: 0 done, 1 a run failed, 2 the configuration is impossible,
+one starts; errors are one line each. Exit codes: 0 done, 1 a run failed, 2 the configuration is impossible,
 130 interrupted.
 """
 
@@ -84,7 +84,7 @@ def _run(arguments: Sequence[str]) -> int:
         _check_saved(resumed)
     elif not jobs[0]["dry_run"]:
         _check_folder(_output_dirs(arguments), sweep=args.multirun)
-    tasks = _rehearse(jobs)  # what is loaded now need not be loaded again
+    tasks = _rehearse(jobs)  # data loaded now are not loaded again
     if jobs[0]["dry_run"]:
         return _dry_run(jobs)
     try:
@@ -106,7 +106,7 @@ def _check_strategy(cfg: Mapping[str, Any]) -> Collection[str]:
 
 
 def _check_machine(cfg: Mapping[str, Any]) -> None:
-    """Refuse a simulation whose nodes do not fit this machine."""
+    """Refuse a simulation with nodes that do not fit this machine."""
     from flsparse.runtime.simulation import check_resources
 
     try:
@@ -147,7 +147,7 @@ def _check_saved(cfg: Mapping[str, Any]) -> None:
 
 
 def _rehearse(jobs: Sequence[Mapping[str, Any]]) -> list[object]:
-    """Build each job's data, model and strategy, so that what is wrong is said before the first one starts."""
+    """Build each job's data, model and strategy, so that errors come before the first one starts."""
     from flsparse.app.preview import rehearse
 
     tasks: list[object] = []
@@ -264,7 +264,7 @@ class Comparison(Callback):
     started = 0.0
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Note when: what is older in the folder is not of this sweep."""
+        """Note the time: older jobs in the folder are not of this sweep."""
         Comparison.started = time.time() - 1.0  # file systems' clocks are coarse
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
@@ -276,7 +276,7 @@ class Comparison(Callback):
 
 
 def _compare(sweep: Path) -> tuple[int, int]:
-    """Print a table of a sweep's jobs that are done; return their number and that of all that have started."""
+    """Print a table of a sweep's jobs that are done; return the numbers of jobs done and started."""
 
     def is_new(path: Path) -> bool:
         return path.is_file() and path.stat().st_mtime >= Comparison.started
@@ -293,7 +293,7 @@ def _compare(sweep: Path) -> tuple[int, int]:
 
 
 def _labels(overrides: Sequence[Sequence[str]]) -> tuple[list[str], str]:
-    """Return what tells jobs apart, the overrides that they do not all share; only the values where it is one key.
+    """Return labels of jobs, the overrides that they do not all share; only the values where it is one key.
 
     >>> _labels([["seed=1", "strategy=topk"], ["seed=1", "strategy=fedavg"]])
     (['topk', 'fedavg'], 'strategy')

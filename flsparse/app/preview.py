@@ -1,4 +1,4 @@
-"""What a run would send, without running it: the data are loaded, the initial model is coded, nothing is trained."""
+"""Bytes of a run, without running it: the data are loaded, the initial model is coded, nothing is trained."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -80,7 +80,7 @@ def rehearse(cfg: Mapping[str, Any]) -> Task:
 
 
 def dry_run_table(cfg: Mapping[str, Any]) -> Table:
-    """Return what a run would send, in the terms of its strategy: messages, links of a graph, or places to cut."""
+    """Return the bytes of a run in the terms of its strategy: messages, links of a graph, or places to cut."""
     strategy = STRATEGIES.get(cfg["strategy"]["name"], RoundLoop)
     if strategy.previewed_as == "exchange":
         return preview_table(preview(cfg))
@@ -129,7 +129,7 @@ def preview(cfg: Mapping[str, Any]) -> Preview:
 
 
 def preview_table(found: Preview) -> Table:
-    """Return a preview as a table; what is estimated says so."""
+    """Return a preview as a table; estimates are marked."""
     each = f"{found.sampled} of {found.nodes} nodes a round, {found.num_rounds} rounds"
     table = Table(title=f"dry run: {found.parameters:,} parameters; {each}")
     table.add_column("one message to or from one node")
@@ -150,7 +150,7 @@ def preview_table(found: Preview) -> Table:
 
 
 def graph_preview(cfg: Mapping[str, Any]) -> Table:
-    """Return what a round of decentralized training would send: residuals of a model that a training moves a little.
+    """Return the bytes of a round of decentralized training: residuals of a model that a training moves a little.
 
     Raises
     ------
@@ -186,7 +186,7 @@ def graph_preview(cfg: Mapping[str, Any]) -> Table:
 
 
 def cut_preview(cfg: Mapping[str, Any]) -> Table:
-    """Return what each cut of the model would cost a device: an untrained model, a batch of the first node's data.
+    """Return the cost of each cut of the model on a device: an untrained model, a batch of the first node's data.
 
     Raises
     ------

@@ -1,6 +1,6 @@
-"""What a composed configuration must satisfy, checked before anything starts.
+"""Checks of a composed configuration before anything starts.
 
-Plain functions over plain values: no Hydra, no torch. Every refusal is one line with the value, the limit and the mend.
+Plain functions over plain values: no Hydra, no torch. A refusal is one line with the value, the limit and the remedy.
 Ranges here are of the application's own keys; bad arguments of a strategy are refused by its constructor.
 """
 

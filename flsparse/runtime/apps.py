@@ -1,7 +1,7 @@
 """The ready-made Flower components: ``serverapp = "flsparse.runtime.apps:server"``, ``clientapp = "...:client"``.
 
 Both read the whole configuration from one run-config key, ``cfg``, a JSON text: two processes must agree, and a device
-should not need Hydra. Whoever starts a node says where its data are and what a server may ask of it::
+should not need Hydra. A node's owner sets the place of its data and the limits of a server's requests::
 
     FLSPARSE_MAX_LOCAL_EPOCHS=5 flower-supernode --node-config "partition-id=3 num-partitions=10 dataset-root='/data'"
 """

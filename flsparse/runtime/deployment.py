@@ -2,7 +2,7 @@
 
 Without an address, a SuperLink and one SuperNode per client are started on this machine, for the run alone. With one,
 the run is handed to the SuperLink that listens there, whose nodes must have flsparse installed. Either way the app that
-is sent is a few lines: its components are those of the installed library, and the configuration is one run-config key.
+is sent is a few lines: its components are the installed library's, and the configuration is one run-config key.
 """
 
 import json
@@ -74,7 +74,7 @@ def run_deployed(cfg: Mapping[str, Any], observers: Sequence[Observer] = ()) -> 
     Returns
     -------
     dict
-        The summary, with ``flwr_inbound_bytes`` and ``flwr_outbound_bytes``: what Flower itself counted, both ways,
+        The summary, with ``flwr_inbound_bytes`` and ``flwr_outbound_bytes``: Flower's own counts, both ways,
         HTTP aside. The logs of the processes started here stay in ``logs/`` of the run folder.
 
     Raises
@@ -116,9 +116,9 @@ class Processes:
     Parameters
     ----------
     logs : Path
-        Folder for what they print.
+        Folder for their output.
     work : Path
-        Folder for Flower's own state and that of the nodes.
+        Folder for Flower's own state and the nodes'.
     """
 
     def __init__(self, logs: Path, work: Path) -> None:
@@ -185,7 +185,7 @@ class Cli:
         )
 
     def start(self, cfg: Mapping[str, Any], patience_s: float) -> str:
-        """Send the app and start a run, trying again for so many seconds; return its id."""
+        """Send the app and start a run, with retries until a timeout; return its id."""
         app = self._work / "app"
         app.mkdir()
         (app / "pyproject.toml").write_text(_APP)
@@ -320,7 +320,7 @@ def _follow(cli: Cli, run_id: str, folder: Path, processes: Processes, observers
             while time.monotonic() < end and not _written_after(folder / "model.safetensors", started):  # the last file
                 time.sleep(_POLL_S)
             record = cli.status(run_id)
-            processes.stop()  # SIGTERM makes a ServerApp save what it has; what runs elsewhere goes on
+            processes.stop()  # SIGTERM makes a ServerApp save its state; processes elsewhere go on
             break
     _show(folder, shown, started, observers)
     return _finish(record, folder, started, interrupted, processes, observers)

@@ -1,6 +1,6 @@
 """The server's side of one run, whatever it runs on: task, strategy and model from a configuration, rounds, results.
 
-Everything that happens beside the rounds (display, trackers, the run folder) is an observer. The configuration is the
+Everything around the rounds (display, trackers, the run folder) is an observer. The configuration is the
 composed one as plain values; nothing here knows where it came from.
 """
 
@@ -34,7 +34,7 @@ from flsparse.wire.messages import to_numpy, to_record
 _PATIENCE_S = 300.0  # for the last nodes to connect
 _CHECKPOINT_SHARE = 0.05  # of the run's time, at most, goes into checkpoints
 _MUST_MATCH = ("seed", "num_clients", "dataset", "model", "partition", "strategy", "codec", "parts")
-# What every row has; null where a method does not measure it.
+# Keys of every row; null where a method does not measure one.
 ROW_KEYS = (
     *("accuracy", "loss", "uplink_bytes", "downlink_bytes", "uplink_wire_bytes", "downlink_wire_bytes"),
     *("uplink_ratio", "downlink_ratio", "sparsity", "broadcast_sparsity", "mask_iou", "regrowth"),
@@ -50,7 +50,7 @@ class Observer(Protocol):
         """Take ``first_round``, ``num_rounds``, ``num_nodes``, ``output_dir`` and ``config``."""
 
     def on_round(self, row: dict[str, Any]) -> None:
-        """Take what was measured in a round: ``server_round`` and at least the keys of ``ROW_KEYS``."""
+        """Take a round's metrics: ``server_round`` and at least the keys of ``ROW_KEYS``."""
 
     def on_end(self, summary: dict[str, Any]) -> None:
         """Take the run in numbers; ``status`` is completed, interrupted or failed."""
@@ -72,14 +72,14 @@ def run_federation(grid: Grid, cfg: Mapping[str, Any], observers: Sequence[Obser
     Returns
     -------
     dict
-        The summary, as in ``summary.json``. Ctrl-C ends the run with what there is, ``status`` "interrupted".
+        The summary, as in ``summary.json``. Ctrl-C ends the run with its rounds so far, ``status`` "interrupted".
 
     Raises
     ------
     flsparse.strategies.RoundFailed
         A round had too few valid replies. The folder is complete and can be resumed from.
     ValueError
-        The configuration is impossible, or differs from that of the run to resume.
+        The configuration is impossible, or differs from the resumed run's.
     """
     return _Run(grid, cfg, observers).run()
 
@@ -109,9 +109,9 @@ def make_strategy(cfg: Mapping[str, Any], prunable: list[str]) -> RoundLoop:
 
 
 def make_parts(cfg: Mapping[str, Mapping[str, Any] | None]) -> list[Part | RoundPart]:
-    """Build the parts of a configuration, settings by name; those of the server carry their side on the device."""
+    """Build the parts of a configuration, settings by name; a part of the server carries its side on the device."""
     registry: dict[str, Callable[..., Part | RoundPart]] = {
-        **{name: part for name, part in PARTS.items() if not part.has_server},
+        **{name: part for name, part in PARTS.items() if not part.needs_server},
         **SERVER_PARTS,
     }
     for name in cfg.keys() - registry.keys():
@@ -120,7 +120,7 @@ def make_parts(cfg: Mapping[str, Mapping[str, Any] | None]) -> list[Part | Round
 
 
 def train_config(cfg: Mapping[str, Any]) -> ConfigRecord:
-    """Return what is sent with every training message: ``client``, in Flower's kebab-case."""
+    """Return the configuration of every training message: ``client``, in Flower's kebab-case."""
     return ConfigRecord({key.replace("_", "-"): value for key, value in cfg["client"].items() if value is not None})
 
 
@@ -140,7 +140,7 @@ def refuse_changes(run_folder: Path | str, saved: Mapping[str, Any], cfg: Mappin
 
 
 def wait_for_nodes(grid: Grid, wanted: int, at_least: int | None = None) -> list[int]:
-    """Wait until so many nodes are connected, and return their ids.
+    """Wait until ``wanted`` nodes are connected, and return their ids.
 
     With ``at_least``, after five minutes that many will do: one dead device does not stop a run.
     """
@@ -220,7 +220,7 @@ class _Run:
             except Exception as problem:
                 if leave is None:
                     leave = problem
-                else:  # what ended the run is what its user has to know
+                else:  # the user has to see the first error
                     log(ERROR, "After the run had failed: %s", problem)
         if leave is not None:
             raise leave
@@ -310,7 +310,7 @@ class _Run:
         refuse_changes(run_folder, state["config"], self.cfg)
         self.last_round = self.saved_round = state["round"]
         self.arrays = state["arrays"]
-        self.scores, self.node_scores = state["scores"], state.get("node_scores", {})  # checkpoints of before lack them
+        self.scores, self.node_scores = state["scores"], state.get("node_scores", {})  # older checkpoints lack them
         self.seconds_before = state["wall_seconds"]
         self.strategy.load_state_dict(state["strategy"])
         self.counts = dict(self.strategy.wire.counts)
@@ -322,7 +322,7 @@ class _Run:
 
     @property
     def _node_files(self) -> Path:
-        """Where this run's nodes keep on this machine what is too large for a message."""
+        """Folder of this run's node state that is too large for a message."""
         return state_dir() / f"run-{self.grid.run.run_id}"
 
     def _summary(self, status: str, error: Exception | None) -> dict[str, Any]:

@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 
 class InProcessGrid(Grid):
-    """A Flower ``Grid`` whose nodes live in this process.
+    """A Flower ``Grid`` with nodes in this process.
 
     Hand it to any strategy's ``start(grid, ...)``, or to a ServerApp's main function.
 
@@ -39,8 +39,8 @@ class InProcessGrid(Grid):
     node_config : mapping, optional
         Added to every node's ``context.node_config``, which holds ``partition-id`` and ``num-partitions`` anyway.
     on_error : {"reply", "raise"}
-        What a failing client does: ``"reply"`` sends Flower's error reply, as every runtime does; ``"raise"`` lets the
-        exception through, for a debugger.
+        Reaction to a failing client: ``"reply"`` sends Flower's error reply, as every runtime does; ``"raise"`` lets
+        the exception through, for a debugger.
 
     Notes
     -----
@@ -119,7 +119,7 @@ class InProcessGrid(Grid):
         return [self._answer(message)]
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
-        """Push messages and return their replies; after ``timeout`` seconds, those that are there."""
+        """Push messages and return their replies; after ``timeout`` seconds, the replies so far."""
         end = None if timeout is None else time.monotonic() + timeout
         waiting = self.push_messages(messages)
         replies: list[Message] = []
@@ -146,7 +146,7 @@ class InProcessGrid(Grid):
             return self._error(message, _flwr.ErrorCode.MESSAGE_UNAVAILABLE, "the message's ttl has passed")
         try:
             reply, state = self._call(message, partition)
-            reply = _flwr.through_wire(reply)  # what cannot be serialized is the client's failure
+            reply = _flwr.through_wire(reply)  # a reply that cannot be serialized is the client's failure
         except Exception as error:
             if self._on_error == "raise":
                 raise
@@ -186,7 +186,7 @@ class InProcessGrid(Grid):
         # An explicit ttl: the rest of the instruction's may be spent, and the server must still hear of it.
         return Message(Error(code=code, reason=reason), reply_to=message, ttl=1e-3)
 
-    # What outlives a round
+    # State that outlives a round
 
     def state_dict(self) -> dict[str, Any]:
         """Return the run id and the state of every node that has any (``uint8`` arrays by partition id)."""

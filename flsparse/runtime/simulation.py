@@ -48,7 +48,7 @@ def run_simulated(cfg: Mapping[str, Any], observers: Sequence[Observer] = ()) ->
     ValueError
         A node wants more than this machine has.
     Exception
-        What the server raised.
+        Error of the server.
     """
     check_resources(cfg.get("runtime") or {})
     for key, value in _QUIET.items():
@@ -95,7 +95,7 @@ def check_resources(runtime: Mapping[str, Any]) -> None:
     Raises
     ------
     ValueError
-        ``num_cpus`` or ``num_gpus`` of one node is more than there is here. What a cluster has is not known here.
+        ``num_cpus`` or ``num_gpus`` of one node is more than this machine has. A cluster's are not known here.
     """
     if runtime.get("ray_address"):
         return

@@ -1,4 +1,4 @@
-"""Grids around grids: one that can be stopped, and one that counts what passes."""
+"""Grids around grids: one that can be stopped, and one that counts messages."""
 
 import threading
 from collections.abc import Iterable
@@ -10,9 +10,9 @@ from flsparse import _flwr
 
 
 class WrappedGrid(Grid):
-    """A grid that passes everything on to another; base of those that do something beside.
+    """A grid that passes everything on to another; base of the other wrappers.
 
-    ``send_and_receive`` is the other grid's own: what it pushes and pulls does not come by here.
+    ``send_and_receive`` is the other grid's own: its pushes and pulls do not pass here.
     """
 
     def __init__(self, grid: Grid) -> None:
@@ -51,7 +51,7 @@ class WrappedGrid(Grid):
 
 
 class StoppableGrid(WrappedGrid):
-    """A grid whose server can be stopped from another thread: its next use raises KeyboardInterrupt."""
+    """A grid that can be stopped from another thread: its next use raises KeyboardInterrupt."""
 
     def __init__(self, grid: Grid, stop: threading.Event) -> None:
         super().__init__(grid)

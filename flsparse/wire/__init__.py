@@ -1,1 +1,1 @@
-"""What both sides share: the messages, how they are read, and the mirrors that replies are coded against."""
+"""Messages and mirrors, for both sides: how they are written and read."""

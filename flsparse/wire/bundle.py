@@ -75,7 +75,7 @@ def bundle(parts: Sequence[Part]) -> bytes:
 
 
 def unbundle(data: bytes) -> list[Part]:
-    """Take a bundle apart; what is in the parts is still to be decoded.
+    """Take a bundle apart; the parts' data are still to be decoded.
 
     Raises
     ------
@@ -97,7 +97,7 @@ def unbundle(data: bytes) -> list[Part]:
 
 
 def lines_of(data: bytes) -> dict[str, int]:
-    """Return a bundle's bytes by what they are: masks, values, labels, gradients, framing.
+    """Return a bundle's bytes by kind: masks, values, labels, gradients, framing.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""What the relay and a node of a decentralized run say to each other, and how it travels.
+"""Mails of the relay to a node of a decentralized run, the node's answers, and how both travel.
 
 One opaque array carries all payloads of a message, one after the other; the ``flsparse`` record says where each begins.
 The relay reads the record and hands the payloads on as they are.
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from flwr.app import ConfigRecord, RecordDict
 
-from flsparse.wire.messages import OPAQUE, RECORD, opaque_payload, pack, record_of
+from flsparse.wire.messages import OPAQUE, RECORD, Entries, opaque_payload, pack, record_of
 
 MAIL = "mail"
 OK, LOST, NO_INITIAL = "ok", "lost", "no-initial"
@@ -38,7 +38,7 @@ class Letter:
 
 @dataclass(frozen=True)
 class Delivery:
-    """What the relay tells one node.
+    """Letters for one node.
 
     Attributes
     ----------
@@ -58,16 +58,16 @@ class Delivery:
 
 @dataclass(frozen=True)
 class Mail:
-    """What the relay sends a node.
+    """Message of the relay to a node.
 
     Attributes
     ----------
     round : int
         The round that the node's answer counts in; in an evaluation, one more than the last round delivered.
     epoch : int
-        The round after which all copies were the common initialization: 0, or that of a restart.
+        The round after which all copies were the common initialization: 0, or the round of a restart.
     delivery : Delivery
-        What the node has not confirmed yet.
+        Letters that the node has not confirmed yet.
     weights : Mapping[int, float]
         Row of the mixing matrix: W_ij by neighbor j.
     starts : bool
@@ -126,44 +126,44 @@ class Mail:
 
     @classmethod
     def of(cls, content: RecordDict) -> "Mail":
-        """Read what :meth:`to_content` wrote.
+        """Read the records of :meth:`to_content`.
 
         Raises
         ------
         ValueError
             The message is no mail.
         """
-        record, parts = _Record(record_of(content)), _Parts(opaque_payload(content) or b"")
+        record, parts = Entries(record_of(content), "a mail"), _Parts(opaque_payload(content) or b"")
         letters = [
             Letter(sender, number, parts.take(size))
             for sender, number, size in zip(
-                record.numbers("senders"), record.numbers("rounds"), record.numbers("sizes"), strict=True
+                record.integers("senders"), record.integers("rounds"), record.integers("sizes"), strict=True
             )
         ]
         copies = {
             node: parts.take(size)
-            for node, size in zip(record.numbers("copies"), record.numbers("copy-sizes"), strict=True)
+            for node, size in zip(record.integers("copies"), record.integers("copy-sizes"), strict=True)
         }
         return cls(
-            round=record.number("round"),
-            epoch=record.number("epoch"),
+            round=record.integer("round", 0),
+            epoch=record.integer("epoch", 0),
             delivery=Delivery(
-                record.number("first"), record.number("last"), letters, frozenset(record.numbers("accepted"))
+                record.integer("first", 0), record.integer("last", 0), letters, frozenset(record.integers("accepted"))
             ),
-            weights=dict(zip(record.numbers("neighbours"), record.values("weights"), strict=True)),
-            starts=bool(record.number("starts")),
+            weights=dict(zip(record.integers("neighbours"), record.values("weights"), strict=True)),
+            starts=bool(record.integer("starts", 0)),
             initial_id=record.text("initial-id"),
-            initial=parts.take(record.number("initial-size")),
+            initial=parts.take(record.integer("initial-size", 0)),
             prunable=record.values("prunable"),
             copies=copies,
-            copies_after=record.number("copies-after"),
-            wanted=record.numbers("wanted"),
+            copies_after=record.integer("copies-after", 0),
+            wanted=record.integers("wanted"),
         )
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a node sends the relay.
+    """A node's reply to the relay.
 
     Attributes
     ----------
@@ -200,20 +200,22 @@ class Answer:
 
     @classmethod
     def of(cls, content: RecordDict) -> "Answer":
-        """Read what :meth:`to_content` wrote.
+        """Read the records of :meth:`to_content`.
 
         Raises
         ------
         ValueError
             The reply is no answer.
         """
-        record, parts = _Record(record_of(content)), _Parts(opaque_payload(content) or b"")
-        payload = parts.take(record.number("size"))
+        record, parts = Entries(record_of(content), "a mail"), _Parts(opaque_payload(content) or b"")
+        payload = parts.take(record.integer("size", 0))
         copies = {
             node: parts.take(size)
-            for node, size in zip(record.numbers("copies"), record.numbers("copy-sizes"), strict=True)
+            for node, size in zip(record.integers("copies"), record.integers("copy-sizes"), strict=True)
         }
-        return cls(record.text("status"), record.number("applied"), payload, copies, tuple(record.numbers("misfit")))
+        return cls(
+            record.text("status"), record.integer("applied", 0), payload, copies, tuple(record.integers("misfit"))
+        )
 
 
 def to_bytes(copy: np.ndarray) -> bytes:
@@ -255,31 +257,3 @@ class _Parts:
             raise ValueError(f"a mail of {len(self.blob)} bytes ends early")
         self.at += size
         return self.blob[self.at - size : self.at]
-
-
-class _Record:
-    """Reads a record whose types are not to be trusted."""
-
-    def __init__(self, record: ConfigRecord) -> None:
-        self.record = record
-
-    def number(self, key: str) -> int:
-        value = self.record.get(key, 0)
-        if not isinstance(value, int):
-            raise ValueError(f"{key}={value!r} of a mail is not an integer")
-        return value
-
-    def text(self, key: str) -> str:
-        return str(self.record.get(key, ""))
-
-    def values(self, key: str) -> list[Any]:
-        value = self.record.get(key, [])
-        if not isinstance(value, list):
-            raise ValueError(f"{key}={value!r} of a mail is not a list")
-        return value
-
-    def numbers(self, key: str) -> list[int]:
-        found = self.values(key)
-        if not all(isinstance(value, int) for value in found):
-            raise ValueError(f"{key}={found!r} of a mail are not integers")
-        return found

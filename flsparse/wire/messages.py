@@ -5,13 +5,12 @@ and one ``ConfigRecord`` named ``flsparse``. To the node::
 
     payload     the coded model                        Array, stype "flsparse.v1"
     reference   id of the model it is coded against; empty: none
-    hold        whether the node is to keep what it decoded as its next reference
+    hold        whether the node is to keep the decoded model as its next reference
     blueprint   names, shapes, dtypes and which arrays are prunable; only where the node holds no reference
     values, rounding   how the node is to code its reply
-    seed, round, node  what randomness is derived from; node is the partition id
+    seed, round, node  seeds of the randomness; node is the partition id
     method, method.*   the local method and its hyper-parameters
-    mirror, density    code the reply against what this node sent last, as both sides hold it, in place of the model
-                       received, and change only that fraction of the weights (see flsparse.wire.mirror)
+    parts, NAME.*      names of the parts that compose with it, joined by commas, and their settings
 
 From the node: the payload, which names the reference it was coded against, and ``held``, the reference that the node
 now keeps; or ``status = "missing-reference"`` and no payload, upon which the server sends the full model.
@@ -21,6 +20,7 @@ import json
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
@@ -35,7 +35,7 @@ OPAQUE = "flsparse.opaque.v1"  # payloads of methods that hold their own convers
 RECORD = "flsparse"
 PAYLOAD = "payload"
 MIRROR = "mirror"  # name of a node's mirror in its state
-CONTROL = "control/"  # prefix of arrays that travel beside the model and are no part of its state dict
+CONTROL = "control/"  # prefix of arrays that travel behind the model and are no part of its state dict
 MISSING_REFERENCE = "missing-reference"
 _MAX_BLUEPRINT_BYTES = 16 * 1024 * 1024
 _MAX_DIMENSIONS = 32
@@ -84,8 +84,67 @@ def record_of(content: RecordDict) -> ConfigRecord:
 
 
 def config_of(content: RecordDict) -> ConfigRecord:
-    """Return the strategy's record, whatever its ``configrecord_key``: the one beside ours; empty where it has none."""
+    """Return the strategy's record, whatever its ``configrecord_key``: the one that is not ours; empty without one."""
     return next((record for key, record in content.config_records.items() if key != RECORD), ConfigRecord())
+
+
+@dataclass(frozen=True)
+class Entries:
+    """Typed entries of a record that another side wrote: a wrong type is refused, with ValueError.
+
+    Attributes
+    ----------
+    record : Mapping[str, Any]
+        Entries by key.
+    source : str
+        Name of the record in errors.
+
+    Examples
+    --------
+    >>> Entries({"round": 3, "lr": 1}, "a message").integer("round"), Entries({}, "a message").number("lr", 0.5)
+    (3, 0.5)
+    >>> Entries({"round": "3"}, "a message").integer("round")
+    Traceback (most recent call last):
+    ValueError: round='3' of a message is not an integer
+    """
+
+    record: Mapping[str, Any]
+    source: str
+
+    def integer(self, key: str, default: int | None = None) -> int:
+        """Return an integer entry; without a default it must be there."""
+        value = self.record.get(key, default)
+        if not isinstance(value, int):
+            raise ValueError(f"{key}={value!r} of {self.source} is not an integer")
+        return value
+
+    def number(self, key: str, default: float | None = None) -> float:
+        """Return an integer or floating entry as a float; without a default it must be there."""
+        value = self.record.get(key, default)
+        if not isinstance(value, int | float):
+            raise ValueError(f"{key}={value!r} of {self.source} is not a number")
+        return float(value)
+
+    def text(self, key: str, default: str = "") -> str:
+        """Return a string entry."""
+        value = self.record.get(key, default)
+        if not isinstance(value, str):
+            raise ValueError(f"{key}={value!r} of {self.source} is not a text")
+        return value
+
+    def values(self, key: str) -> list[Any]:
+        """Return a list entry; empty where there is none."""
+        value = self.record.get(key, [])
+        if not isinstance(value, list):
+            raise ValueError(f"{key}={value!r} of {self.source} is not a list")
+        return value
+
+    def integers(self, key: str) -> list[int]:
+        """Return a list of integers; empty where there is none."""
+        found = self.values(key)
+        if not all(isinstance(value, int) for value in found):
+            raise ValueError(f"{key}={found!r} of {self.source} are not integers")
+        return found
 
 
 def to_numpy(record: ArrayRecord) -> dict[str, np.ndarray]:
@@ -100,7 +159,7 @@ def to_record(arrays: Mapping[str, np.ndarray]) -> ArrayRecord:
 
 @dataclass(frozen=True)
 class Blueprint:
-    """What a node must know of a model before it can decode one.
+    """Structure of a model, which a node needs to decode one.
 
     Attributes
     ----------
@@ -120,7 +179,7 @@ class Blueprint:
 
     @classmethod
     def from_bytes(cls, data: object) -> "Blueprint":
-        """Parse what :meth:`to_bytes` gave.
+        """Parse the bytes of :meth:`to_bytes`.
 
         Raises
         ------

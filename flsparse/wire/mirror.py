@@ -1,14 +1,15 @@
-"""Mirrors: what a node has sent so far, as both sides hold it, and replies coded against that.
+"""Mirrors: a node's model as both sides have it from its replies, and replies coded against that.
 
     p   = Q(top-k(x_m - h_m))       h_m: the mirror of x_m; k = density * N, by magnitude
     h_m <- h_m + p                  on the node and on the server, from the same bytes
 
 A worker that is pushed away from the average never comes near it, so its distance to the average costs the same bits
-in every round; the distance to its own mirror shrinks as training settles, and what is not sent now stays in the
+in every round; the distance to its own mirror shrinks as training settles, and a change not sent now stays in the
 difference and is sent later. A mirror starts as the broadcast that its node received; the payload names the mirror it
 was coded against by a hash of its content, so mirrors that have drifted apart are refused, never added up.
 
-A control variate (:mod:`flsparse.clients.scaffold`) needs no mirror of its own: the node's is what the server reads.
+A control variate (:mod:`flsparse.clients.parts.control`) needs no mirror of its own: the node keeps the one that the
+server decodes.
 """
 
 from collections.abc import Mapping
@@ -21,7 +22,7 @@ from flsparse.wire.messages import CONTROL
 
 Arrays = dict[str, np.ndarray]
 OWN_CONTROL, PENDING_CONTROL = "control", "control-pending"  # names in a node's state
-CONTROL_ROUND = "|round"  # beside a variate's arrays: a file outlives the context of a fit that failed
+CONTROL_ROUND = "|round"  # with a variate's arrays: a file outlives the context of a fit that failed
 
 
 def towards(arrays: Mapping[str, np.ndarray], mirror: Mapping[str, np.ndarray], density: float) -> Arrays:
@@ -30,7 +31,7 @@ def towards(arrays: Mapping[str, np.ndarray], mirror: Mapping[str, np.ndarray], 
     Parameters
     ----------
     arrays : Mapping[str, np.ndarray]
-        ``x_m``: what is to be mirrored.
+        ``x_m``: the worker.
     mirror : Mapping[str, np.ndarray]
         ``h_m``: the same names and shapes.
     density : float
@@ -55,7 +56,7 @@ def towards(arrays: Mapping[str, np.ndarray], mirror: Mapping[str, np.ndarray], 
 
 
 def reference_with(mirror: Mapping[str, np.ndarray], received: Reference) -> Reference:
-    """Return the reference a reply is coded against: the mirror, and for arrays beside the model what was received."""
+    """Return the reference of a reply: the mirror, and for control variates the broadcast."""
     return Reference({n: a if n.startswith(CONTROL) else mirror.get(n, a) for n, a in received.arrays.items()})
 
 

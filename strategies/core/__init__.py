@@ -1,1 +1,1 @@
-"""What the methods' servers stand on: the loop of rounds, and what is sent and received in it."""
+"""Base of the methods' servers: the round loop, and the messages of a round."""

@@ -3,9 +3,9 @@
     Compressed(FedAdam(...)), Compressed(Krum(...)), Compressed(DifferentialPrivacyServerSideFixedClipping(...))
 
 The inner strategy samples, configures and aggregates as ever; it sees dense replies, all of a round's at once (Krum
-and its like need N dense models by nature). Only what travels is coded.
+and its like need N dense models by nature). Only messages are coded.
 
-Node m trained from r_m, a rounded copy of x. The inner strategy compares with x, so it gets what m changed, put on x:
+Node m trained from r_m, a rounded copy of x. The inner strategy compares with x, so it gets m's change, added to x:
 
     y_m + (x - r_m)              0 where the node pruned: y_m = 0, and r_m was not
 """
@@ -25,6 +25,7 @@ from flwr.serverapp.strategy import Strategy
 from flsparse._flwr import log
 from flsparse.strategies.core.exchange import Reply
 from flsparse.strategies.core.loop import LARGEST, RoundLoop
+from flsparse.strategies.core.part import OnDevice
 from flsparse.wire.messages import arrayrecord_key, to_numpy, to_record
 
 
@@ -36,14 +37,25 @@ class Compressed(RoundLoop):
     strategy : Strategy
         The inner strategy. Put a server-side differential-privacy wrapper inside: ``Compressed(DP(FedAvg(...)))``.
     **wire
-        Parameters of :class:`RoundLoop`.
+        Parameters of :class:`RoundLoop`. ``parts`` have no server side, such as clip, noise and topk_update.
+
+    Raises
+    ------
+    ValueError
+        A part has a side on the server, where the inner strategy averages by itself.
     """
 
     name = "compressed"
 
-    def __init__(self, strategy: Strategy, **wire: object) -> None:
-        super().__init__(**wire)  # type: ignore[arg-type]
+    def __init__(self, strategy: Strategy, **wire: Any) -> None:
+        super().__init__(**wire)
         self.strategy = strategy
+        for part in self.parts:
+            if type(part) is not OnDevice:
+                raise ValueError(
+                    f"parts: {part.name!r} acts on the server's mean, and {type(strategy).__name__} takes its own: "
+                    "leave it out"
+                )
 
     @property
     def min_available_nodes(self) -> int:
@@ -92,7 +104,7 @@ class Compressed(RoundLoop):
         return self.strategy.aggregate_evaluate(server_round, [reply.message for reply in consistent])
 
     def _consistent(self, replies: Iterable[Reply]) -> list[Reply]:
-        """Return the replies whose metrics are those of most of them, finite, with a usable weight.
+        """Return the replies with the metrics that most replies have, finite, with a usable weight.
 
         Flower's strategies average all metrics of all replies, and fail as a whole where one is unlike the others.
         """
@@ -115,13 +127,13 @@ class Compressed(RoundLoop):
     def state_dict(self) -> dict[str, Any]:
         """Return the round loop's state, and of the inner strategies the attributes that hold floats or arrays.
 
-        Arguments of their constructors are the caller's. What Flower's strategies keep in another form, such as a
-        privacy accountant of their own, starts anew.
+        Arguments of their constructors are the caller's. State of Flower's strategies in another form, such as a
+        privacy accountant, starts again.
         """
         return {**super().state_dict(), "inner": [_state_of(each) for each in _chain(self.strategy)]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what :meth:`state_dict` gave."""
+        """Restore the state of :meth:`state_dict`."""
         super().load_state_dict(state)
         for strategy, kept in zip(_chain(self.strategy), state["inner"], strict=True):
             for name, value in kept.items():
@@ -161,7 +173,7 @@ def _as(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
 
 
 def _chain(strategy: Strategy) -> list[Strategy]:
-    """Return a strategy and those that it wraps, as Flower's privacy strategies do."""
+    """Return a strategy and the strategies it wraps, as Flower's privacy strategies do."""
     chain = [strategy]
     while isinstance(inner := getattr(chain[-1], "strategy", None), Strategy):
         chain.append(inner)

@@ -53,13 +53,13 @@ class Wire:
     counts : Counter
         ``failures``, ``rejected_payloads`` and ``resent_models`` of the run.
     problems : list[str]
-        What went wrong in this round, a line each.
+        Failures of this round, a line each.
     """
 
     def __init__(
         self, values: str, rounding: str, downlink: Downlink, prunable_patterns: list[str] | None, seed: int
     ) -> None:
-        Codec(values=values, rounding=rounding)  # refuses what does not exist, before anything starts
+        Codec(values=values, rounding=rounding)  # refuses unknown names before anything starts
         self.values, self.rounding, self.downlink, self.seed = values, rounding, downlink, seed
         self.ledger = Ledger()
         self.counts: Counter[str] = Counter(failures=0, rejected_payloads=0)
@@ -100,7 +100,7 @@ class Wire:
         grid, asks, server_round, timeout_s, uplink, broadcasts
             See :class:`Exchange`.
         messages : Iterable[Message]
-            Those with dense arrays are packed.
+            Messages with dense arrays are packed.
         nodes : Mapping[int, Node]
             Known nodes, by node id.
         """
@@ -118,7 +118,7 @@ class Wire:
         )
 
     def _stands_for(self, message: Message) -> int:
-        """Return the dense bytes of what a message's payload says it is."""
+        """Return the dense bytes of a message's payload."""
         if not message.has_content():
             return 0
         content = message.content
@@ -128,7 +128,7 @@ class Wire:
         return self._blueprint.nbytes if packed_payload(content) is not None else payload_size(content)
 
     def refuse(self, reply: Reply, reason: str) -> None:
-        """Drop a reply whose bytes were sent, but are no model."""
+        """Drop a reply: its bytes count, its model does not."""
         self._take_back(reply.uplink, reply.server_round, self._stands_for(reply.message))
         self.drop(reply.node, reason, "rejected_payloads", reply.server_round)
 

@@ -1,7 +1,7 @@
-"""The one downlink mechanism: a delta against what the node holds, else the full sparse model.
+"""The one downlink mechanism: a delta against the node's reference, else the full sparse model.
 
 A node that reports a reference the server still keeps gets ``Q(x - r)``; any other node gets ``Q(x)``. A strategy that
-gives the rounding back may code differences more coarsely than whole models (``delta_codec``). What a node then
+gives the rounding back may code differences more coarsely than whole models (``delta_codec``). The model that a node
 decoded is its next reference ``r'``. The rounding error ``x - r'`` is not lost: it is part of the next delta, and the
 server adds it back to the aggregate (see ``FedAvg`` and ``Compressed``).
 """
@@ -21,7 +21,7 @@ LARGEST_WEIGHT = 1e9  # far beyond any network's; sums of such weights stay fini
 
 @dataclass(frozen=True)
 class Broadcast:
-    """One coded model and what its receiver decodes from it.
+    """One coded model, and the reference that its receiver decodes from it.
 
     Attributes
     ----------
@@ -30,9 +30,9 @@ class Broadcast:
     coded_against : str
         Id of the reference it is a delta against; empty: none.
     reference : Reference
-        What the receiver decodes.
+        The receiver's decoded model.
     model : Mapping[str, np.ndarray]
-        What was coded.
+        The model before coding.
     """
 
     payload: bytes
@@ -41,14 +41,14 @@ class Broadcast:
     model: Mapping[str, np.ndarray]
 
     def lost(self) -> Arrays:
-        """Return ``x - r'``, what the receiver's weights lack, by name."""
+        """Return ``x - r'``, the rounding error of the receiver's weights, by name."""
         return {name: self.model[name] - self.reference.arrays[name] for name in rounded_names(self.model)}
 
 
 def rounded_names(model: Mapping[str, np.ndarray]) -> list[str]:
-    """Return the names of the arrays whose rounding is given back: floating ones, without batch-norm statistics.
+    """Return the names of the floating arrays without batch-norm statistics: their rounding is given back.
 
-    A node's statistics forget what they started from; a variance that has shrunk would be pushed below 0.
+    A node's statistics forget their start; a variance that has shrunk would be pushed below 0.
     """
     statistics = set(statistics_names(model))
     return [name for name, x in model.items() if x.dtype.kind == "f" and name not in statistics]
@@ -75,7 +75,7 @@ class Downlink:
 
     @property
     def uses_references(self) -> bool:
-        """Whether nodes are to keep what they decode."""
+        """Whether nodes are to keep the decoded model."""
         return self.codec.values != "raw"
 
     def set_model(self, arrays: Mapping[str, np.ndarray]) -> None:
@@ -119,5 +119,5 @@ class Downlink:
         return {reference_id: dict(reference.arrays) for reference_id, reference in self._kept.items()}
 
     def load_state_dict(self, state: Mapping[str, Mapping[str, np.ndarray]]) -> None:
-        """Restore what :meth:`state_dict` gave."""
+        """Restore the state of :meth:`state_dict`."""
         self._kept = OrderedDict((reference_id, Reference(arrays)) for reference_id, arrays in state.items())

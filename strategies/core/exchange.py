@@ -78,7 +78,7 @@ class Reply:
 
 
 class Post(Protocol):
-    """What an exchange needs of the wire."""
+    """Interface of the wire to an exchange."""
 
     counts: Counter[str]
 
@@ -97,7 +97,7 @@ class Post(Protocol):
 
 @dataclass
 class Exchange:
-    """Messages on their way to nodes, at most one a node, and what comes back.
+    """Messages on their way to nodes, at most one a node, and their replies.
 
     Iterating yields the replies in the messages' order, each as soon as its turn has come: a reply that an earlier node
     holds up waits (coded, so it is small) until that one is in or the deadline has passed. Errors are dropped and
@@ -111,7 +111,7 @@ class Exchange:
     grid : Grid
         Carries the messages.
     asks : Callable[[Node], Mapping[str, int | float | str | bool]]
-        Entries of our record for each node: the local method it is to run, and how.
+        Entries of a message's record for each node: its local method and parts.
     server_round : int
         Round to count bytes under.
     timeout_s : float
@@ -119,7 +119,7 @@ class Exchange:
     uplink : {"uplink", "evaluation"}
         Direction that replies are counted as.
     broadcasts : dict[int, Broadcast]
-        What each node was sent, by node id; those of an earlier exchange where this one goes on with it.
+        Each node's broadcast, by node id; of an earlier exchange where this one continues it.
     """
 
     post: Post
@@ -172,7 +172,7 @@ class Exchange:
             yield from self._valid(message, node)
 
     def cancel(self) -> None:
-        """Give up on the nodes that have not replied; in process, what has not run by now never will."""
+        """Give up on the nodes that have not replied; in process, nodes that have not run by now never will."""
         if self._pending and (drop_messages := getattr(self.grid, "drop_messages", None)):
             drop_messages(set(self._pending))
         self._pending = {}

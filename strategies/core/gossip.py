@@ -1,7 +1,7 @@
 """The server's side of decentralized training: rounds of relayed gossip, and a look at the nodes now and then.
 
-A training message brings a node what its neighbors sent, the reply carries its own residual, which the server hands on
-unopened (:mod:`flsparse.strategies.core.relay`). What is known of the models, the consensus model among it, comes from
+A training message brings a node its neighbors' residuals, the reply carries its own, which the server hands on unopened
+(:mod:`flsparse.strategies.core.relay`). The nodes' models, and the consensus model with them, are known from
 evaluation messages, which are counted apart::
 
     xbar = mean_i x_i            consensus_error = sum_i ||x_i - xbar||^2 / n      over the parameters: they gossip
@@ -35,12 +35,12 @@ from flsparse.wire.mail import NO_INITIAL, OK, Answer, Mail
 from flsparse.wire.messages import to_numpy, to_record
 
 _OWN = "residuals have a coding of their own"
-_TABLES = 64 * 1024  # bytes, generously: what a coder adds to a small model
+_TABLES = 64 * 1024  # bytes, generously: a coder's overhead on a small model
 
 
 @dataclass
 class GossipMemory:
-    """What the server keeps from round to round, beside the relay.
+    """State of the server across rounds, without the relay's.
 
     Attributes
     ----------
@@ -52,7 +52,7 @@ class GossipMemory:
 
 
 class Gossip(RoundLoop):
-    """What all decentralized strategies share on the server.
+    """Base of the decentralized strategies on the server.
 
     Parameters
     ----------
@@ -68,12 +68,12 @@ class Gossip(RoundLoop):
         Rounds between two looks at the nodes' models; the last round always has one.
     max_backlog : int (default: 16)
         Rounds that are kept for a node that is away, where all nodes take part in each; of rounds with a part of the
-        nodes, so many more as that part is smaller. Away for longer, a node is given copies anew.
+        nodes, more in inverse proportion. Away for longer, a node is given new copies.
     fraction_train : float (default: 1.0)
-        Fraction of the nodes that take part in a round, in (0, 1]; beside them those who hold copies that one of them
-        lacks.
+        Fraction of the nodes that take part in a round, in (0, 1]; holders of copies that one of them
+        lacks join them.
     min_train_nodes : int (default: 1)
-        At least so many nodes take part in a round, where so many are connected.
+        Smallest number of nodes in a round, where that many are connected.
     min_available_nodes : int (default: 2)
         Nodes without which no round starts; the others may leave and come back.
     **wire
@@ -130,14 +130,14 @@ class Gossip(RoundLoop):
         self._initial_id = ""
         self._names: list[str] = []  # of the model's parameters; empty: all floating arrays
         self._asked: dict[int, Node] = {}  # nodes of the round, by partition
-        self._told: set[int] = set()  # those that were told what came before it, and did not say that they are lost
+        self._told: set[int] = set()  # nodes that got this round's mail and are in step
 
         for part in self.parts:
             if not isinstance(part, OnDevice) or part.part.reads_back:
                 raise ValueError(f"parts: {part.name!r} is for averaging methods: a residual keeps what was not sent")
 
     def _owners(self) -> list[Remembering]:
-        """Return who has a memory: the relay too."""
+        """Return the owners of a memory: the relay too."""
         return [*super()._owners(), self.relay]
 
     @property
@@ -170,7 +170,7 @@ class Gossip(RoundLoop):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Address to each node of the round what it has to know, and ask it to train."""
+        """Address its mail to each node of the round, and ask it to train."""
         self._grid, self._arrays, self._asked, self._told = grid, arrays, {}, set()
         self.round_metrics["resync_bytes"] = 0
         self._config = ConfigRecord({**config, "server-round": server_round, "num-rounds": self._num_rounds})
@@ -178,7 +178,7 @@ class Gossip(RoundLoop):
         return self._ask(server_round, self._sample(server_round))
 
     def _ask(self, server_round: int, nodes: list[Node]) -> list[Message]:
-        """Address those of the nodes that are in step, and any who hold copies that the others need."""
+        """Address the nodes in step, and the holders of copies that the others need."""
         self._asked |= {node.partition: node for node in nodes}
         waiting = self._waiting(server_round)
         holders = [n for n in self._present() if n.partition not in self._asked] if waiting else []
@@ -217,7 +217,7 @@ class Gossip(RoundLoop):
         return [nodes[i] for i in sorted(chosen)]
 
     def _drawn(self, present: int) -> int:
-        """Return how many of so many nodes take part in a round."""
+        """Return the number of nodes in a round, of those present."""
         return min(present, max(int(self.fraction_train * present + 1e-9), self.min_train_nodes, 1))
 
     def _message(
@@ -237,11 +237,11 @@ class Gossip(RoundLoop):
         return Message(content, node.node_id, message_type)
 
     def receive(self, server_round: int, replies: Iterable[Reply]) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Take the residuals in, unopened; None without a quorum. The model is that of the last evaluation."""
+        """Take the residuals in, unopened; None without a quorum. The model is the last evaluation's."""
         rows: list[dict[str, float]] = []
         again = self._take_in(server_round, replies, rows)
         if len(rows) + len(again) < self.min_replies and self._waiting(server_round):
-            # those in step are too few: all others are asked, who may have what these lack, or lack it themselves
+            # too few nodes are in step: all others are asked, which may hold copies, or lack them as well
             others = [node for node in self._present() if node.partition not in self._asked]
             messages = self._ask(server_round, others)
             again += self._take_in(server_round, self.exchange(self._grid, messages), rows)
@@ -259,10 +259,10 @@ class Gossip(RoundLoop):
         self.round_metrics |= {"replies": len(rows), "links": int(self.topology.adjacency.sum())}
         if len(rows) < self.min_replies:
             return None, None
-        return self._arrays, MetricRecord(_means(rows))  # type: ignore[arg-type]
+        return self._arrays, MetricRecord(dict(_means(rows)))
 
     def _take_in(self, server_round: int, replies: Iterable[Reply], rows: list[dict[str, float]]) -> list[Node]:
-        """Take in answers; return who is to be told anew: they lack the initialization, or got what fits nobody."""
+        """Take in answers; return the nodes to mail again: they lack the initialization, or got a misfit."""
         answers = self._hear(server_round, replies, rows)
         freed = self.relay.settle()
         return [node for node, answer in answers if answer.status == NO_INITIAL or node.partition in freed]
@@ -275,7 +275,7 @@ class Gossip(RoundLoop):
     def _hear(
         self, server_round: int, replies: Iterable[Reply], rows: list[dict[str, float]], *, training: bool = True
     ) -> list[tuple[Node, Answer]]:
-        """Take in the valid answers; add the metrics of those that count to ``rows``."""
+        """Take in the valid answers; add the metrics of residuals that count to ``rows``."""
         answers = []
         carried, parameters = 0, sum(array.size for array in self._parameters.values())
         for reply in replies:
@@ -303,7 +303,7 @@ class Gossip(RoundLoop):
         return answers
 
     def _check_sizes(self, answer: Answer) -> None:
-        """Refuse what is larger than anything of this model can be: nothing of it is to be kept or handed on."""
+        """Refuse an answer larger than this model allows: nothing of it is to be kept or handed on."""
         most = _TABLES + 2 * sum(array.nbytes for array in self.memory.initial.values())
         if len(answer.payload) > most:
             raise ValueError(f"its residual has {len(answer.payload)} bytes, of this model {most} at most")
@@ -315,7 +315,7 @@ class Gossip(RoundLoop):
 
     @property
     def _parameters(self) -> Arrays:
-        """What gossips of the common initialization."""
+        """The gossiping arrays of the common initialization."""
         names = self._names or [name for name, array in self.memory.initial.items() if array.dtype.kind == "f"]
         return {name: self.memory.initial[name] for name in names}
 

@@ -1,7 +1,7 @@
 """The server's round loop: greet, send, receive, aggregate, evaluate, report.
 
-Subclasses say what a round is made of, in Flower's own four methods; the loop, the hello, the quorum, the deadline and
-the report are here, what travels is in :mod:`flsparse.strategies.core.courier`.
+Subclasses define a round in Flower's own four methods; the loop, the hello, the quorum, the deadline and the report
+are here, the packing of messages is in :mod:`flsparse.strategies.core.courier`.
 """
 
 import time
@@ -31,7 +31,7 @@ from flsparse.ranges import within
 from flsparse.strategies.core.courier import Wire
 from flsparse.strategies.core.downlink import Broadcast, Downlink
 from flsparse.strategies.core.exchange import Exchange, Node, Reply
-from flsparse.strategies.core.memory import Remembering, restore_memories, saved_memories
+from flsparse.strategies.core.memory import Remembering, lacking, restore_memories, saved_memories
 from flsparse.strategies.core.part import OnDevice, RoundPart
 from flsparse.wire.messages import RECORD, STYPE, Scalar, to_numpy, to_record
 
@@ -56,7 +56,7 @@ class RoundFailed(RuntimeError):
 
 @dataclass(frozen=True)
 class RoundReport:
-    """What a callback gets after every round.
+    """Report of a round, for callbacks.
 
     Attributes
     ----------
@@ -91,30 +91,30 @@ class RoundLoop(Strategy):
     min_replies : int (default: 1)
         Valid replies without which a round fails.
     round_timeout_s : float, optional
-        Deadline of each exchange of a round in seconds, beside the ``timeout`` of :meth:`start`; the nearer one holds.
+        Deadline of each exchange of a round in seconds; the shorter of it and the ``timeout`` of :meth:`start` holds.
     max_reference_bytes : int (default: 1 GiB)
         Memory for the broadcasts that the server keeps, to send deltas against, in bytes.
     hello : bool (default: False)
-        Ask each node for its partition id and what it holds before it takes part. Our device application answers; an
+        Ask each node for its partition id and its reference before it takes part. Our device application answers; an
         app that has only our mod does not, and is sampled by node id.
     seed : int (default: 0)
         Seed of sampling and of stochastic rounding.
     parts : Sequence[Part or RoundPart]
-        What composes with the method: parts of the device (:mod:`flsparse.clients.parts`), such as ``Clip(max_norm=1)``
+        Parts added to the method: of the device (:mod:`flsparse.clients.parts`), such as ``Clip(max_norm=1)``
         or ``TopKUpdate(density=0.05)``, and of the server.
 
     Attributes
     ----------
     memory : object
-        Data class of what the strategy itself keeps from round to round, saved by its fields; None: nothing.
+        Data class of the strategy's own state across rounds, saved by its fields; None: nothing.
     """
 
     name = "base"
-    previewed_as: ClassVar[str] = "exchange"  # or "graph", "cut": what a dry run shows
-    measures: ClassVar[tuple[str, ...]] = ()  # metrics that the server alone reports, beside those of its parts
+    previewed_as: ClassVar[str] = "exchange"  # or "graph", "cut": view of a dry run
+    measures: ClassVar[tuple[str, ...]] = ()  # metrics that the server alone reports; its parts have their own
     memory: Any = None
     fixed: ClassVar[Fixed] = {}  # arguments of the base class that a method does not leave open
-    min_train_nodes: int = 1  # a round asks so many, or those that are there
+    min_train_nodes: int = 1  # nodes asked in a round, where that many are connected
 
     def __init__(
         self,
@@ -144,8 +144,10 @@ class RoundLoop(Strategy):
         self.parts: list[RoundPart] = []
         self._own_parts = 0
         for part in parts:
-            if isinstance(part, Part) and part.has_server:
-                raise ValueError(f"parts: {part.name!r} has a side on the server, which is the part to give here")
+            if isinstance(part, Part) and part.needs_server:
+                raise ValueError(
+                    f"parts: {part.name!r} needs its side on the server, which the methods add that use it"
+                )
         self._add_parts(*(part if isinstance(part, RoundPart) else OnDevice(part) for part in parts))
         self._own_parts = 0
         self._mute: set[int] = set()
@@ -157,7 +159,7 @@ class RoundLoop(Strategy):
         """Bytes of every message so far."""
         return self.wire.ledger
 
-    # -- what a subclass is made of, beside Flower's four methods --------------------------------------------------
+    # -- hooks of a subclass, in addition to Flower's four methods -------------------------------------------------
 
     @property
     @abstractmethod
@@ -167,7 +169,7 @@ class RoundLoop(Strategy):
     def method(self, server_round: int, node: Node | None = None) -> LocalMethod | None:
         """Return the local method that a node is to run in a round; None: the node's app decides.
 
-        Without a node, its layers and names count alone: those are the same for all nodes and rounds.
+        Without a node, only its layers and names count; they are the same for all nodes and rounds.
         """
         return None
 
@@ -177,7 +179,7 @@ class RoundLoop(Strategy):
 
     @abstractmethod
     def receive_evaluations(self, server_round: int, replies: Iterable[Reply]) -> MetricRecord | None:
-        """Aggregate what the nodes measured of the model; None where they measured nothing."""
+        """Aggregate the nodes' metrics of the model; None without any."""
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -190,7 +192,7 @@ class RoundLoop(Strategy):
         return self.receive_evaluations(server_round, cast("Iterable[Reply]", replies))
 
     def asks(self, node: Node, server_round: int) -> Mapping[str, Scalar]:
-        """Return what our record of a message asks of a node: the local method, and how its update travels."""
+        """Return the entries of a message's record for a node: the local method and its parts."""
         method = self.method(server_round, node)
         asked = {} if method is None else written(method)
         names = []
@@ -202,7 +204,7 @@ class RoundLoop(Strategy):
         return asked | ({"parts": ",".join(names)} if names else {})
 
     def _add_parts(self, *parts: RoundPart) -> None:
-        """Add parts of the method's own: they stand before those that were given."""
+        """Add the method's own parts, before the given ones."""
         self.parts[self._own_parts : self._own_parts] = parts
         self._own_parts += len(parts)
         check_parts(self.parts)
@@ -221,7 +223,7 @@ class RoundLoop(Strategy):
         return to_numpy(first), middle
 
     def preview_update(self, trained: Arrays, received: Arrays) -> Arrays:
-        """Return what a node will send of a trained model."""
+        """Return the arrays that a node will send for a trained model."""
         for part in self.parts:
             trained = part.preview_update(trained, received)
         return trained
@@ -233,7 +235,7 @@ class RoundLoop(Strategy):
         return model if method is None else method.prepare(model)
 
     def bind(self, model: nn.Module) -> None:
-        """Learn what a plain model is made of, such as its parameters' names."""
+        """Read the structure of a plain model, such as its parameters' names."""
         for part in self.parts:
             part.bind(model)
 
@@ -241,7 +243,7 @@ class RoundLoop(Strategy):
         """Run before the first round; for subclasses."""
 
     def nodes_are_new(self) -> None:
-        """Learn that node state is lost: the run was resumed as another one."""
+        """Tell the parts that node state is lost: the run was resumed as a new run."""
         for part in self.parts:
             part.nodes_are_new()
 
@@ -351,7 +353,7 @@ class RoundLoop(Strategy):
     # -- nodes ------------------------------------------------------------------------------------------------------
 
     def greet(self, grid: Grid, server_round: int, timeout_s: float) -> None:
-        """Wait for the nodes that a round needs and learn who they are; nodes that joined late are greeted too.
+        """Wait for the nodes that a round needs and greet the new ones, late joiners included.
 
         Raises
         ------
@@ -400,7 +402,7 @@ class RoundLoop(Strategy):
         if (fault := self._not_known(said)) is not None:
             return fault
         if partition in (taken := {n.partition: n.node_id for n in self.nodes.values()}):
-            self._mute.discard(node_id)  # a node that was started anew is taken for two until its old self is gone
+            self._mute.discard(node_id)  # a restarted node counts twice until its old connection is gone
             return f"says it is partition {partition}, as does node {taken[partition]}"
         examples = said.get("num-examples")
         known = examples if type(examples) is int and 0 < examples < 2**31 else 0
@@ -409,7 +411,7 @@ class RoundLoop(Strategy):
         return None
 
     def _not_known(self, said: ConfigRecord) -> str | None:
-        """Return why a node cannot run this method; None where it can, or does not say what it knows."""
+        """Return why a node cannot run this method; None where it can, or does not list its methods."""
         known, method = said.get("methods"), self.method(self._next_round)
         if not isinstance(known, list) or not known or method is None or method.name in known:
             return None
@@ -424,7 +426,7 @@ class RoundLoop(Strategy):
     def exchange(
         self, grid: Grid, messages: Iterable[Message], broadcasts: dict[int, Broadcast] | None = None
     ) -> Exchange:
-        """Send the messages of this round, or those that go on with the broadcasts of an exchange before."""
+        """Send messages of this round, with the broadcasts of an earlier exchange where they continue it."""
         server_round = self._next_round
         return self.wire.exchange(
             grid,
@@ -437,7 +439,7 @@ class RoundLoop(Strategy):
         )
 
     def update(self, reply: Reply, mirror: Mapping[str, np.ndarray] | None = None) -> list[Layer] | None:
-        """Decode one training reply (see :meth:`Wire.update`) and note what its node now holds."""
+        """Decode one training reply (see :meth:`Wire.update`) and note its node's reference."""
         layers = self.wire.update(reply, mirror)
         if layers is not None:
             self.note_held(reply)
@@ -452,7 +454,7 @@ class RoundLoop(Strategy):
     # -- state ------------------------------------------------------------------------------------------------------
 
     def _owners(self) -> list[Remembering]:
-        """Return who has a memory."""
+        """Return the owners of a memory."""
         return [self, *self.parts]
 
     def state_dict(self) -> dict[str, Any]:
@@ -467,7 +469,21 @@ class RoundLoop(Strategy):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what :meth:`state_dict` gave; a hello asks the nodes anew what they hold."""
+        """Restore the state of :meth:`state_dict`; a hello asks the nodes for their references again.
+
+        Raises
+        ------
+        ValueError
+            The state lacks keys, which are named; nothing is restored then.
+        """
+        nested = [
+            key for owner in self._owners() if owner.memory is not None and (key := getattr(owner, "saved_as", ""))
+        ]
+        if absent := lacking({"held": {}, **state}, self.state_dict(), nested):
+            raise ValueError(
+                f"a saved state of {self.name!r} lacks {', '.join(absent)}: another version or other parts wrote it; "
+                "start a new run"
+            )
         self._first_round = self._next_round = state["next_round"]
         self.ledger.load_state_dict(state["ledger"])
         self.wire.counts = Counter(state["counts"])
@@ -483,14 +499,14 @@ def held_by(said: ConfigRecord) -> str:
 
 
 def numbers_of(reply: Reply) -> dict[str, float]:
-    """Return the scalar metrics of a reply, whatever the record is called, without those that cannot be averaged."""
+    """Return a reply's scalar metrics that can be averaged, whatever the name of their record."""
     pairs = ((key, value) for record in reply.content.metric_records.values() for key, value in record.items())
     fit = ((key, value) for key, value in pairs if isinstance(value, int | float) and abs(value) <= LARGEST)
     return {key: float(value) for key, value in islice(fit, _MOST_METRICS) if len(key) <= _LONGEST_KEY}
 
 
 def _measures_of(kind: type[RoundLoop] | type[RoundPart]) -> set[str]:
-    """Return what any strategy, or any part, measures on the server, also those that this run does not use."""
+    """Return the server-side metrics of all strategies, or all parts, used in this run or not."""
     return set(kind.measures).union(*(_measures_of(each) for each in kind.__subclasses__()))
 
 

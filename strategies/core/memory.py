@@ -25,7 +25,7 @@ def saved(memory: Any) -> dict[str, Any]:
 
 
 def restore(memory: Any, state: Mapping[str, Any]) -> None:
-    """Set the fields of a data class to what :func:`saved` gave; the types of its fields say what they were.
+    """Set the fields of a data class from the dict of :func:`saved`, by the fields' types.
 
     Raises
     ------
@@ -35,6 +35,17 @@ def restore(memory: Any, state: Mapping[str, Any]) -> None:
     hints = get_type_hints(type(memory))
     for field in fields(memory):
         setattr(memory, field.name, _typed(state[field.name], hints[field.name]))
+
+
+def lacking(state: Mapping[str, Any], wanted: Mapping[str, Any], nested: Iterable[str] = ()) -> list[str]:
+    """Return the keys that a state lacks, dotted; of ``nested`` keys the inner keys count too.
+
+    >>> lacking({"round": 1, "control": {}}, {"round": 1, "once": [], "control": {"met": []}}, ["control"])
+    ['once', 'control.met']
+    """
+    absent = [key for key in wanted if key not in state]
+    inside = [f"{key}.{field}" for key in nested if key in state for field in wanted[key] if field not in state[key]]
+    return absent + inside
 
 
 def _plain(value: Any) -> Any:
@@ -85,7 +96,7 @@ def saved_memories(owners: Iterable[Remembering]) -> dict[str, Any]:
 
 
 def restore_memories(owners: Iterable[Remembering], state: Mapping[str, Any]) -> None:
-    """Restore what :func:`saved_memories` gave."""
+    """Restore the dict of :func:`saved_memories`."""
     for owner in owners:
         if owner.memory is not None:
             key = getattr(owner, "saved_as", "")

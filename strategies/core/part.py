@@ -4,7 +4,7 @@ A strategy has a list of parts and calls, in its order::
 
     open        a round begins, its nodes are known
     joined      arrays travel behind the model
-    asks        our record of a message says what the part's side on the device is to do
+    asks        entries of a message's record for the part's side on the device
     mirror      a reply may be coded against this
     fault       an update is refused
     accept      an update is taken in           (abandon: the round had no quorum)
@@ -24,7 +24,7 @@ import numpy as np
 from flwr.app import ArrayRecord
 from torch import nn
 
-from flsparse.clients.core.part import Part, asked_entries
+from flsparse.clients.core.part import PARTS, Part, asked_entries
 from flsparse.codec import Layer
 from flsparse.nets.arrays import Arrays
 from flsparse.strategies.core.courier import Wire
@@ -48,9 +48,9 @@ class Round:
     wire : Wire
         Specs and prunable names of the model, counts, refusals.
     metrics : dict[str, Any]
-        What the round measured; parts add to it.
+        Metrics of the round; parts add to them.
     ask : Callable
-        ``ask(message_type, arrays, config, hold=True)``: ask the nodes whose updates were accepted about a model.
+        ``ask(message_type, arrays, config, hold=True)``: ask the nodes of the accepted updates about a model.
     weigh : Callable
         ``weigh(reply, key)``: a reply's weight by a metric, and its other numbers; None where it is refused.
     """
@@ -72,7 +72,7 @@ class RoundPart:
     name : str
         As in ``parts:`` of a configuration.
     excludes : tuple[str, ...]
-        Parts that it cannot stand beside, on either side.
+        Parts it cannot be combined with, on either side.
     by_partition : bool
         It goes by partition ids: the hello is needed.
     uniform : bool
@@ -80,9 +80,9 @@ class RoundPart:
     measures : tuple[str, ...]
         Metrics that only the server measures: a node's metric of such a name is reported as ``client_<name>``.
     memory : object
-        Data class of what outlives a round, or None.
+        Data class of the state that outlives a round, or None.
     saved_as : str
-        Key of the memory in a checkpoint; empty: its fields stand beside the loop's own.
+        Key of the memory in a checkpoint; empty: its fields join the loop's own.
     """
 
     name: str = ""
@@ -94,13 +94,13 @@ class RoundPart:
     saved_as: str = ""
 
     def bind(self, model: nn.Module) -> None:
-        """Learn what a plain model is made of, such as its parameters' names."""
+        """Read the structure of a plain model, such as its parameters' names."""
 
     def open(self, round: Round) -> None:
         """Begin a round, its nodes known."""
 
     def joined(self, model: ArrayRecord) -> ArrayRecord:
-        """Return the model with what travels behind it."""
+        """Return the model with the part's arrays behind it."""
         return model
 
     def asks(self, node: Node | None) -> Mapping[str, Scalar]:
@@ -108,7 +108,7 @@ class RoundPart:
         return {}
 
     def mirror(self, node: Node) -> Mapping[str, np.ndarray] | None:
-        """Return arrays that a node's reply may be coded against, beside its broadcast."""
+        """Return arrays that a node's reply may be coded against instead of its broadcast."""
         return None
 
     def fault(self, reply: Reply, layers: list[Layer], round: Round) -> str | None:
@@ -119,17 +119,17 @@ class RoundPart:
         """Take in an accepted update."""
 
     def abandon(self, round: Round) -> None:
-        """Forget what was accepted in a round without a quorum."""
+        """Undo the accepted updates of a round without a quorum."""
 
     def given_back(self, mean: Arrays, given: Arrays) -> Arrays:
-        """Return the mean with as much of the broadcasts' rounding as this part wants given back to it.
+        """Return the mean with the broadcasts' rounding added, as far as this part allows.
 
         Parameters
         ----------
         mean : dict[str, np.ndarray]
-            Weighted mean of what the nodes sent.
+            Weighted mean of the nodes' arrays.
         given : dict[str, np.ndarray]
-            The same, all rounding given back.
+            The mean with all rounding added.
         """
         return given
 
@@ -142,14 +142,14 @@ class RoundPart:
         return arrays
 
     def nodes_are_new(self) -> None:
-        """Learn that node state is lost: the run was resumed as another one."""
+        """Node state is lost: the run was resumed as a new run."""
 
     def preview(self, arrays: Arrays, prunable: list[str], stream: np.random.Generator) -> Arrays:
-        """Return a broadcast as it will be in the middle of a run; ``arrays`` are those of round 1."""
+        """Return a broadcast typical of the middle of a run; ``arrays`` are the model of round 1."""
         return arrays
 
     def preview_update(self, trained: Arrays, received: Arrays) -> Arrays:
-        """Return what a node sends of a trained model."""
+        """Return the arrays that a node sends for a trained model."""
         return trained
 
 
@@ -160,9 +160,16 @@ class OnDevice(RoundPart):
     ----------
     part : Part
         The device's data class.
+
+    Raises
+    ------
+    ValueError
+        The part is not registered: no node would know it.
     """
 
     def __init__(self, part: Part) -> None:
+        if PARTS.get(part.name) is not type(part):
+            raise ValueError(f"parts: {part.name!r} is not registered, so no node knows it: see register_part")
         self.part, self.name, self.excludes = part, part.name, part.excludes
 
     def asks(self, node: Node | None) -> Mapping[str, Scalar]:
@@ -170,5 +177,5 @@ class OnDevice(RoundPart):
         return asked_entries(self.part)
 
     def preview_update(self, trained: Arrays, received: Arrays) -> Arrays:
-        """Return what the part leaves of an update."""
+        """Return an update after the part."""
         return self.part.preview_update(trained, received)

@@ -1,13 +1,13 @@
 """The server of a decentralized run: it carries payloads between neighbors and opens none, past the stamp on it.
 
-It keeps, round by round, whose residual *counted*: the first one that came from a node within the round. A node is told
-all rounds that it has not confirmed; a residual that came too late or twice counts for nobody. A node that has lost its
-state, or was away for longer than the log reaches back, is given copies anew by those who hold them; if nobody does,
-all start again from a common model.
+The log keeps, round by round, the residuals that *counted*: a node's first one within the round. A node is told all
+rounds that it has not confirmed; a residual that came too late or twice counts for nobody. A node that has lost its
+state, or was away for longer than the log reaches back, gets new copies from the nodes that hold them; without any,
+all nodes start again from a common model.
 
 Nodes are not taken at their word. A residual's stamp is read before it counts. A residual that fits nobody is struck
-out again: its sender is resynchronized, not the neighbors that could not take it in. Copies are taken only from those
-who were asked for them, and where they did not bring a node back, another holder is asked.
+out again: its sender is resynchronized, not the neighbors that could not take it in. Copies are taken only from
+holders that were asked, and where these did not bring a node back, another holder is asked.
 """
 
 from collections import Counter
@@ -21,7 +21,7 @@ from flsparse.wire.mail import LOST, OK, Answer, Delivery, Letter, Mail
 
 @dataclass
 class RelayMemory:
-    """What the relay knows from round to round.
+    """State of the relay across rounds.
 
     Attributes
     ----------
@@ -36,10 +36,10 @@ class RelayMemory:
     misfits : dict[int, tuple[int, int]]
         By node: sender and round of a residual that did not fit its copy.
     accused : dict[int, int]
-        Senders that are resynchronized on one node's word: whose.
+        The node on whose word a sender is resynchronized, by sender.
     link_bytes : dict[tuple[int, int], int]
         Bytes of residuals by directed link (from, to) of the graph, as if nodes spoke to each other: over the whole
-        run. Copies that are handed over are not in it: who holds one need not be a neighbor of who lacks it.
+        run. Handed-over copies are not in it: their holder need not be a neighbor of their receiver.
     """
 
     epoch: int = 0
@@ -52,7 +52,7 @@ class RelayMemory:
 
 
 class Relay:
-    """Who has sent what, who has taken in what.
+    """Log of the nodes' residuals, and of the rounds that each node has taken in.
 
     Parameters
     ----------
@@ -70,7 +70,7 @@ class Relay:
         self._asked: dict[int, list[int]] = {}  # copies asked for in this round, by holder
         self._times_asked: Counter[int] = Counter()  # by copy
         self._given: set[int] = set()  # nodes that were sent the present copies
-        self._copies: dict[int, bytes] = {}  # handed over in the last round, for those that lack them
+        self._copies: dict[int, bytes] = {}  # handed over in the last round, for nodes that lack them
         self._copies_after = -1
 
     # -- to the nodes -----------------------------------------------------------------------------------------------
@@ -84,7 +84,7 @@ class Relay:
         self.memory.log.setdefault(server_round, {})
 
     def settle(self) -> set[int]:
-        """Where a residual did not fit, find who is to be resynchronized: its sender, unless it fits others.
+        """Find the nodes to resynchronize where a residual did not fit: its sender, unless it fits others.
 
         Returns
         -------
@@ -111,7 +111,7 @@ class Relay:
         return complained - self.memory.lost
 
     def mail(self, node: int, server_round: int) -> Mail | None:
-        """Return what a node is to be told before this round; None while it waits to be resynchronized.
+        """Return a node's mail before this round; None while it waits to be resynchronized.
 
         Parameters
         ----------
@@ -187,7 +187,7 @@ class Relay:
         return any(self._needed(copy) <= self.memory.lost for node in self.memory.lost for copy in self._needed(node))
 
     def lose_all(self) -> None:
-        """Note that no node holds any copy, those that are away included."""
+        """Note that no node holds any copy, absent nodes included."""
         self.memory.lost = set(range(self.topology.nodes))
 
     def restart(self, epoch: int) -> None:
@@ -252,13 +252,13 @@ class Relay:
             self.memory.lost.add(node)
 
     def _take_copies(self, answer: Answer) -> None:
-        """Keep what was handed over."""
+        """Keep the copies that were handed over."""
         if answer.copies and answer.applied != self._copies_after:
             self._copies, self._copies_after, self._given = {}, answer.applied, set()
         self._copies.update(answer.copies)
 
     def close(self, server_round: int) -> None:
-        """End a round: forget what nobody needs any more."""
+        """End a round: forget rounds that all nodes have confirmed, or beyond the backlog."""
         if not self.memory.lost or server_round - self._copies_after > self.max_backlog + 1:
             self._copies, self._copies_after = {}, -1
         reached = [self.memory.applied[j] for j in self.memory.applied if j not in self.memory.lost]

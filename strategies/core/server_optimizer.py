@@ -1,4 +1,4 @@
-"""What the server does with the aggregate: replace the model, or step along the pseudo-gradient.
+"""Server update: the aggregate replaces the model, or the model steps along the pseudo-gradient.
 
     g = mean - x                                            the pseudo-gradient (Reddi et al. 2021, arXiv 2003.00295)
     none:      x <- x + lr g                                lr = 1 replaces x by the mean
@@ -47,7 +47,7 @@ class ServerOptimizer:
         ----------
         model, mean : Mapping[str, np.ndarray]
             The current model and the aggregate, same names and shapes. Arrays that are not floating, batch-norm
-            statistics and what travels beside the model take the mean.
+            statistics and the arrays of parts take the mean.
         """
         if self.kind == "none" and self.lr == 1:
             return {name: mean[name] for name in model}
@@ -74,6 +74,6 @@ class ServerOptimizer:
         return {f"{k}/{n}": a for k, moments in (("m", self._m), ("u", self._u)) for n, a in moments.items()}
 
     def load_state_dict(self, state: Mapping[str, np.ndarray]) -> None:
-        """Restore what :meth:`state_dict` gave."""
+        """Restore the state of :meth:`state_dict`."""
         self._m = {key[2:]: array for key, array in state.items() if key.startswith("m/")}
         self._u = {key[2:]: array for key, array in state.items() if key.startswith("u/")}

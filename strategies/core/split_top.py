@@ -1,4 +1,4 @@
-"""The server's part of a model that is cut: what it computes from the nodes' activations, and its optimizer.
+"""The server's part of a cut model: its forward and backward pass from the nodes' activations, and its optimizer.
 
 L_m = mean over node m's samples of CE(top(a), y)          gradients for the node: dL_m / da
 top <- top - lr * sum_m n_m dL_m/dtop / sum_m n_m          once a step, from all nodes
@@ -22,7 +22,7 @@ from flsparse.strategies.core.downlink import LARGEST_WEIGHT
 from flsparse.wire import bundle as split
 from flsparse.wire.bundle import Part
 
-_LARGEST = 65504.0  # of an activation or a gradient, as half precision holds; what is beyond leads nowhere
+_LARGEST = 65504.0  # of an activation or a gradient, the largest of half precision
 
 
 class Received:
@@ -37,7 +37,7 @@ class Received:
     labels : Tensor or None
         int64, one a sample; None where they stay on the device.
     output : Tensor or None
-        What the top made of it, where a head goes on from there.
+        Output of the top, where a head follows.
 
     Raises
     ------
@@ -62,13 +62,13 @@ class Received:
 
 
 def decode_head_gradient(part: Part, sent: Part) -> Tensor:
-    """Decode the gradient of what was sent to a head; PayloadError where it is damaged or shaped otherwise."""
+    """Decode the gradient of a head's activations; PayloadError where it is damaged or of another shape."""
     require(part.shape == sent.shape, f"a gradient of {part.shape} came for {sent.shape}")
     return torch.from_numpy(decode_gradient(part.data, part.shape, np.ones(prod(part.shape), np.bool_)))
 
 
 class Tally:
-    """What the server sees of a round's training: summed loss, correct predictions, activations, samples by node id."""
+    """Sums of a round's training on the server: loss, correct predictions, activations, samples by node id."""
 
     def __init__(self) -> None:
         self.loss, self.correct, self.elements = 0.0, 0, 0
@@ -89,7 +89,7 @@ class Tally:
 
 @dataclass
 class SplitMemory:
-    """What the server keeps from round to round.
+    """State of the server across rounds.
 
     Attributes
     ----------
@@ -153,7 +153,7 @@ class Top:
         return next(self.module.parameters()).device
 
     def _run(self, batch: Received) -> Tensor:
-        """Run a batch through the layers; on a copy, since the first of them may write into what it is given."""
+        """Run a batch through the layers; on a copy, since the first layer may write into its input."""
         return self.module(batch.smashed.to(self._device, copy=True))  # type: ignore[no-any-return]
 
     def begin_step(self) -> None:
@@ -193,7 +193,7 @@ class Top:
         return self._gather(batches, found), float(loss.detach()), correct
 
     def to_the_head(self, batches: Sequence[Received]) -> list[np.ndarray]:
-        """Run a node's batches to where its head goes on; return what the head is to get.
+        """Run a node's batches through the top; return the head's activations.
 
         Raises
         ------
@@ -213,7 +213,7 @@ class Top:
         Raises
         ------
         PayloadError
-            What follows from a gradient is not finite, or absurd.
+            The gradient leads to values that are not finite, or too large.
         """
         outputs = [batch.output for batch in batches if batch.output is not None]
         count = sum(len(batch) for batch in batches)

@@ -21,7 +21,7 @@ class SplitWire(Wire):
         return super().packed(message, node, exchange) if packed_bundle(message.content) is None else message
 
     def count_accepted(self, parts: Sequence[Part], server_round: int) -> None:
-        """Enter what a node's parts stand for, now that they are what was asked for: their shapes are its words."""
+        """Enter the dense bytes of a node's accepted parts: before that, their shapes are only its claim."""
         dense = sum(part.dense_bytes for part in parts)
         self.ledger.count("uplink", server_round, payload_bytes=0, wire_bytes=0, dense_bytes=dense)
 

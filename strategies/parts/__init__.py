@@ -1,1 +1,1 @@
-"""Parts of the server: what composes with any averaging method, one file a part."""
+"""Parts of the server, for any averaging method; one file a part."""

@@ -6,9 +6,9 @@
 Both travel in one payload, so an exchange carries twice the arrays; ``c`` starts at 0.
 
 ``c`` is the mean of the ``c_i`` of all N nodes that the server has met; one that is away stays in it, as one that is
-not sampled does. A node that joins has ``c_i = 0``, so ``c`` falls by ``N / (N + 1)``. What a node has lost cannot be
-taken out of ``c`` again, and the corrections would never more add up to nothing: at its next reply, which says so,
-``c`` and all ``c_i`` are set back to 0.
+not sampled does. A node that joins has ``c_i = 0``, so ``c`` falls by ``N / (N + 1)``. A lost ``c_i``
+cannot be taken out of ``c`` again, and the corrections would no longer sum to 0: at the node's next reply, which
+reports the loss, ``c`` and all ``c_i`` are reset to 0.
 """
 
 from collections.abc import Mapping
@@ -88,12 +88,12 @@ class ServerControl(OnDevice):
         return {**arrays, **{CONTROL + name: c for name, c in control.items()}}
 
     def asks(self, node: Node | None) -> Mapping[str, Scalar]:
-        """Tell the node which of its control variates is in the server's."""
+        """Return the round of the node's last control variate that ``c`` holds."""
         confirmed = 0 if node is None else self.memory.confirmed.get(node.partition, 0)
         return {**super().asks(node), f"{self.name}.confirmed": confirmed}
 
     def accept(self, reply: Reply, layers: list[Layer], round: Round) -> None:
-        """Note a reply whose change will be in the control variate, and whether what was in there before is lost."""
+        """Note a reply: its change joins the control variate; its node may have lost ``c_i``."""
         self.memory.confirmed[reply.node.partition] = round.number
         self._is_lost |= any(record.get(LOST, 0) for record in reply.content.metric_records.values())
         self._accepted += 1

@@ -32,9 +32,9 @@ class MaskStatistics:
         Parameters
         ----------
         layers : list[Layer]
-            What the node sent.
+            Layers of the node's update.
         reference : Reference
-            What it had received.
+            The node's broadcast.
         """
         kept = common = broadcast = 0
         for layer in layers:
@@ -57,8 +57,8 @@ class MaskStatistics:
         -------
         dict[str, float]
             ``mask_iou``: intersections over unions, both summed over all pairs of nodes, in [0, 1]; 1 with one node.
-            ``mask_iou_server``: mean over nodes of the IoU with what each received. ``uplink_sparsity``: fraction of
-            zeros in what nodes sent. Empty without nodes.
+            ``mask_iou_server``: mean over nodes of the IoU with each node's broadcast. ``uplink_sparsity``: fraction of
+            zeros in the nodes' updates. Empty without nodes.
         """
         nodes, sizes = len(self._support_sizes), sum(self._support_sizes)
         if not nodes:

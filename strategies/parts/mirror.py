@@ -1,4 +1,4 @@
-"""Mirrors of the workers: replies coded against what both sides hold of a worker (:mod:`flsparse.wire.mirror`).
+"""Mirrors of the workers: replies coded against a worker's copy on both sides (:mod:`flsparse.wire.mirror`).
 
 The server keeps one dense model a worker, by nature of the method.
 """

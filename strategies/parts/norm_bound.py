@@ -22,7 +22,8 @@ class NormBound(RoundPart):
     Parameters
     ----------
     max_norm : float (default: 10.0)
-        Largest l2 norm of an update, above 0, in the units of the weights.
+        Largest l2 norm of an update, above 0, in the units of the weights; above that of ``clip`` by the rounding of
+        the codec.
     """
 
     name = "norm_bound"

@@ -31,7 +31,7 @@ class Statistics(RoundPart):
         self.every, self.samples = every, samples
 
     def conclude(self, arrays: ArrayRecord, round: Round) -> ArrayRecord:
-        """Replace the batch-norm statistics by those that the round's nodes find at the average."""
+        """Replace the batch-norm statistics by the nodes' estimates at the average."""
         names = statistics_names(arrays)
         due = self.every and (round.number % self.every == 0 or round.number == round.of)
         if not names or not due:

@@ -67,7 +67,7 @@ class MeanValley(RoundPart):
                 raise ValueError(f"valley_names: the model has no parameter {name!r}{did_you_mean(name, known)}")
 
     def open(self, round: Round) -> None:
-        """Forget whose updates were accepted."""
+        """Forget the workers of the round before."""
         self._accepted = []
 
     def accept(self, reply: Reply, layers: list[Layer], round: Round) -> None:

@@ -1,13 +1,14 @@
-"""Stateful workers: which of a worker's own states is in the average.
+"""Stateful workers: the round of each worker's state in the average.
 
 The server remembers the round of each worker's last accepted reply and sends it along: a worker with the state of that
 very round goes on, any other one joins from the average (:mod:`flsparse.clients.local_sgd`). A worker that was asked
-and did not deliver is to join, too, so that a late one does not go on from weights that nobody averaged.
+without an accepted reply joins, too: its late weights are in no average.
 """
 
 from dataclasses import dataclass, field
 
 from flsparse.codec import Layer
+from flsparse.nets.arrays import Arrays
 from flsparse.strategies.core.exchange import Node, Reply
 from flsparse.strategies.core.part import Round, RoundPart
 
@@ -47,11 +48,6 @@ class Workers(RoundPart):
         self._asked = nodes
         round.metrics["rejoined"] = 0
 
-    def expect(self) -> None:
-        """Let every worker of the round join anew that will not be accepted."""
-        for node in self._asked:
-            self.memory.accepted.pop(node.partition, None)
-
     def accept(self, reply: Reply, layers: list[Layer], round: Round) -> None:
         """Note the worker's round; count it where it has joined again."""
         partition = reply.node.partition
@@ -61,5 +57,13 @@ class Workers(RoundPart):
         self.memory.once.add(partition)
 
     def abandon(self, round: Round) -> None:
-        """Let everybody join anew who was asked: their training is in no average."""
-        self.expect()
+        """Let all workers of the round join again: their training is in no average."""
+        for node in self._asked:
+            self.memory.accepted.pop(node.partition, None)
+
+    def close(self, arrays: Arrays, round: Round) -> Arrays:
+        """Let workers that were asked and not accepted join again: not before, since a model may be sent twice."""
+        for node in self._asked:
+            if self.continues(node) != round.number:
+                self.memory.accepted.pop(node.partition, None)
+        return arrays
