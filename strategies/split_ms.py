@@ -41,6 +41,7 @@ from flsparse.schedules import batches_of_a_pass, learning_rate
 from flsparse.strategies.core.downlink import Broadcast
 from flsparse.strategies.core.exchange import Exchange, Node, Reply
 from flsparse.strategies.core.loop import numbers_of
+from flsparse.strategies.core.part import RoundPart
 from flsparse.strategies.core.split_top import Received, SplitMemory, Tally, Top, decode_head_gradient
 from flsparse.strategies.core.split_wire import SplitWire
 from flsparse.strategies.fedavg import FedAvg
@@ -112,6 +113,11 @@ class SplitMS(FedAvg):
         **fedavg: Any,
     ) -> None:
         super().__init__(**settled(fedavg, self.fixed))
+        for part in self.parts:
+            if type(part).joined is not RoundPart.joined:
+                raise ValueError(
+                    f"parts: {part.name!r} corrects local training, and no device of a cut model has all of it"
+                )
         one_of(("sent", "kept"), labels=labels)
         within("[0, inf)", steps_per_round=steps_per_round)
         within("[1, inf)", batches_per_message=batches_per_message)

@@ -25,6 +25,7 @@ from flwr.serverapp.strategy import Strategy
 from flsparse._flwr import log
 from flsparse.strategies.core.exchange import Reply
 from flsparse.strategies.core.loop import LARGEST, RoundLoop
+from flsparse.strategies.core.part import OnDevice
 from flsparse.wire.messages import arrayrecord_key, to_numpy, to_record
 
 
@@ -43,6 +44,9 @@ class Compressed(RoundLoop):
 
     def __init__(self, strategy: Strategy, **wire: object) -> None:
         super().__init__(**wire)  # type: ignore[arg-type]
+        for part in self.parts:
+            if type(part) is not OnDevice:
+                raise ValueError(f"parts: {part.name!r} has a side on the server, where the inner strategy aggregates")
         self.strategy = strategy
 
     @property
