@@ -17,8 +17,8 @@ from flsparse.clients.core.fit import Fit
 from flsparse.clients.core.gossip import GossipLocal, Layout
 from flsparse.clients.core.method import register
 from flsparse.clients.core.neighborhood import Exchange
-from flsparse.codec.residuals.dither import Dither, Vector
-from flsparse.codec.residuals.residual import ResidualCodec
+from flsparse.codec.residuals.dither import Dither, Norm, Scaling, Vector
+from flsparse.codec.residuals.residual import Coder, ResidualCodec
 from flsparse.ranges import within
 from flsparse.sparsity import soft_threshold
 
@@ -42,10 +42,10 @@ class QuantizedGossipLocal(GossipLocal):
     """
 
     levels: int = 2
-    norm: Literal["max", "l2", "rms"] = "max"
+    norm: Norm = "max"
     unit: Literal["layer", "whole"] = "layer"
-    scaling: Literal["least_squares", "contractive", "unbiased"] = "least_squares"
-    coder: Literal["golomb", "rans", "fixed"] = "golomb"
+    scaling: Scaling = "least_squares"
+    coder: Coder = "golomb"
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -10,8 +10,8 @@ from typing import Any
 
 from flsparse.clients.core.method import LocalMethod
 from flsparse.clients.malcom_psgd import MalcomPSGDLocal
-from flsparse.codec.residuals.dither import Dither
-from flsparse.codec.residuals.residual import CODERS
+from flsparse.codec.residuals.dither import Dither, Norm, Scaling
+from flsparse.codec.residuals.residual import CODERS, Coder
 from flsparse.ranges import one_of, within
 from flsparse.strategies.core.exchange import Node
 from flsparse.strategies.core.gossip import Gossip
@@ -43,10 +43,10 @@ class QuantizedGossip(Gossip):
         self,
         *,
         levels: int = 2,
-        norm: str = "max",
+        norm: Norm = "max",
         unit: str = "layer",
-        scaling: str = "least_squares",
-        coder: str = "golomb",
+        scaling: Scaling = "least_squares",
+        coder: Coder = "golomb",
         **gossip: Any,
     ) -> None:
         super().__init__(**gossip)
@@ -80,7 +80,7 @@ class MalcomPSGD(QuantizedGossip):
 
     name = "malcom_psgd"
 
-    def __init__(self, *, mu: float = 1e-5, norm: str = "rms", **quantized: Any) -> None:
+    def __init__(self, *, mu: float = 1e-5, norm: Norm = "rms", **quantized: Any) -> None:
         super().__init__(norm=norm, **quantized)
         within("[0, inf)", mu=mu)
         self.mu = mu

@@ -41,10 +41,10 @@ from flsparse.schedules import batches_of_a_pass, learning_rate
 from flsparse.strategies.core.downlink import Broadcast
 from flsparse.strategies.core.exchange import Exchange, Node, Reply
 from flsparse.strategies.core.loop import numbers_of
+from flsparse.strategies.core.part import RoundPart
 from flsparse.strategies.core.split_top import Received, SplitMemory, Tally, Top, decode_head_gradient
 from flsparse.strategies.core.split_wire import SplitWire
 from flsparse.strategies.fedavg import FedAvg
-from flsparse.strategies.parts.control import ServerControl
 from flsparse.wire import bundle as split
 from flsparse.wire.bundle import Part
 from flsparse.wire.messages import Scalar, to_numpy, to_record
@@ -113,10 +113,11 @@ class SplitMS(FedAvg):
         **fedavg: Any,
     ) -> None:
         super().__init__(**settled(fedavg, self.fixed))
-        if any(isinstance(part, ServerControl) for part in self.parts):
-            raise ValueError(
-                "parts: 'control_variates' correct steps of a whole model, which no node has: leave them out"
-            )
+        for part in self.parts:
+            if type(part).joined is not RoundPart.joined:
+                raise ValueError(
+                    f"parts: {part.name!r} corrects local training, and no device of a cut model has all of it"
+                )
         one_of(("sent", "kept"), labels=labels)
         within("[0, inf)", steps_per_round=steps_per_round)
         within("[1, inf)", batches_per_message=batches_per_message)

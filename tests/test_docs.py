@@ -1,11 +1,20 @@
-"""Links between the pages lead somewhere, and every page is listed."""
+"""The pages: links lead somewhere, every page is listed, every method has a card, docs/parts.md says what runs."""
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
+from hydra import compose, initialize_config_module
+from omegaconf import OmegaConf
+
+from flsparse.app.settings import check
+from flsparse.runtime.federation import make_parts, make_strategy
+from flsparse.strategies import STRATEGIES
 
 ROOT = Path(__file__).parents[1]
+PARTS = (ROOT / "docs" / "parts.md").read_text(encoding="utf-8")
+HEADINGS = ["What", "When to use it", "Hyper-parameters", "Measured", "Limits"]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
@@ -21,3 +30,48 @@ def test_every_page_is_listed() -> None:
     for page in sorted((ROOT / "docs").rglob("*.md")):
         name = page.relative_to(ROOT / "docs").as_posix()
         assert name == "README.md" or f"({name})" in listed, f"docs/README.md does not list {name}"
+
+
+@pytest.mark.parametrize("method", sorted(STRATEGIES))
+def test_every_method_has_a_card_with_the_same_headings(method: str) -> None:
+    card = (ROOT / "docs" / "methods" / f"{method}.md").read_text(encoding="utf-8")
+    assert [each for each in re.findall(r"^## (.+)$", card, re.MULTILINE) if each in HEADINGS] == HEADINGS
+
+
+def composed(command: str) -> dict[str, object]:
+    """Return the configuration of a command line without its ``flsparse``."""
+    with initialize_config_module("flsparse.conf", version_base="1.3"):
+        config = compose("config", [*shlex.split(command, comments=True), "output_dir=null"])
+    return OmegaConf.to_container(config, resolve=True)  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("command", re.findall(r"^flsparse (.+)$", PARTS, re.MULTILINE))
+def test_commands_with_parts_compose_and_build(command: str) -> None:
+    cfg = composed(command)
+    check(cfg)
+    make_strategy(cfg, [])
+
+
+@pytest.mark.parametrize(("command", "error"), re.findall(r"^\$ flsparse (.+)\nflsparse: (.+)$", PARTS, re.MULTILINE))
+def test_parts_that_a_method_refuses_are_refused_in_these_words(command: str, error: str) -> None:
+    with pytest.raises(ValueError, match="parts") as refused:
+        make_strategy(composed(command), [])
+    assert str(refused.value) == error
+
+
+def test_snippets_with_parts_run() -> None:
+    snippets = re.findall(r"```python\n(.*?)```", PARTS, re.DOTALL)
+    assert snippets
+    for snippet in snippets:
+        exec(compile(snippet, "docs/parts.md", "exec"), {})
+
+
+def test_the_table_of_parts_has_every_part_with_its_settings() -> None:
+    rows = dict(re.findall(r"^\| `(\w+)` \| [^|]+ \|([^|]*)\|", PARTS, re.MULTILINE))
+    options = {path.stem for path in (ROOT / "conf" / "parts").glob("*.yaml")}
+    assert set(rows) == options
+    for name, settings in rows.items():
+        made = composed(f"strategy=fedavg parts=[{name}]")["parts"]
+        assert isinstance(made, dict)
+        assert make_parts(made)[0].name == name
+        assert re.findall(r"`(\w+): ([^`]+)`", settings) == [(key, str(value)) for key, value in made[name].items()]

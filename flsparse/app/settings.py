@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from math import inf
 from typing import Any
 
+from flsparse.codec.wire import VALUES
 from flsparse.configs import lookup, sampled_nodes
 
 
@@ -33,7 +34,6 @@ def _one_of(*choices: str) -> tuple[Callable[[Any], bool], str]:
 _POSITIVE = (lambda value: _number(value) and 0 < value < inf, "a number above 0, and finite")
 _NOT_NEGATIVE = (lambda value: _number(value) and 0 <= value < inf, "a number, 0 or more, and finite")
 _FRACTION = (lambda value: _number(value) and 0 < value <= 1, "a fraction of the nodes, above 0 and at most 1")
-_VALUES = _one_of("raw", "fp32", "fp16", "int8", "int4")
 
 _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "seed": _at_least(0),
@@ -73,8 +73,8 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
         ),
         "HOST:PORT, where a SuperLink listens",
     ),
-    "codec.values": _VALUES,
-    "codec.downlink_values": _VALUES,
+    "codec.values": _one_of(*VALUES),
+    "codec.downlink_values": _one_of(*VALUES),
     "codec.rounding": _one_of("nearest", "stochastic"),
 }
 

@@ -19,6 +19,7 @@ square, whatever L, and rounds to the nearest::
 
 import math
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,8 +28,9 @@ from flsparse.codec import portable
 from flsparse.codec.portable import total
 from flsparse.ranges import one_of, within
 
-NORMS = ("max", "l2", "rms")
-SCALINGS = ("unbiased", "contractive", "least_squares")
+Norm = Literal["max", "l2", "rms"]
+Scaling = Literal["least_squares", "contractive", "unbiased"]
+NORMS, SCALINGS = get_args(Norm), get_args(Scaling)
 MAX_LEVELS = 1024
 
 _STEP_RMS = 2.0  # finer steps cost bits; from 3 on too little of a residual passes, and consensus is lost
@@ -58,8 +60,8 @@ class Dither:
     """
 
     levels: int = 2
-    norm: str = "max"
-    scaling: str = "least_squares"
+    norm: Norm = "max"
+    scaling: Scaling = "least_squares"
 
     def __post_init__(self) -> None:
         within(f"[1, {MAX_LEVELS}]", levels=self.levels)

@@ -18,6 +18,7 @@ group and one stream for all.
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -27,8 +28,9 @@ from flsparse.codec.residuals.dither import MAX_LEVELS, Dither, Integers, Vector
 from flsparse.codec.wire import Reader, Writer
 from flsparse.ranges import one_of
 
-CODERS = ("fixed", "golomb", "rans")
-_DENSE = 3
+Coder = Literal["fixed", "golomb", "rans"]
+CODERS = get_args(Coder)
+_KINDS = ("fixed", "golomb", "rans", "dense")  # a kind's place in this list is its id on the wire
 _VERSION = 1
 _LARGE = 4096  # elements from which on an array has statistics of its own
 
@@ -112,7 +114,7 @@ class ResidualCodec:
         if not np.isfinite(x).all():
             raise ValueError("the model holds NaN or infinity: lower client.lr or strategy.gamma")
         if self.dither is None:
-            return _seal(_DENSE, stamp, x.astype("<f4").tobytes()), None
+            return _seal("dense", stamp, x.astype("<f4").tobytes()), None
         residual = x - copy
         parts, steps = [], []
         for unit in np.split(residual, np.cumsum(self._units)[:-1]):
@@ -125,7 +127,7 @@ class ResidualCodec:
         out.varint(len(steps))
         out.array(np.array(steps, np.float32))
         out.raw(self._code(integers, self.dither.levels))
-        return _seal(CODERS.index(self.coder), stamp, out.done()), integers
+        return _seal(self.coder, stamp, out.done()), integers
 
     @property
     def _units(self) -> Sequence[int]:
@@ -191,7 +193,7 @@ def apply_residual(payload: bytes, copy: Vector, sizes: Sequence[int]) -> Vector
     """
     kind, stamp, reader = _open(payload)
     require(stamp.base == copy_checksum(copy), "the payload was made for another copy than the one held here")
-    if kind == _DENSE:
+    if kind == "dense":
         new = np.array(reader.array("f4", copy.size), np.float32)
     else:
         with np.errstate(over="ignore", invalid="ignore"):  # a stranger's steps; the check below refuses the result
@@ -201,7 +203,7 @@ def apply_residual(payload: bytes, copy: Vector, sizes: Sequence[int]) -> Vector
     return new
 
 
-def _read_residual(reader: Reader, kind: int, sizes: Sequence[int]) -> Vector:
+def _read_residual(reader: Reader, kind: str, sizes: Sequence[int]) -> Vector:
     size = sum(sizes)
     levels = reader.varint(MAX_LEVELS)
     require(levels >= 1, "a residual has no levels")
@@ -212,10 +214,10 @@ def _read_residual(reader: Reader, kind: int, sizes: Sequence[int]) -> Vector:
     groups = list(_groups(sizes))
     alphabet = 2 * levels + 1
     q = np.empty(size, np.int64)
-    if CODERS[kind] == "fixed":
+    if kind == "fixed":
         q[:] = bits.unpack(reader, size, (2 * levels).bit_length())
         require(int(q.max(initial=0)) < alphabet, "an integer is out of range")
-    elif CODERS[kind] == "golomb":
+    elif kind == "golomb":
         for at in groups:
             q[at] = golomb.decode_symbols(reader, _length(at, sizes), alphabet)
     else:
@@ -244,25 +246,25 @@ def _length(at: "slice | np.ndarray", sizes: Sequence[int]) -> int:
     return at.stop - at.start if isinstance(at, slice) else at.size
 
 
-def _seal(kind: int, stamp: Stamp, body: bytes) -> bytes:
+def _seal(kind: str, stamp: Stamp, body: bytes) -> bytes:
     out = Writer()
     out.raw(stamp.base.to_bytes(4, "little"))
     out.varint(stamp.sender)
     out.varint(stamp.round)
     out.raw(body)
     rest = out.done()
-    head = bytes([kind | _VERSION << 4])
+    head = bytes([_KINDS.index(kind) | _VERSION << 4])
     return head + zlib.crc32(rest, zlib.crc32(head)).to_bytes(4, "little") + rest
 
 
-def _open(payload: bytes) -> tuple[int, Stamp, Reader]:
+def _open(payload: bytes) -> tuple[str, Stamp, Reader]:
     if len(payload) < 11:
         raise PayloadError(f"{len(payload)} bytes are too few for a residual")
     kind, version = payload[0] & 0x0F, payload[0] >> 4
-    require(version == _VERSION and kind <= _DENSE, f"unknown kind 0x{payload[0]:02x} of a residual")
+    require(version == _VERSION and kind < len(_KINDS), f"unknown kind 0x{payload[0]:02x} of a residual")
     checksum = zlib.crc32(payload[5:], zlib.crc32(payload[:1]))
     require(payload[1:5] == checksum.to_bytes(4, "little"), "checksum mismatch: the residual was damaged on its way")
     reader = Reader(payload)
     reader.raw(5)
     base = int.from_bytes(reader.raw(4), "little")
-    return kind, Stamp(reader.varint(2**32), reader.varint(2**32), base), reader
+    return _KINDS[kind], Stamp(reader.varint(2**32), reader.varint(2**32), base), reader

@@ -19,9 +19,10 @@ from flwr.serverapp.strategy import (
 )
 
 from flsparse.clients import CompressMod, device_app
+from flsparse.clients.parts.clip import Clip
 from flsparse.runs.checkpoint import load_checkpoint, save_checkpoint
 from flsparse.runtime import InProcessGrid
-from flsparse.strategies import Compressed, RoundFailed, TopK
+from flsparse.strategies import Compressed, NormBound, RoundFailed, TopK
 from flsparse.strategies import FedAvg as OurFedAvg
 from flsparse.wire.messages import to_numpy, to_record
 
@@ -209,3 +210,9 @@ def test_a_loaded_state_leaves_the_callers_arguments_alone():
     again.load_state_dict(saved.state_dict())
     inner = cast(FedAdam, again.strategy)
     assert (inner.eta, inner.fraction_train) == (0.01, 0.5)
+
+
+def test_a_part_with_a_side_on_the_server_is_refused() -> None:
+    Compressed(FedAvg(), parts=[Clip(max_norm=1.0)])
+    with pytest.raises(ValueError, match="parts: 'norm_bound' has a side on the server"):
+        Compressed(FedAvg(), parts=[NormBound()])
