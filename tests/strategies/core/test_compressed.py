@@ -22,8 +22,9 @@ from flsparse.clients import CompressMod, device_app
 from flsparse.clients.parts.clip import Clip
 from flsparse.runs.checkpoint import load_checkpoint, save_checkpoint
 from flsparse.runtime import InProcessGrid
-from flsparse.strategies import Compressed, NormBound, RoundFailed, TopK
+from flsparse.strategies import Compressed, RoundFailed, TopK
 from flsparse.strategies import FedAvg as OurFedAvg
+from flsparse.strategies.parts.norm_bound import NormBound
 from flsparse.wire.messages import to_numpy, to_record
 
 EVERYBODY: dict[str, Any] = {
