@@ -21,7 +21,7 @@ from flsparse import rng
 from flsparse.clients.core.fit import Fit
 from flsparse.clients.core.state import NodeState
 from flsparse.codec import Reference
-from flsparse.configs import build
+from flsparse.configs import build, did_you_mean
 from flsparse.nets.arrays import Arrays
 from flsparse.nets.batch_norm import statistics_names
 from flsparse.wire.messages import CONTROL, Entries, Scalar
@@ -168,7 +168,7 @@ def asked_parts(asked: Mapping[str, Any]) -> list[Part]:
     for name in filter(None, str(asked.get("parts", "")).split(",")):
         settings = {key.removeprefix(f"{name}."): each for key, each in asked.items() if key.startswith(f"{name}.")}
         if name not in PARTS:
-            raise ValueError(f"part {name!r} is not known here; this device knows {', '.join(sorted(PARTS))}")
+            raise ValueError(f"parts={name!r} is none of {', '.join(sorted(PARTS))}{did_you_mean(name, PARTS)}")
         parts.append(build(PARTS, name, settings, what=f"parts.{name}"))
     return parts
 

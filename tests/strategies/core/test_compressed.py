@@ -215,5 +215,5 @@ def test_a_loaded_state_leaves_the_callers_arguments_alone():
 
 def test_a_part_with_a_side_on_the_server_is_refused() -> None:
     Compressed(FedAvg(), parts=[Clip(max_norm=1.0)])
-    with pytest.raises(ValueError, match="parts: 'norm_bound' has a side on the server"):
+    with pytest.raises(ValueError, match="parts: 'norm_bound' acts on the server's mean"):
         Compressed(FedAvg(), parts=[NormBound()])

@@ -187,7 +187,7 @@ def test_a_worker_that_lost_the_broadcast_alone_goes_on_where_it_was(tmp_path: P
         (lambda: FedAvg(parts=[Prune(sparsity=0.5)]), "'prune' is not registered"),
         (lambda: Compressed(FlowerFedAvg(), parts=[NormBound()]), "'norm_bound' acts on the server's mean"),
         (lambda: Compressed(FlowerFedAvg(), hello=True, parts=[ServerControl()]), "'control_variates' acts on"),
-        (lambda: SplitMS(cut="2", hello=True, parts=[ServerControl()]), "'control_variates' correct steps"),
+        (lambda: SplitMS(cut="2", hello=True, parts=[ServerControl()]), "'control_variates' corrects local training"),
         (lambda: MalcomPSGD(topology={"name": "ring"}, num_nodes=4, parts=[TopKUpdate()]), "'topk_update' is for"),
     ],
 )
