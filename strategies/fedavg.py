@@ -25,7 +25,8 @@ from flsparse.codec import Accumulator, Reference
 from flsparse.ranges import within
 from flsparse.strategies.core.downlink import rounded_names
 from flsparse.strategies.core.exchange import Node, Reply
-from flsparse.strategies.core.loop import LARGEST, RoundLoop, numbers_of
+from flsparse.strategies.core.loop import RoundLoop
+from flsparse.strategies.core.measures import LARGEST, numbers_of
 from flsparse.strategies.core.part import Round
 from flsparse.strategies.core.server_optimizer import Arrays, ServerOptimizer
 from flsparse.wire.messages import Scalar, to_numpy, to_record
@@ -114,7 +115,7 @@ class FedAvg(RoundLoop):
 
     def sample(self, fraction: float, at_least: int, server_round: int, purpose: str) -> list[Node]:
         """Sample nodes by partition id, so that every runtime samples the same."""
-        nodes = self.in_partition_order()
+        nodes = self.roster.in_partition_order()
         wanted = min(len(nodes), max(math.floor(fraction * len(nodes) + 1e-9), at_least))
         chosen = rng.stream(self.seed, server_round, -1, purpose).choice(len(nodes), wanted, replace=False)
         return [nodes[i] for i in sorted(chosen)]
@@ -221,7 +222,7 @@ class FedAvg(RoundLoop):
             return {**self.asks(node, server_round), **kept}
 
         for reply in self.wire.exchange(grid, messages, self.nodes, asks, server_round, self._exchange_s):
-            self.note_held(reply)
+            self.roster.note_held(reply)
             yield reply
 
     def weigh(self, reply: Reply, key: str = "") -> tuple[float, dict[str, float]] | None:
@@ -257,7 +258,7 @@ class FedAvg(RoundLoop):
         for reply in replies:
             if (weighed := self.weigh(reply)) is not None:
                 accepted.append(weighed)
-                self.note_held(reply)
+                self.roster.note_held(reply)
         return MetricRecord(dict(weighted_means(accepted))) if accepted else None
 
     def state_dict(self) -> dict[str, Any]:

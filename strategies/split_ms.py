@@ -40,7 +40,7 @@ from flsparse.ranges import one_of, within
 from flsparse.schedules import batches_of_a_pass, learning_rate
 from flsparse.strategies.core.downlink import Broadcast
 from flsparse.strategies.core.exchange import Exchange, Node, Reply
-from flsparse.strategies.core.loop import numbers_of
+from flsparse.strategies.core.measures import numbers_of
 from flsparse.strategies.core.part import RoundPart
 from flsparse.strategies.core.split_top import Received, SplitMemory, Tally, Top, decode_head_gradient
 from flsparse.strategies.core.split_wire import SplitWire

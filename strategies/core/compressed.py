@@ -24,7 +24,8 @@ from flwr.serverapp.strategy import Strategy
 
 from flsparse._flwr import log
 from flsparse.strategies.core.exchange import Reply
-from flsparse.strategies.core.loop import LARGEST, RoundLoop
+from flsparse.strategies.core.loop import RoundLoop
+from flsparse.strategies.core.measures import LARGEST
 from flsparse.strategies.core.part import OnDevice
 from flsparse.wire.messages import arrayrecord_key, to_numpy, to_record
 
@@ -100,7 +101,7 @@ class Compressed(RoundLoop):
         """Let the inner strategy aggregate."""
         consistent = self._consistent(replies)
         for reply in consistent:
-            self.note_held(reply)
+            self.roster.note_held(reply)
         return self.strategy.aggregate_evaluate(server_round, [reply.message for reply in consistent])
 
     def _consistent(self, replies: Iterable[Reply]) -> list[Reply]:

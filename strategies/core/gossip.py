@@ -26,7 +26,8 @@ from flsparse.nets.arrays import Arrays
 from flsparse.ranges import within
 from flsparse.sparsity import sparsity_of
 from flsparse.strategies.core.exchange import Node, Reply
-from flsparse.strategies.core.loop import RoundLoop, numbers_of
+from flsparse.strategies.core.loop import RoundLoop
+from flsparse.strategies.core.measures import numbers_of
 from flsparse.strategies.core.memory import Remembering
 from flsparse.strategies.core.part import OnDevice
 from flsparse.strategies.core.relay import Relay
@@ -205,7 +206,7 @@ class Gossip(RoundLoop):
         return [partition for partition in self._asked if self.relay.waits(partition, server_round)]
 
     def _present(self) -> list[Node]:
-        return [node for node in self.in_partition_order() if node.partition < self.topology.nodes]
+        return [node for node in self.roster.in_partition_order() if node.partition < self.topology.nodes]
 
     def _sample(self, server_round: int) -> list[Node]:
         nodes = self._present()
@@ -325,7 +326,7 @@ class Gossip(RoundLoop):
         """Every ``evaluate_every`` rounds, fetch the nodes' models and return their mean."""
         if server_round % self.evaluate_every and server_round != self._num_rounds:
             return arrays
-        nodes = [node for node in self.in_partition_order() if node.partition < self.topology.nodes]
+        nodes = [node for node in self.roster.in_partition_order() if node.partition < self.topology.nodes]
         mails = [(node, self.relay.mail(node.partition, server_round + 1)) for node in nodes]
         messages = [self._message(node, mail, [], MessageType.EVALUATE) for node, mail in mails if mail]
         replies = self.wire.exchange(

@@ -7,14 +7,13 @@ are here, the packing of messages is in :mod:`flsparse.strategies.core.courier`.
 import time
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import islice
-from logging import INFO, WARNING
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from logging import INFO
 from typing import Any, ClassVar, cast
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 from torch import nn
@@ -23,7 +22,6 @@ from flsparse._flwr import log
 from flsparse.clients.core.method import LocalMethod, written
 from flsparse.clients.core.part import Part, check_parts
 from flsparse.codec import Codec, Layer
-from flsparse.codec.wire import VERSION
 from flsparse.configs import Fixed
 from flsparse.metering.ledger import Ledger
 from flsparse.nets.arrays import Arrays
@@ -31,27 +29,13 @@ from flsparse.ranges import within
 from flsparse.strategies.core.courier import Wire
 from flsparse.strategies.core.downlink import Broadcast, Downlink
 from flsparse.strategies.core.exchange import Exchange, Node, Reply
+from flsparse.strategies.core.measures import SERVERS_OWN, from_nodes, measures_of
 from flsparse.strategies.core.memory import Remembering, lacking, restore_memories, saved_memories
 from flsparse.strategies.core.part import OnDevice, RoundPart
-from flsparse.wire.messages import RECORD, STYPE, Scalar, to_numpy, to_record
+from flsparse.strategies.core.roster import Roster, RoundFailed
+from flsparse.wire.messages import STYPE, Scalar, to_numpy, to_record
 
 EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
-LARGEST = 1e15  # of a metric or a weight that a node reports
-_MOST_METRICS, _LONGEST_KEY = 64, 64  # of one reply
-_HELLO_TIMEOUT_S = 120.0
-# Metrics that the loop and the application report: a node's of such a name is reported as client_<name>
-_SERVERS_OWN = frozenset(
-    {
-        *("accuracy", "loss", "sparsity", "broadcast_sparsity", "server_round", "schema_version", "replies"),
-        *("failures", "rejected_payloads", "resent_models", "round_seconds", "wall_seconds", "uplink_bytes"),
-        *("downlink_bytes", "uplink_wire_bytes", "downlink_wire_bytes", "uplink_ratio", "downlink_ratio"),
-        "evaluation_bytes",
-    }
-)
-
-
-class RoundFailed(RuntimeError):
-    """A round had too few valid replies."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +121,7 @@ class RoundLoop(Strategy):
         self.round_timeout_s = round_timeout_s
         self.hello = hello
         self.seed = seed
-        self.nodes: dict[int, Node] = {}
+        self.roster = Roster(hello)
         self.callbacks: list[Callable[[RoundReport], None]] = []
         self.node_models: dict[int, dict[str, np.ndarray]] = {}  # of methods without one model, by partition id
         self.round_metrics: dict[str, Any] = {}
@@ -150,7 +134,6 @@ class RoundLoop(Strategy):
                 )
         self._add_parts(*(part if isinstance(part, RoundPart) else OnDevice(part) for part in parts))
         self._own_parts = 0
-        self._mute: set[int] = set()
         self._num_rounds = 1
         self._first_round = self._next_round = 1
 
@@ -329,8 +312,8 @@ class RoundLoop(Strategy):
         central: MetricRecord | None,
         seconds: float,
     ) -> None:
-        own = _SERVERS_OWN | _measures_of(RoundLoop) | _measures_of(RoundPart)
-        metrics = _from_nodes("", train, own) | _from_nodes("evaluate_", evaluated, own)
+        own = SERVERS_OWN | measures_of(RoundLoop) | measures_of(RoundPart)
+        metrics = from_nodes("", train, own) | from_nodes("evaluate_", evaluated, own)
         metrics |= {key.replace("-", "_"): value for key, value in (central or {}).items()}
         for direction in ("uplink", "downlink"):
             traffic = self.ledger.of_round(direction, server_round)
@@ -352,74 +335,23 @@ class RoundLoop(Strategy):
 
     # -- nodes ------------------------------------------------------------------------------------------------------
 
+    @property
+    def nodes(self) -> dict[int, Node]:
+        """Known nodes, by node id."""
+        return self.roster.nodes
+
     def greet(self, grid: Grid, server_round: int, timeout_s: float) -> None:
-        """Wait for the nodes that a round needs and greet the new ones, late joiners included.
-
-        Raises
-        ------
-        RoundFailed
-            Too few nodes are connected after ``timeout_s`` seconds, or none answered the hello.
-        """
-        needed, started = max(1, self.min_available_nodes), time.monotonic()
-        wanted = max(needed, self.min_train_nodes)
-        while len(present := sorted(grid.get_node_ids())) < needed:
-            waited = time.monotonic() - started
-            if waited > timeout_s:
-                raise RoundFailed(f"only {len(present)} of {needed} nodes were connected after {timeout_s:g} s")
-            if int(waited) % 10 == 0:
-                log(INFO, "Waiting for nodes: %d here, %d needed", len(present), needed)
-            time.sleep(1)
-        if not self.hello:
-            known = self.nodes
-            self.nodes = {i: replace(known.get(i, Node(i, 0)), partition=n) for n, i in enumerate(present)}
-            return
-        here = set(present)
-        self.nodes = {i: node for i, node in self.nodes.items() if i in here}
-        self._mute &= here  # a node that did not answer is asked again when it has been away, or is wanted
-        if len(self.nodes) + len(here - self.nodes.keys() - self._mute) < wanted:
-            self._mute.clear()
-        new = [i for i in present if i not in self.nodes and i not in self._mute]
-        self._say_hello(grid, new, server_round, min(timeout_s, _HELLO_TIMEOUT_S))
-        if not self.nodes:
-            raise RoundFailed(f"none of {len(present)} nodes answered the hello: {'; '.join(self.wire.problems[:3])}")
-        if len(self.nodes) < wanted:
-            log(WARNING, "Round %d: only %d nodes are there, %d wanted", server_round, len(self.nodes), wanted)
-
-    def _say_hello(self, grid: Grid, new: list[int], server_round: int, timeout_s: float) -> None:
-        messages = [Message(RecordDict({RECORD: ConfigRecord()}), i, MessageType.QUERY) for i in new]
-        self._mute |= set(new)
-        for reply in self.wire.exchange(grid, messages, {}, lambda _: {}, server_round, timeout_s):
-            if (fault := self._welcome(reply.node.node_id, reply.record)) is not None:
-                self.wire.drop(reply.node, fault, "failures", server_round)
-
-    def _welcome(self, node_id: int, said: ConfigRecord) -> str | None:
-        """Take in a node that said hello, or return why it cannot take part."""
-        partition = said.get("partition-id")
-        if type(partition) is not int or not 0 <= partition < 2**31:
-            return f"says its partition id is {partition!r}"
-        if said.get("codec-version") != VERSION:
-            return f"codes payloads in version {said.get('codec-version')!r}, not {VERSION}: update it"
-        if (fault := self._not_known(said)) is not None:
-            return fault
-        if partition in (taken := {n.partition: n.node_id for n in self.nodes.values()}):
-            self._mute.discard(node_id)  # a restarted node counts twice until its old connection is gone
-            return f"says it is partition {partition}, as does node {taken[partition]}"
-        examples = said.get("num-examples")
-        known = examples if type(examples) is int and 0 < examples < 2**31 else 0
-        self._mute.discard(node_id)
-        self.nodes[node_id] = Node(node_id, partition, held_by(said), known)
-        return None
-
-    def _not_known(self, said: ConfigRecord) -> str | None:
-        """Return why a node cannot run this method; None where it can, or does not list its methods."""
-        known, method = said.get("methods"), self.method(self._next_round)
-        if not isinstance(known, list) or not known or method is None or method.name in known:
-            return None
-        return f"does not know the method {method.name!r}, only {', '.join(map(str, known))}: update it"
-
-    def in_partition_order(self) -> list[Node]:
-        """Return the known nodes by partition id."""
-        return sorted(self.nodes.values(), key=lambda node: node.partition)
+        """Wait for the nodes that a round needs and greet the new ones (see :meth:`Roster.greet`)."""
+        needed, method = max(1, self.min_available_nodes), self.method(server_round)
+        self.roster.greet(
+            grid,
+            self.wire,
+            server_round,
+            timeout_s,
+            needed=needed,
+            wanted=max(needed, self.min_train_nodes),
+            method=None if method is None else method.name,
+        )
 
     # -- messages ---------------------------------------------------------------------------------------------------
 
@@ -442,14 +374,8 @@ class RoundLoop(Strategy):
         """Decode one training reply (see :meth:`Wire.update`) and note its node's reference."""
         layers = self.wire.update(reply, mirror)
         if layers is not None:
-            self.note_held(reply)
+            self.roster.note_held(reply)
         return layers
-
-    def note_held(self, reply: Reply) -> None:
-        """Note the reference that a node says it keeps: the next broadcast is a delta against it."""
-        node_id = reply.node.node_id
-        if node_id in self.nodes:
-            self.nodes[node_id] = replace(self.nodes[node_id], held=held_by(reply.record))
 
     # -- state ------------------------------------------------------------------------------------------------------
 
@@ -488,29 +414,5 @@ class RoundLoop(Strategy):
         self.ledger.load_state_dict(state["ledger"])
         self.wire.counts = Counter(state["counts"])
         self.wire.downlink.load_state_dict(state["references"])
-        self.nodes = {int(i): Node(int(i), 0, held) for i, held in state.get("held", {}).items()}
+        self.roster.nodes = {int(i): Node(int(i), 0, held) for i, held in state.get("held", {}).items()}
         restore_memories(self._owners(), state)
-
-
-def held_by(said: ConfigRecord) -> str:
-    """Return the reference id that a node says it holds; the empty string where that is no id."""
-    held = said.get("held")
-    return held if isinstance(held, str) and len(held) <= 64 and held.isalnum() else ""
-
-
-def numbers_of(reply: Reply) -> dict[str, float]:
-    """Return a reply's scalar metrics that can be averaged, whatever the name of their record."""
-    pairs = ((key, value) for record in reply.content.metric_records.values() for key, value in record.items())
-    fit = ((key, value) for key, value in pairs if isinstance(value, int | float) and abs(value) <= LARGEST)
-    return {key: float(value) for key, value in islice(fit, _MOST_METRICS) if len(key) <= _LONGEST_KEY}
-
-
-def _measures_of(kind: type[RoundLoop] | type[RoundPart]) -> set[str]:
-    """Return the server-side metrics of all strategies, or all parts, used in this run or not."""
-    return set(kind.measures).union(*(_measures_of(each) for each in kind.__subclasses__()))
-
-
-def _from_nodes(prefix: str, record: MetricRecord | None, own: Collection[str]) -> dict[str, Any]:
-    """Return the nodes' metrics under names that cannot be taken for the server's own."""
-    named = {f"{prefix}{key}".replace("-", "_"): value for key, value in (record or {}).items()}
-    return {f"client_{name}" if name in own else name: value for name, value in named.items()}

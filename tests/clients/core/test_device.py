@@ -65,7 +65,7 @@ def test_no_server_can_exceed_the_owners_epochs():
 def test_the_hello_tells_who_is_there():
     task, loop = digits(3), SparsyFed(hello=True)
     run(loop, task, rounds=1)
-    nodes = loop.in_partition_order()
+    nodes = loop.roster.in_partition_order()
     assert [node.partition for node in nodes] == [0, 1, 2]
     assert [node.num_examples for node in nodes] == [len(task.train_data(i)) for i in range(3)]
     assert all(node.held for node in nodes)

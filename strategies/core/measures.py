@@ -1,0 +1,39 @@
+"""Metrics of a round: the nodes' numbers, and names that only the server reports."""
+
+from collections.abc import Collection
+from itertools import islice
+from typing import Any
+
+from flwr.app import MetricRecord
+
+from flsparse.strategies.core.exchange import Reply
+
+LARGEST = 1e15  # of a metric or a weight that a node reports
+_MOST_METRICS, _LONGEST_KEY = 64, 64  # of one reply
+# Metrics that the loop and the application report: a node's of such a name is reported as client_<name>
+SERVERS_OWN = frozenset(
+    {
+        *("accuracy", "loss", "sparsity", "broadcast_sparsity", "server_round", "schema_version", "replies"),
+        *("failures", "rejected_payloads", "resent_models", "round_seconds", "wall_seconds", "uplink_bytes"),
+        *("downlink_bytes", "uplink_wire_bytes", "downlink_wire_bytes", "uplink_ratio", "downlink_ratio"),
+        "evaluation_bytes",
+    }
+)
+
+
+def numbers_of(reply: Reply) -> dict[str, float]:
+    """Return a reply's scalar metrics that can be averaged, whatever the name of their record."""
+    pairs = ((key, value) for record in reply.content.metric_records.values() for key, value in record.items())
+    fit = ((key, value) for key, value in pairs if isinstance(value, int | float) and abs(value) <= LARGEST)
+    return {key: float(value) for key, value in islice(fit, _MOST_METRICS) if len(key) <= _LONGEST_KEY}
+
+
+def measures_of(kind: type[Any]) -> set[str]:
+    """Return the server-side metrics of all strategies, or all parts, used in this run or not."""
+    return set(kind.measures).union(*(measures_of(each) for each in kind.__subclasses__()))
+
+
+def from_nodes(prefix: str, record: MetricRecord | None, own: Collection[str]) -> dict[str, Any]:
+    """Return the nodes' metrics under names that cannot be taken for the server's own."""
+    named = {f"{prefix}{key}".replace("-", "_"): value for key, value in (record or {}).items()}
+    return {f"client_{name}" if name in own else name: value for name, value in named.items()}

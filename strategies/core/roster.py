@@ -1,0 +1,132 @@
+"""The roster: nodes that are connected, greeted and known to the server."""
+
+import time
+from dataclasses import replace
+from logging import INFO, WARNING
+
+from flwr.app import ConfigRecord, Message, MessageType, RecordDict
+from flwr.serverapp import Grid
+
+from flsparse._flwr import log
+from flsparse.codec.wire import VERSION
+from flsparse.strategies.core.courier import Wire
+from flsparse.strategies.core.exchange import Node, Reply
+from flsparse.wire.messages import RECORD
+
+_HELLO_TIMEOUT_S = 120.0
+
+
+class RoundFailed(RuntimeError):
+    """A round had too few valid replies."""
+
+
+class Roster:
+    """Nodes by node id.
+
+    Parameters
+    ----------
+    hello : bool
+        Ask each node for its partition id and its reference before it takes part; False: nodes go by node id.
+
+    Attributes
+    ----------
+    nodes : dict[int, Node]
+        Known nodes, by node id.
+    """
+
+    def __init__(self, hello: bool) -> None:
+        self.hello = hello
+        self.nodes: dict[int, Node] = {}
+        self._mute: set[int] = set()  # node ids that did not answer the hello
+
+    def in_partition_order(self) -> list[Node]:
+        """Return the known nodes by partition id."""
+        return sorted(self.nodes.values(), key=lambda node: node.partition)
+
+    def note_held(self, reply: Reply) -> None:
+        """Note the reference that a node says it keeps: the next broadcast is a delta against it."""
+        node_id = reply.node.node_id
+        if node_id in self.nodes:
+            self.nodes[node_id] = replace(self.nodes[node_id], held=held_by(reply.record))
+
+    def greet(
+        self,
+        grid: Grid,
+        wire: Wire,
+        server_round: int,
+        timeout_s: float,
+        *,
+        needed: int,
+        wanted: int,
+        method: str | None,
+    ) -> None:
+        """Wait for the nodes that a round needs and greet the new ones, late joiners included.
+
+        Parameters
+        ----------
+        grid, wire, server_round
+            Carry, count and date the hello.
+        timeout_s : float
+            Seconds to wait for nodes.
+        needed, wanted : int
+            Nodes without which the round fails, and nodes that it would ask.
+        method : str, optional
+            Local method that a node has to know; None: its app decides.
+
+        Raises
+        ------
+        RoundFailed
+            Too few nodes are connected after ``timeout_s`` seconds, or none answered the hello.
+        """
+        started = time.monotonic()
+        while len(present := sorted(grid.get_node_ids())) < needed:
+            waited = time.monotonic() - started
+            if waited > timeout_s:
+                raise RoundFailed(f"only {len(present)} of {needed} nodes were connected after {timeout_s:g} s")
+            if int(waited) % 10 == 0:
+                log(INFO, "Waiting for nodes: %d here, %d needed", len(present), needed)
+            time.sleep(1)
+        if not self.hello:
+            known = self.nodes
+            self.nodes = {i: replace(known.get(i, Node(i, 0)), partition=n) for n, i in enumerate(present)}
+            return
+        here = set(present)
+        self.nodes = {i: node for i, node in self.nodes.items() if i in here}
+        self._mute &= here  # a node that did not answer is asked again when it has been away, or is wanted
+        if len(self.nodes) + len(here - self.nodes.keys() - self._mute) < wanted:
+            self._mute.clear()
+        new = [i for i in present if i not in self.nodes and i not in self._mute]
+        messages = [Message(RecordDict({RECORD: ConfigRecord()}), i, MessageType.QUERY) for i in new]
+        self._mute |= set(new)
+        exchange = wire.exchange(grid, messages, {}, lambda _: {}, server_round, min(timeout_s, _HELLO_TIMEOUT_S))
+        for reply in exchange:
+            if (fault := self._welcome(reply.node.node_id, reply.record, method)) is not None:
+                wire.drop(reply.node, fault, "failures", server_round)
+        if not self.nodes:
+            raise RoundFailed(f"none of {len(present)} nodes answered the hello: {'; '.join(wire.problems[:3])}")
+        if len(self.nodes) < wanted:
+            log(WARNING, "Round %d: only %d nodes are there, %d wanted", server_round, len(self.nodes), wanted)
+
+    def _welcome(self, node_id: int, said: ConfigRecord, method: str | None) -> str | None:
+        """Take in a node that said hello, or return why it cannot take part."""
+        partition, methods = said.get("partition-id"), said.get("methods")
+        if type(partition) is not int or not 0 <= partition < 2**31:
+            return f"says its partition id is {partition!r}"
+        if said.get("codec-version") != VERSION:
+            return f"codes payloads in version {said.get('codec-version')!r}, not {VERSION}: update it"
+        if isinstance(methods, list) and methods and method is not None and method not in methods:
+            return f"does not know the method {method!r}, only {', '.join(map(str, methods))}: update it"
+        self._mute.discard(node_id)
+        if partition in (taken := {n.partition: n.node_id for n in self.nodes.values()}):
+            # a restarted node counts twice until its old connection is gone: it is asked again
+            return f"says it is partition {partition}, as does node {taken[partition]}"
+        examples = said.get("num-examples")
+        known = examples if type(examples) is int and 0 < examples < 2**31 else 0
+        self.nodes[node_id] = Node(node_id, partition, held_by(said), known)
+        return None
+
+
+def held_by(said: ConfigRecord) -> str:
+    """Return the reference id that a node says it holds; the empty string where that is no id."""
+    held = said.get("held")
+    return held if isinstance(held, str) and len(held) <= 64 and held.isalnum() else ""
