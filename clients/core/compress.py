@@ -19,6 +19,7 @@ from flsparse.clients.core.part import Leaving, Part, Way, asked_parts
 from flsparse.clients.core.state import NodeState
 from flsparse.clients.parts.topk_update import TopKUpdate
 from flsparse.codec import Codec, Reference, decode
+from flsparse.nets.arrays import Arrays
 from flsparse.wire.messages import (
     MISSING_REFERENCE,
     RECORD,
@@ -31,8 +32,6 @@ from flsparse.wire.messages import (
     to_numpy,
     to_record,
 )
-
-Arrays = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)

@@ -312,8 +312,9 @@ class GossipLocal(LocalMethod):
         load_optimizer(model, fit.optimizer, home.optimizer)
         arrays = self.fit(fit, visit)
         asked = {**visit.asked, "round": mail.round, "node": visit.node}
-        way = Way(asked_parts(asked), Leaving.of(asked, Reference(received), fit.prunable, visit.state, fit.metrics))
-        arrays = way.outgoing(arrays)
+        if chosen := asked_parts(asked):
+            leaving = Leaving.of(asked, Reference(received), fit.prunable, visit.state, fit.metrics)
+            arrays = Way(chosen, leaving).outgoing(arrays)
         started = time.perf_counter()
         x = self.before_send(layout.flat(arrays), hood, mail.weights, mail.round)
         own = hood.copies[visit.node]

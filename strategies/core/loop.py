@@ -226,9 +226,7 @@ class RoundLoop(Strategy):
         """Run before the first round; for subclasses."""
 
     def nodes_are_new(self) -> None:
-        """Tell the parts that node state is lost: the run was resumed as a new run."""
-        for part in self.parts:
-            part.nodes_are_new()
+        """Note that node state is lost: the run was resumed as a new run; for subclasses."""
 
     def conclude(self, grid: Grid, server_round: int, arrays: ArrayRecord, timeout_s: float) -> ArrayRecord:
         """Return the model that a round ends with, after further exchanges about it; here, the aggregated one."""

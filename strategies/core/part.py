@@ -141,9 +141,6 @@ class RoundPart:
         """Return the model that the round ends with, after further exchanges about it."""
         return arrays
 
-    def nodes_are_new(self) -> None:
-        """Node state is lost: the run was resumed as a new run."""
-
     def preview(self, arrays: Arrays, prunable: list[str], stream: np.random.Generator) -> Arrays:
         """Return a broadcast typical of the middle of a run; ``arrays`` are the model of round 1."""
         return arrays
