@@ -26,7 +26,7 @@ from flsparse.ranges import within
 from flsparse.strategies.core.downlink import rounded_names
 from flsparse.strategies.core.exchange import Node, Reply
 from flsparse.strategies.core.loop import RoundLoop
-from flsparse.strategies.core.measures import LARGEST, numbers_of
+from flsparse.strategies.core.measures import LARGEST, numbers_of, weighted_means
 from flsparse.strategies.core.part import Round
 from flsparse.strategies.core.server_optimizer import Arrays, ServerOptimizer
 from flsparse.wire.messages import Scalar, to_numpy, to_record
@@ -182,6 +182,9 @@ class FedAvg(RoundLoop):
                 continue
             (weight, metrics), reference = weighed, reply.broadcast.reference
             weight = weight if weighted else 1.0
+            if weight == 0:
+                self.wire.problems.append(f"node {reply.node.node_id}: {self.weighted_by_key}=0")
+                continue
             accumulator.add(layers, weight)
             references.setdefault(reference.id, Weighted(reference)).weight += weight
             accepted.append((weight, metrics))
@@ -233,8 +236,8 @@ class FedAvg(RoundLoop):
         known = self.nodes.get(reply.node.node_id)
         if known is not None and known.num_examples:
             weight = min(weight, known.num_examples)  # no node weighs more than it said in the hello
-        if not 0 < weight <= LARGEST:
-            self.wire.refuse(reply, f"its metric {key!r} is {weight}, not in (0, {LARGEST:g}]")
+        if not 0 <= weight <= LARGEST:
+            self.wire.refuse(reply, f"its metric {key!r} is {weight}, not in [0, {LARGEST:g}]")
             return None
         return weight, numbers
 
@@ -244,7 +247,7 @@ class FedAvg(RoundLoop):
             return mean
         total = sum(r.weight for r in references.values())
         given = dict(mean)
-        for name in rounded_names(self._model):
+        for name in rounded_names(self.wire.specs):
             x = self._model[name]
             received = sum(r.reference.arrays[name] * np.float32(r.weight / total) for r in references.values())
             given[name] = np.asarray(mean[name] + (x - received), x.dtype)
@@ -259,7 +262,8 @@ class FedAvg(RoundLoop):
             if (weighed := self.weigh(reply)) is not None:
                 accepted.append(weighed)
                 self.roster.note_held(reply)
-        return MetricRecord(dict(weighted_means(accepted))) if accepted else None
+        means = weighted_means([(weight, numbers) for weight, numbers in accepted if weight > 0])
+        return MetricRecord(dict(means)) if accepted else None
 
     def state_dict(self) -> dict[str, Any]:
         """Return the round loop's state and the server optimizer's moments."""
@@ -269,18 +273,3 @@ class FedAvg(RoundLoop):
         """Restore the state of :meth:`state_dict`."""
         super().load_state_dict(state)
         self.server_optimizer.load_state_dict(state["server_optimizer"])
-
-
-def weighted_means(rows: list[tuple[float, dict[str, float]]]) -> dict[str, float]:
-    """Average each metric over the rows that have it.
-
-    Parameters
-    ----------
-    rows : list[tuple[float, dict[str, float]]]
-        Weight (above 0) and metrics of each reply.
-    """
-    means = {}
-    for key in sorted({key for _, numbers in rows for key in numbers}):
-        weights, values = zip(*((w, numbers[key]) for w, numbers in rows if key in numbers), strict=True)
-        means[key] = float(np.average(values, weights=weights))
-    return means

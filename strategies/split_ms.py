@@ -136,7 +136,9 @@ class SplitMS(FedAvg):
             gradient=gradient,
             batches=batches_per_message,
         )
-        self.wire: SplitWire = SplitWire(self.wire.values, self.wire.rounding, self.wire.downlink, [], self.seed)
+        self.wire: SplitWire = SplitWire(
+            self.wire.values, self.wire.rounding, self.wire.downlink, [], self.wire.exact_patterns, self.seed
+        )
         self._top: Top | None = None
         self.memory: SplitMemory = SplitMemory()
         self._device_keys: list[str] = []

@@ -78,12 +78,15 @@ class Leaving:
         return rng.stream(self.seed, self.server_round, self.node, purpose)
 
     def floating(self, arrays: Mapping[str, np.ndarray]) -> list[str]:
-        """Return the names of the model's arrays that a part may change: floating, without batch-norm statistics."""
+        """Return the names of the arrays that a part may change: floating weights without batch-norm statistics."""
         statistics = set(statistics_names(arrays))
         return [
             name
             for name, array in arrays.items()
-            if array.dtype.kind == "f" and name not in statistics and not name.startswith(CONTROL)
+            if array.dtype.kind == "f"
+            and name not in statistics
+            and not name.startswith(CONTROL)
+            and not self.received.specs[name].exact
         ]
 
 

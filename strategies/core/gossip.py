@@ -347,7 +347,7 @@ class Gossip(RoundLoop):
                 continue
             try:
                 model = decode(answer.payload, like=self.memory.initial)
-                if (fault := self.wire.downlink.cannot_send(model)) is not None:
+                if (fault := self.wire.cannot_send(model)) is not None:
                     raise PayloadError(f"it {fault}")
                 models[node.partition] = model
             except PayloadError as error:

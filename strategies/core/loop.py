@@ -25,6 +25,7 @@ from flsparse.codec import Codec, Layer
 from flsparse.configs import Fixed
 from flsparse.metering.ledger import Ledger
 from flsparse.nets.arrays import Arrays
+from flsparse.nets.exact import exact_buffers
 from flsparse.ranges import within
 from flsparse.strategies.core.courier import Wire
 from flsparse.strategies.core.downlink import Broadcast, Downlink
@@ -72,6 +73,8 @@ class RoundLoop(Strategy):
     prunable : list[str], optional
         Patterns (as in ``fnmatch``) of the arrays that may be pruned; default: floating arrays of two or more
         dimensions.
+    exact : Sequence[str]
+        Patterns of arrays that travel bit for bit, beside the model's buffers (:mod:`flsparse.nets.exact`).
     min_replies : int (default: 1)
         Valid replies without which a round fails.
     round_timeout_s : float, optional
@@ -107,6 +110,7 @@ class RoundLoop(Strategy):
         rounding: str = "nearest",
         downlink_values: str = "int8",
         prunable: list[str] | None = None,
+        exact: Sequence[str] = (),
         min_replies: int = 1,
         round_timeout_s: float | None = None,
         max_reference_bytes: int = 1024**3,
@@ -116,7 +120,8 @@ class RoundLoop(Strategy):
     ) -> None:
         within("[1, inf)", min_replies=min_replies)
         within("(0, inf)", round_timeout_s=round_timeout_s)
-        self.wire = Wire(values, rounding, Downlink(Codec(values=downlink_values), max_reference_bytes), prunable, seed)
+        downlink = Downlink(Codec(values=downlink_values), max_reference_bytes)
+        self.wire = Wire(values, rounding, downlink, prunable, exact, seed)
         self.min_replies = min_replies
         self.round_timeout_s = round_timeout_s
         self.hello = hello
@@ -218,7 +223,8 @@ class RoundLoop(Strategy):
         return model if method is None else method.prepare(model)
 
     def bind(self, model: nn.Module) -> None:
-        """Read the structure of a plain model, such as its parameters' names."""
+        """Read the structure of a plain model: the names of its parameters and buffers."""
+        self.wire.buffers = exact_buffers(model)
         for part in self.parts:
             part.bind(model)
 
@@ -266,6 +272,8 @@ class RoundLoop(Strategy):
         evaluate_config = ConfigRecord() if evaluate_config is None else evaluate_config
         self._num_rounds = num_rounds
         arrays, result = initial_arrays, Result()
+        if (fault := self.wire.cannot_send(to_numpy(arrays))) is not None:
+            raise ValueError(f"the model to start from {fault}")
         result.arrays = arrays
         log(INFO, "Starting %s:", type(self).__name__)
         self.summary()
@@ -279,12 +287,13 @@ class RoundLoop(Strategy):
             self.wire.downlink.keep({node.held for node in self.nodes.values()})
 
             messages = self.configure_train(server_round, arrays, train_config, grid)
-            aggregated, train_metrics = self.aggregate_train(
-                server_round, cast("Iterable[Message]", self.exchange(grid, messages))
-            )
+            exchange = self.exchange(grid, messages)
+            aggregated, train_metrics = self.aggregate_train(server_round, cast("Iterable[Message]", exchange))
+            if aggregated is None and exchange.asked == 0:
+                aggregated = arrays  # nobody was to train: the model is evaluated alone
             if aggregated is None:
                 raise RoundFailed(self._why_failed(server_round))
-            if (fault := self.wire.downlink.cannot_send(to_numpy(aggregated))) is not None:
+            if (fault := self.wire.cannot_send(to_numpy(aggregated))) is not None:
                 raise RoundFailed(f"the model after round {server_round} {fault}; that of the round before is kept")
             arrays = result.arrays = self.conclude(grid, server_round, aggregated, self._exchange_s)
             if train_metrics is not None:

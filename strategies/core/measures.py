@@ -4,6 +4,7 @@ from collections.abc import Collection
 from itertools import islice
 from typing import Any
 
+import numpy as np
 from flwr.app import MetricRecord
 
 from flsparse.strategies.core.exchange import Reply
@@ -37,3 +38,18 @@ def from_nodes(prefix: str, record: MetricRecord | None, own: Collection[str]) -
     """Return the nodes' metrics under names that cannot be taken for the server's own."""
     named = {f"{prefix}{key}".replace("-", "_"): value for key, value in (record or {}).items()}
     return {f"client_{name}" if name in own else name: value for name, value in named.items()}
+
+
+def weighted_means(rows: list[tuple[float, dict[str, float]]]) -> dict[str, float]:
+    """Average each metric over the rows that have it.
+
+    Parameters
+    ----------
+    rows : list[tuple[float, dict[str, float]]]
+        Weight (above 0) and metrics of each reply.
+    """
+    means = {}
+    for key in sorted({key for _, numbers in rows for key in numbers}):
+        weights, values = zip(*((w, numbers[key]) for w, numbers in rows if key in numbers), strict=True)
+        means[key] = float(np.average(values, weights=weights))
+    return means
