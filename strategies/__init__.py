@@ -17,6 +17,7 @@ from flsparse.strategies.malcom_psgd import MalcomPSGD
 from flsparse.strategies.parts.control import ServerControl
 from flsparse.strategies.parts.masks import Masks
 from flsparse.strategies.parts.norm_bound import NormBound
+from flsparse.strategies.parts.server_optimizer import ServerOptimizer
 from flsparse.strategies.scaffold import Scaffold
 from flsparse.strategies.sparsyfed import SparsyFed
 from flsparse.strategies.split_ms import SplitMS
@@ -38,6 +39,7 @@ SERVER_PARTS: dict[str, Callable[..., RoundPart]] = {
     "control_variates": ServerControl,
     "masks": Masks,
     "norm_bound": NormBound,
+    "server_optimizer": ServerOptimizer,
 }
 
 

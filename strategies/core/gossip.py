@@ -28,7 +28,6 @@ from flsparse.sparsity import sparsity_of
 from flsparse.strategies.core.exchange import Node, Reply
 from flsparse.strategies.core.loop import RoundLoop
 from flsparse.strategies.core.measures import numbers_of
-from flsparse.strategies.core.memory import Remembering
 from flsparse.strategies.core.part import OnDevice
 from flsparse.strategies.core.relay import Relay
 from flsparse.topology import Topology, make_topology
@@ -137,9 +136,9 @@ class Gossip(RoundLoop):
             if not isinstance(part, OnDevice) or part.part.reads_back:
                 raise ValueError(f"parts: {part.name!r} is for averaging methods: a residual keeps what was not sent")
 
-    def _owners(self) -> list[Remembering]:
-        """Return the owners of a memory: the relay too."""
-        return [*super()._owners(), self.relay]
+    def memories(self) -> list[tuple[str, Any]]:
+        """Return the data classes that outlive a round: the relay's too."""
+        return [*super().memories(), ("relay", self.relay.memory)]
 
     @property
     def min_available_nodes(self) -> int:

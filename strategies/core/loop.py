@@ -20,18 +20,19 @@ from torch import nn
 
 from flsparse._flwr import log
 from flsparse.clients.core.method import LocalMethod, written
-from flsparse.clients.core.part import Part, check_parts
+from flsparse.clients.core.part import Part
 from flsparse.codec import Codec, Layer
 from flsparse.configs import Fixed
 from flsparse.metering.ledger import Ledger
 from flsparse.nets.arrays import Arrays
 from flsparse.ranges import within
+from flsparse.strategies.core.chain import Chain
 from flsparse.strategies.core.courier import Wire
 from flsparse.strategies.core.downlink import Broadcast, Downlink
 from flsparse.strategies.core.exchange import Exchange, Node, Reply
 from flsparse.strategies.core.measures import SERVERS_OWN, from_nodes, measures_of
-from flsparse.strategies.core.memory import Remembering, lacking, restore_memories, saved_memories
-from flsparse.strategies.core.part import OnDevice, RoundPart
+from flsparse.strategies.core.memory import lacking, restore_memories, saved_memories
+from flsparse.strategies.core.part import RoundPart
 from flsparse.strategies.core.roster import Roster, RoundFailed
 from flsparse.wire.messages import STYPE, Scalar, to_numpy, to_record
 
@@ -56,6 +57,31 @@ class RoundReport:
     num_rounds: int
     arrays: ArrayRecord
     metrics: dict[str, Any]
+
+
+@dataclass
+class LoopMemory:
+    """State of the round loop across rounds.
+
+    Attributes
+    ----------
+    next_round : int
+        The round to run next, from 1.
+    ledger : Ledger
+        Bytes of every message.
+    counts : dict[str, int]
+        Failures, refused payloads and the like, of the run.
+    references : dict[str, dict[str, np.ndarray]]
+        Broadcasts that nodes may hold, by reference id, the least recently used first.
+    held : dict[int, str]
+        Id of the reference that each node holds, by node id; empty with a hello, which asks for it again.
+    """
+
+    next_round: int
+    ledger: Ledger
+    counts: dict[str, int]
+    references: dict[str, Arrays]
+    held: dict[int, str]
 
 
 class RoundLoop(Strategy):
@@ -97,7 +123,7 @@ class RoundLoop(Strategy):
     previewed_as: ClassVar[str] = "exchange"  # or "graph", "cut": view of a dry run
     measures: ClassVar[tuple[str, ...]] = ()  # metrics that the server alone reports; its parts have their own
     memory: Any = None
-    fixed: ClassVar[Fixed] = {}  # arguments of the base class that a method does not leave open
+    fixed: ClassVar[Fixed] = {}  # arguments of the base class, and parts, that a method does not leave open
     min_train_nodes: int = 1  # nodes asked in a round, where that many are connected
 
     def __init__(
@@ -125,15 +151,7 @@ class RoundLoop(Strategy):
         self.callbacks: list[Callable[[RoundReport], None]] = []
         self.node_models: dict[int, dict[str, np.ndarray]] = {}  # of methods without one model, by partition id
         self.round_metrics: dict[str, Any] = {}
-        self.parts: list[RoundPart] = []
-        self._own_parts = 0
-        for part in parts:
-            if isinstance(part, Part) and part.needs_server:
-                raise ValueError(
-                    f"parts: {part.name!r} needs its side on the server, which the methods add that use it"
-                )
-        self._add_parts(*(part if isinstance(part, RoundPart) else OnDevice(part) for part in parts))
-        self._own_parts = 0
+        self.parts = Chain(parts, hello=hello, fixed=self.fixed)
         self._num_rounds = 1
         self._first_round = self._next_round = 1
 
@@ -177,39 +195,17 @@ class RoundLoop(Strategy):
     def asks(self, node: Node, server_round: int) -> Mapping[str, Scalar]:
         """Return the entries of a message's record for a node: the local method and its parts."""
         method = self.method(server_round, node)
-        asked = {} if method is None else written(method)
-        names = []
-        for part in self.parts:
-            entries = dict(part.asks(node))
-            if name := entries.pop("parts", ""):
-                names.append(str(name))
-            asked |= entries
-        return asked | ({"parts": ",".join(names)} if names else {})
-
-    def _add_parts(self, *parts: RoundPart) -> None:
-        """Add the method's own parts, before the given ones."""
-        self.parts[self._own_parts : self._own_parts] = parts
-        self._own_parts += len(parts)
-        check_parts(self.parts)
-        for part in self.parts:
-            if part.by_partition and not self.hello:
-                raise ValueError(f"parts: {part.name!r} goes by partition ids, which the hello tells: say hello=True")
+        return {**({} if method is None else written(method)), **self.parts.asks(node)}
 
     def preview(self, arrays: Arrays, stream: np.random.Generator) -> tuple[Arrays, Arrays]:
         """Return the broadcast of round 1, and one as it will be in the middle of a run."""
-        first, middle = to_record(arrays), arrays
         self.wire.describe(arrays)
-        for part in self.parts:
-            first = part.joined(first)
-        for part in reversed(self.parts):
-            middle = part.preview(middle, self.wire.prunable, stream)
-        return to_numpy(first), middle
+        first = to_numpy(self.parts.joined(to_record(arrays)))
+        return first, self.parts.preview(arrays, self.wire.prunable, stream)
 
     def preview_update(self, trained: Arrays, received: Arrays) -> Arrays:
         """Return the arrays that a node will send for a trained model."""
-        for part in self.parts:
-            trained = part.preview_update(trained, received)
-        return trained
+        return self.parts.preview_update(trained, received)
 
     def prepare(self, model: nn.Module) -> nn.Module:
         """Turn a plain model into the one the nodes train, in place: the arrays to start from are its state."""
@@ -219,8 +215,7 @@ class RoundLoop(Strategy):
 
     def bind(self, model: nn.Module) -> None:
         """Read the structure of a plain model, such as its parameters' names."""
-        for part in self.parts:
-            part.bind(model)
+        self.parts.bind(model)
 
     def open(self, initial_arrays: ArrayRecord) -> None:
         """Run before the first round; for subclasses."""
@@ -377,20 +372,19 @@ class RoundLoop(Strategy):
 
     # -- state ------------------------------------------------------------------------------------------------------
 
-    def _owners(self) -> list[Remembering]:
-        """Return the owners of a memory."""
-        return [self, *self.parts]
+    def memories(self) -> list[tuple[str, Any]]:
+        """Return the data classes that outlive a round, of the strategy and its parts, with their keys."""
+        owners = [("", self.memory), *((part.saved_as, part.memory) for part in self.parts)]
+        return [(key, memory) for key, memory in owners if memory is not None]
+
+    def _loop_memory(self) -> LoopMemory:
+        held = {} if self.hello else {i: node.held for i, node in self.nodes.items()}
+        references = self.wire.downlink.state_dict()
+        return LoopMemory(self._next_round, self.ledger, self.wire.counts, references, held)
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything but the model that the next round depends on: numbers, strings and arrays, nested."""
-        return {
-            "next_round": self._next_round,
-            "ledger": self.ledger.state_dict(),
-            "counts": dict(self.wire.counts),
-            "references": self.wire.downlink.state_dict(),
-            "held": {} if self.hello else {str(i): node.held for i, node in self.nodes.items()},
-            **saved_memories(self._owners()),
-        }
+        return saved_memories([("", self._loop_memory()), *self.memories()])
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the state of :meth:`state_dict`; a hello asks the nodes for their references again.
@@ -400,17 +394,15 @@ class RoundLoop(Strategy):
         ValueError
             The state lacks keys, which are named; nothing is restored then.
         """
-        nested = [
-            key for owner in self._owners() if owner.memory is not None and (key := getattr(owner, "saved_as", ""))
-        ]
-        if absent := lacking({"held": {}, **state}, self.state_dict(), nested):
+        loop = self._loop_memory()
+        memories = [("", loop), *self.memories()]
+        if absent := lacking(memories, state):
             raise ValueError(
                 f"a saved state of {self.name!r} lacks {', '.join(absent)}: another version or other parts wrote it; "
                 "start a new run"
             )
-        self._first_round = self._next_round = state["next_round"]
-        self.ledger.load_state_dict(state["ledger"])
-        self.wire.counts = Counter(state["counts"])
-        self.wire.downlink.load_state_dict(state["references"])
-        self.roster.nodes = {int(i): Node(int(i), 0, held) for i, held in state.get("held", {}).items()}
-        restore_memories(self._owners(), state)
+        restore_memories(memories, state)
+        self._first_round = self._next_round = loop.next_round
+        self.wire.ledger, self.wire.counts = loop.ledger, Counter(loop.counts)
+        self.wire.downlink.load_state_dict(loop.references)
+        self.roster.nodes = {i: Node(i, 0, held) for i, held in loop.held.items()}
