@@ -6,7 +6,8 @@ from flsparse.configs import import_all
 from flsparse.strategies.choco_sgd import ChocoSGD
 from flsparse.strategies.core.compressed import Compressed
 from flsparse.strategies.core.exchange import Node
-from flsparse.strategies.core.loop import RoundLoop, RoundReport
+from flsparse.strategies.core.loop import RoundLoop
+from flsparse.strategies.core.measures import RoundReport
 from flsparse.strategies.core.part import RoundPart
 from flsparse.strategies.core.roster import RoundFailed
 from flsparse.strategies.d_psgd import DPSGD

@@ -27,8 +27,9 @@ from flsparse.ranges import one_of, within
 from flsparse.strategies.core.downlink import rounded_names
 from flsparse.strategies.core.exchange import Node, Reply
 from flsparse.strategies.core.loop import RoundLoop
-from flsparse.strategies.core.measures import LARGEST, numbers_of
+from flsparse.strategies.core.measures import LARGEST, numbers_of, weighted_means
 from flsparse.strategies.core.part import Round
+from flsparse.strategies.core.roster import sample
 from flsparse.strategies.parts.server_optimizer import Kind, ServerOptimizer
 from flsparse.wire.messages import Scalar, to_numpy, to_record
 
@@ -118,10 +119,8 @@ class FedAvg(RoundLoop):
 
     def sample(self, fraction: float, at_least: int, server_round: int, purpose: str) -> list[Node]:
         """Sample nodes by partition id, so that every runtime samples the same."""
-        nodes = self.roster.in_partition_order()
-        wanted = min(len(nodes), max(math.floor(fraction * len(nodes) + 1e-9), at_least))
-        chosen = rng.stream(self.seed, server_round, -1, purpose).choice(len(nodes), wanted, replace=False)
-        return [nodes[i] for i in sorted(chosen)]
+        generator = rng.stream(self.seed, server_round, -1, purpose)
+        return sample(self.roster.in_partition_order(), fraction, at_least, generator)
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -244,18 +243,3 @@ class FedAvg(RoundLoop):
                 accepted.append(weighed)
                 self.roster.note_held(reply)
         return MetricRecord(dict(weighted_means(accepted))) if accepted else None
-
-
-def weighted_means(rows: list[tuple[float, dict[str, float]]]) -> dict[str, float]:
-    """Average each metric over the rows that have it.
-
-    Parameters
-    ----------
-    rows : list[tuple[float, dict[str, float]]]
-        Weight (above 0) and metrics of each reply.
-    """
-    means = {}
-    for key in sorted({key for _, numbers in rows for key in numbers}):
-        weights, values = zip(*((w, numbers[key]) for w, numbers in rows if key in numbers), strict=True)
-        means[key] = float(np.average(values, weights=weights))
-    return means

@@ -130,7 +130,7 @@ class Chain(RoundPart):
         return arrays
 
     def preview(self, arrays: Arrays, prunable: list[str], stream: np.random.Generator) -> Arrays:
-        """Return a broadcast of the middle of a run; parts draw on the pruned model, so they go backwards."""
+        """Return a broadcast of the middle of a run; what travels behind the model comes from the pruned one, so backwards."""
         for part in reversed(self._parts):
             arrays = part.preview(arrays, prunable, stream)
         return arrays

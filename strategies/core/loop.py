@@ -30,33 +30,13 @@ from flsparse.strategies.core.chain import Chain
 from flsparse.strategies.core.courier import Wire
 from flsparse.strategies.core.downlink import Broadcast, Downlink
 from flsparse.strategies.core.exchange import Exchange, Node, Reply
-from flsparse.strategies.core.measures import SERVERS_OWN, from_nodes, measures_of
+from flsparse.strategies.core.measures import SERVERS_OWN, RoundReport, from_nodes, measures_of, sizes_of
 from flsparse.strategies.core.memory import lacking, restore_memories, saved_memories
 from flsparse.strategies.core.part import RoundPart
 from flsparse.strategies.core.roster import Roster, RoundFailed
 from flsparse.wire.messages import STYPE, Scalar, to_numpy, to_record
 
 EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
-
-
-@dataclass(frozen=True)
-class RoundReport:
-    """Report of a round, for callbacks.
-
-    Attributes
-    ----------
-    server_round, num_rounds : int
-        This round, from 1, and the last one.
-    arrays : ArrayRecord
-        The global model after the round.
-    metrics : dict[str, Any]
-        Everything that was measured: plain numbers, by name, and dicts of numbers by layer.
-    """
-
-    server_round: int
-    num_rounds: int
-    arrays: ArrayRecord
-    metrics: dict[str, Any]
 
 
 @dataclass
@@ -256,10 +236,10 @@ class RoundLoop(Strategy):
                 f"for more than num_rounds={num_rounds} to go on"
             )
         train_config = ConfigRecord() if train_config is None else train_config
-        self._evaluate_fn, self._exchange_s = evaluate_fn, min(timeout, self.round_timeout_s or timeout)
-        self.open(initial_arrays)
         evaluate_config = ConfigRecord() if evaluate_config is None else evaluate_config
-        self._num_rounds = num_rounds
+        self._num_rounds, self._evaluate_fn = num_rounds, evaluate_fn
+        self._exchange_s = min(timeout, self.round_timeout_s or timeout)
+        self.open(initial_arrays)
         arrays, result = initial_arrays, Result()
         result.arrays = arrays
         log(INFO, "Starting %s:", type(self).__name__)
@@ -272,50 +252,59 @@ class RoundLoop(Strategy):
             self.round_metrics, self.wire.problems = {}, []
             self.greet(grid, server_round, timeout)
             self.wire.downlink.keep({node.held for node in self.nodes.values()})
-
-            messages = self.configure_train(server_round, arrays, train_config, grid)
-            aggregated, train_metrics = self.aggregate_train(
-                server_round, cast("Iterable[Message]", self.exchange(grid, messages))
-            )
-            if aggregated is None:
-                raise RoundFailed(self._why_failed(server_round))
-            if (fault := self.wire.downlink.cannot_send(to_numpy(aggregated))) is not None:
-                raise RoundFailed(f"the model after round {server_round} {fault}; that of the round before is kept")
-            arrays = result.arrays = self.conclude(grid, server_round, aggregated, self._exchange_s)
-            if train_metrics is not None:
-                result.train_metrics_clientapp[server_round] = train_metrics
-
-            messages = self.configure_evaluate(server_round, arrays, evaluate_config, grid)
-            evaluated = self.aggregate_evaluate(server_round, cast("Iterable[Message]", self.exchange(grid, messages)))
-            if evaluated is not None:
-                result.evaluate_metrics_clientapp[server_round] = evaluated
+            arrays, trained = self._train(grid, server_round, arrays, train_config)
+            evaluated = self._evaluate(grid, server_round, arrays, evaluate_config)
             self._next_round = server_round + 1
             central = evaluate_fn(server_round, arrays) if evaluate_fn else None
-            if central is not None:
-                result.evaluate_metrics_serverapp[server_round] = central
-            self._report(server_round, arrays, train_metrics, evaluated, central, time.perf_counter() - started)
+
+            result.arrays = arrays
+            for kept, metrics in (
+                (result.train_metrics_clientapp, trained),
+                (result.evaluate_metrics_clientapp, evaluated),
+                (result.evaluate_metrics_serverapp, central),
+            ):
+                if metrics is not None:
+                    kept[server_round] = metrics
+            self._report(server_round, arrays, trained, evaluated, central, time.perf_counter() - started)
         return result
+
+    def _train(
+        self, grid: Grid, server_round: int, arrays: ArrayRecord, config: ConfigRecord
+    ) -> tuple[ArrayRecord, MetricRecord | None]:
+        messages = self.configure_train(server_round, arrays, config, grid)
+        replies = cast("Iterable[Message]", self.exchange(grid, messages))
+        aggregated, metrics = self.aggregate_train(server_round, replies)
+        if aggregated is None:
+            raise RoundFailed(self._why_failed(server_round))
+        if (fault := self.wire.downlink.cannot_send(to_numpy(aggregated))) is not None:
+            raise RoundFailed(f"the model after round {server_round} {fault}; that of the round before is kept")
+        return self.conclude(grid, server_round, aggregated, self._exchange_s), metrics
+
+    def _evaluate(
+        self, grid: Grid, server_round: int, arrays: ArrayRecord, config: ConfigRecord
+    ) -> MetricRecord | None:
+        messages = self.configure_evaluate(server_round, arrays, config, grid)
+        return self.aggregate_evaluate(server_round, cast("Iterable[Message]", self.exchange(grid, messages)))
 
     def _report(
         self,
         server_round: int,
         arrays: ArrayRecord,
-        train: MetricRecord | None,
+        trained: MetricRecord | None,
         evaluated: MetricRecord | None,
         central: MetricRecord | None,
         seconds: float,
     ) -> None:
         own = SERVERS_OWN | measures_of(RoundLoop) | measures_of(RoundPart)
-        metrics = from_nodes("", train, own) | from_nodes("evaluate_", evaluated, own)
-        metrics |= {key.replace("-", "_"): value for key, value in (central or {}).items()}
-        for direction in ("uplink", "downlink"):
-            traffic = self.ledger.of_round(direction, server_round)
-            metrics |= {
-                f"{direction}_bytes": traffic.payload_bytes,
-                f"{direction}_wire_bytes": traffic.wire_bytes,
-                f"{direction}_ratio": traffic.ratio,
-            }
-        metrics |= self.round_metrics | {"round_seconds": seconds} | dict(self.wire.counts)
+        metrics = {
+            **from_nodes("", trained, own),
+            **from_nodes("evaluate_", evaluated, own),
+            **from_nodes("", central, ()),
+            **sizes_of(self.ledger, server_round),
+            **self.round_metrics,
+            "round_seconds": seconds,
+            **self.wire.counts,
+        }
         report = RoundReport(server_round, self._num_rounds, arrays, metrics)
         for callback in self.callbacks:
             callback(report)

@@ -9,7 +9,7 @@ A strategy calls its parts (:mod:`flsparse.strategies.core.chain`), by ascending
     fault       an update is refused
     accept      an update is taken in           (abandon: the round had no quorum)
     given_back  rounding of the broadcast is given back to the mean
-    close       the aggregate becomes the model: the server optimizer's step, first; its pruning, last
+    close       the aggregate becomes the model: first the server optimizer's step
     conclude    further exchanges about the model
 
 A part's memory is one data class, which the loop saves by its fields. A part with a side on the device alone is
@@ -32,7 +32,7 @@ from flsparse.strategies.core.courier import Wire
 from flsparse.strategies.core.exchange import Node, Reply
 from flsparse.wire.messages import CONTROL, Scalar
 
-STEP, REST, PRUNE = 10, 20, 30  # order of the parts of a round
+STEP, REST = 10, 20  # order of the parts of a round
 
 Ask = Callable[..., Iterable[Reply]]
 Weigh = Callable[[Reply, str], "tuple[float, dict[str, float]] | None"]

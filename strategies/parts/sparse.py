@@ -14,7 +14,7 @@ from flsparse.nets.arrays import Arrays
 from flsparse.ranges import one_of, within
 from flsparse.sparsity import layer_sparsity, sparsity_of, sparsity_ramp
 from flsparse.strategies.core.exchange import Node, Reply
-from flsparse.strategies.core.part import PRUNE, Round, RoundPart
+from flsparse.strategies.core.part import Round, RoundPart
 
 
 class SparseModel(RoundPart):
@@ -40,7 +40,6 @@ class SparseModel(RoundPart):
     """
 
     name = "sparse"
-    order = PRUNE
     measures = ("union_sparsity", "target_sparsity", "broadcast_sparsity", "layer_sparsity")
 
     def __init__(
