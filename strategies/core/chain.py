@@ -130,7 +130,7 @@ class Chain(RoundPart):
         return arrays
 
     def preview(self, arrays: Arrays, prunable: list[str], stream: np.random.Generator) -> Arrays:
-        """Return a broadcast of the middle of a run; what travels behind the model comes from the pruned one, so backwards."""
+        """Return a broadcast of the middle of a run, last part first: it is pruned before arrays join it."""
         for part in reversed(self._parts):
             arrays = part.preview(arrays, prunable, stream)
         return arrays
