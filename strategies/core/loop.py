@@ -4,6 +4,7 @@ Subclasses define a round in Flower's own four methods; the loop, the hello, the
 are here, the packing of messages is in :mod:`flsparse.strategies.core.courier`.
 """
 
+import math
 import time
 from abc import abstractmethod
 from collections import Counter
@@ -132,8 +133,9 @@ class RoundLoop(Strategy):
         self.node_models: dict[int, dict[str, np.ndarray]] = {}  # of methods without one model, by partition id
         self.round_metrics: dict[str, Any] = {}
         self.parts = Chain(parts, hello=hello, fixed=self.fixed)
-        self._num_rounds = 1
-        self._first_round = self._next_round = 1
+        self._first_round = self._next_round = self._num_rounds = 1
+        self._evaluate_fn: EvaluateFn | None = None
+        self._exchange_s = math.inf
 
     @property
     def ledger(self) -> Ledger:
