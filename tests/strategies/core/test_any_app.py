@@ -370,7 +370,7 @@ def test_a_strategy_that_skips_a_round_keeps_the_model():
 class OwnStart(FedAvg):
     """Two rounds by ``send_and_receive``, one by hand."""
 
-    def start(self, grid, initial_arrays, num_rounds=3, *_, **__):  # type: ignore[no-untyped-def]
+    def start(self, grid, initial_arrays, num_rounds=3, *_, **__):
         result, arrays = Result(), initial_arrays
         for number in range(1, num_rounds + 1):
             messages = list(self.configure_train(number, arrays, ConfigRecord(), grid))
@@ -383,7 +383,7 @@ class OwnStart(FedAvg):
                     waiting -= {reply.metadata.reply_to_message_id for reply in came}
                     replies += came
             self.errors = [reply.error.reason for reply in replies if reply.has_error()]
-            arrays, _ = self.aggregate_train(number, replies)
+            arrays = self.aggregate_train(number, replies)[0]
         result.arrays = arrays
         return result
 
