@@ -70,7 +70,6 @@ def test_flwr_run_quickstart(tmp_path: Path) -> None:
         "FLSPARSE_STATE_DIR": str(tmp_path / "nodes"),
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
-        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
     }
     try:
