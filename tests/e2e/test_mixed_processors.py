@@ -41,9 +41,7 @@ def superlink(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     port, *node_ports = _free_ports(3)
     try:
         processes.environment = plain
-        processes.start(
-            "superlink", "flower-superlink", "--insecure", "--host", "127.0.0.1", "--port", str(port)
-        )
+        processes.start("superlink", "flower-superlink", "--insecure", "--host", "127.0.0.1", "--port", str(port))
         while not _listens(port):
             processes.check()
             time.sleep(0.2)
