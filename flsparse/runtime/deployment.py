@@ -330,7 +330,9 @@ def _finish(
             for observer in observers:
                 observer.on_end(known)
             return known
-        details = record.get("status-details", "")
+        details = str(record.get("status-details", ""))
+        if "No module named 'flsparse'" in details:
+            details += ": install flsparse in the environment of the SuperLink"
         text = processes.logs / "superlink.log"
         where = f"{text}:\n{_tail(text)}" if text.exists() else "the logs where the SuperLink runs"
         raise DeploymentError(f"the run is {status} {details}; see {where}")
