@@ -13,6 +13,7 @@ from flsparse.runtime.federation import make_parts, make_strategy
 from flsparse.strategies import STRATEGIES
 
 ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 PARTS = (ROOT / "docs" / "parts.md").read_text(encoding="utf-8")
 HEADINGS = ["What", "When to use it", "Hyper-parameters", "Measured", "Limits"]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -23,6 +24,18 @@ def test_relative_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8")):
         if "://" not in target:
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_nothing_tells_to_install_flsparse_by_its_name() -> None:
+    """It is not on PyPI: whoever takes the name there would be run."""
+    folders = ("docs", "examples", "flsparse", "strategies", "clients", "conf", "benchmarks")
+    files = [*PAGES, *(path for folder in folders for path in (ROOT / folder).rglob("*"))]
+    named = re.compile(
+        r"\b(?:pip|uv)[^\n`]* (?:install|add)[^\n`]*[ '\"]flsparse\b|flsparse\[\w|dependencies = .*flsparse"
+    )
+    for path in files:
+        if path.suffix in (".md", ".py", ".toml", ".yaml"):
+            assert not named.search(path.read_text(encoding="utf-8")), path
 
 
 def test_every_page_is_listed() -> None:
@@ -43,6 +56,11 @@ def composed(command: str) -> dict[str, object]:
     with initialize_config_module("flsparse.conf", version_base="1.3"):
         config = compose("config", [*shlex.split(command, comments=True), "output_dir=null"])
     return OmegaConf.to_container(config, resolve=True)  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("command", re.findall(r"^flsparse ((?!-).+)$", README, re.MULTILINE))
+def test_commands_of_the_readme_compose(command: str) -> None:
+    check(composed(command.replace("HOST:PORT", "localhost:8000")))
 
 
 @pytest.mark.parametrize("command", re.findall(r"^flsparse (.+)$", PARTS, re.MULTILINE))

@@ -57,7 +57,7 @@ def run_simulated(cfg: Mapping[str, Any], observers: Sequence[Observer] = ()) ->
         import ray  # noqa: F401
         from flwr.simulation import run_simulation
     except ImportError as error:
-        raise ImportError("runtime=simulation needs Ray: pip install 'flsparse[simulation]'") from error
+        raise ImportError("runtime=simulation needs Ray: pip install 'flwr[simulation]'") from error
     from flsparse.runtime.apps import client_app  # it imports this package's siblings
 
     summaries: list[dict[str, Any]] = []

@@ -243,15 +243,14 @@ class RoundLoop(Strategy):
                 f"this strategy has run {self._next_round - 1} rounds already: make a new one to train anew, or ask "
                 f"for more than num_rounds={num_rounds} to go on"
             )
-        train_config = ConfigRecord() if train_config is None else train_config
-        evaluate_config = ConfigRecord() if evaluate_config is None else evaluate_config
+        train_config, evaluate_config = train_config or ConfigRecord(), evaluate_config or ConfigRecord()
         self._num_rounds, self._evaluate_fn = num_rounds, evaluate_fn
         self._exchange_s = min(timeout, self.round_timeout_s or timeout)
         self.open(initial_arrays)
-        arrays, result = initial_arrays, Result()
-        if (fault := self.wire.cannot_send(to_numpy(arrays))) is not None:
+        result = Result()
+        if (fault := self.wire.cannot_send(to_numpy(initial_arrays))) is not None:
             raise ValueError(f"the model to start from {fault}")
-        result.arrays = arrays
+        arrays = result.arrays = initial_arrays
         log(INFO, "Starting %s:", type(self).__name__)
         self.summary()
         if evaluate_fn and self._next_round == 1 and (metrics := evaluate_fn(0, arrays)) is not None:
@@ -320,8 +319,6 @@ class RoundLoop(Strategy):
         report = RoundReport(server_round, self._num_rounds, arrays, metrics)
         for callback in self.callbacks:
             callback(report)
-
-    # -- nodes ------------------------------------------------------------------------------------------------------
 
     @property
     def nodes(self) -> dict[int, Node]:

@@ -10,6 +10,7 @@ With a step that does not replace the model, a position that every node pruned f
 ``reprune`` cuts it. Batch-norm statistics are no weights: they take the mean.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
@@ -62,18 +63,19 @@ class ServerOptimizer(RoundPart):
 
     def close(self, arrays: Arrays, round: Round) -> Arrays:
         """Return the next model."""
-        return self.step(round.model, arrays)
+        return self.step(round.model, arrays, weight_names(round.wire.specs))
 
-    def step(self, model: Arrays, mean: Arrays) -> Arrays:
+    def step(self, model: Arrays, mean: Arrays, names: Iterable[str]) -> Arrays:
         """Return the next model, given the present one and the mean.
 
         Parameters
         ----------
         model, mean : dict[str, np.ndarray]
-            Same names and shapes. Arrays that are not floating, batch-norm statistics and the arrays of parts take the
-            mean.
+            Same names and shapes.
+        names : Iterable[str]
+            Weights that step; the other arrays take the mean.
         """
-        return mean | {name: self._stepped(name, model[name], mean[name]) for name in weight_names(round.wire.specs)}
+        return mean | {name: self._stepped(name, model[name], mean[name]) for name in names}
 
     def _stepped(self, name: str, x: np.ndarray, mean: np.ndarray) -> np.ndarray:
         m, u, g = self.memory.m, self.memory.u, mean - x

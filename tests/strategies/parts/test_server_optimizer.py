@@ -32,7 +32,7 @@ MEAN = {name: np.zeros_like(array) for name, array in MODEL.items()}
 def test_weights_step_and_all_else_takes_the_mean(kind, lr, expected):
     optimizer, model = ServerOptimizer(kind=kind, lr=lr), MODEL
     for value in expected:
-        model = optimizer.step(model, MEAN)
+        model = optimizer.step(model, MEAN, ["w"])
         np.testing.assert_allclose(model["w"], value, rtol=1e-5)
         for name in model.keys() - {"w"}:  # a variance that overshoots is below 0, and its square root NaN
             np.testing.assert_array_equal(model[name], MEAN[name])
