@@ -11,20 +11,30 @@ _SEPARATOR = "|"
 
 
 def state_arrays(model: nn.Module) -> Arrays:
-    """Return a module's state as NumPy arrays of their own, by state-dict key."""
-    return {name: np.array(tensor.detach().cpu().numpy()) for name, tensor in model.state_dict().items()}
+    """Return a module's state as NumPy arrays of their own, by state-dict key.
+
+    An extra state that is no tensor is left out: it stays the module's own.
+    """
+    state = model.state_dict().items()
+    return {name: np.array(value.detach().cpu().numpy()) for name, value in state if isinstance(value, torch.Tensor)}
 
 
 def load_arrays(model: nn.Module, arrays: Mapping[str, np.ndarray]) -> None:
     """Load NumPy arrays into a module; names and shapes must be the module's own.
+
+    The versions that a state dict carries (``_metadata``), and an extra state that is no tensor, are the module's own.
 
     Raises
     ------
     ValueError
         A name is missing or unknown, or a shape differs.
     """
+    state = model.state_dict()
+    for name in [name for name, value in state.items() if isinstance(value, torch.Tensor)]:
+        del state[name]
+    state.update({name: torch.from_numpy(np.array(array)) for name, array in arrays.items()})
     try:
-        model.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in arrays.items()})
+        model.load_state_dict(state)
     except RuntimeError as error:
         raise ValueError(f"the arrays do not fit the model: {error}") from error
 
