@@ -1,9 +1,10 @@
 """From overrides on the command line to the configurations of the jobs that they describe.
 
-With :mod:`flsparse.app.main`, the only module that knows Hydra.
+With :mod:`flsparse.app.command`, the only module that knows Hydra.
 """
 
 import itertools
+import os
 import re
 from argparse import Namespace
 from collections.abc import Collection, Sequence
@@ -13,7 +14,7 @@ from typing import Any
 import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -21,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from flsparse.app.settings import SettingsError
 from flsparse.configs import did_you_mean, keys_of
 
+_FOLDERS = ("resume", "output_dir", "dataset.root")
 # sections with constructors that refuse unknown arguments
 _CHECKED = ("strategy", "codec", "dataset", "model", "parts")
 
@@ -59,19 +61,55 @@ def compose_jobs(overrides: Sequence[str], *, sweep: bool) -> list[dict[str, Any
             _check_key(each, groups, known)
         return [_compose(job) for job in _jobs(parsed)]
     except (HydraException, OmegaConfBaseException) as error:
-        raise SettingsError(str(error).strip().splitlines()[0]) from error
+        raise SettingsError(_first_line(error) + _missing_plugin(error)) from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]
+
+
+def _missing_plugin(error: Exception) -> str:
+    """Return what to install, where an option of Hydra's own groups was not found."""
+    found = re.search(r"'hydra/(sweeper|launcher)/(\w+)'", str(error))
+    extra = ": the extra tune has it, pip install '.[tune]' in a clone" if found and found[2] == "optuna" else ""
+    return f"; hydra/{found[1]}={found[2]} comes with a plugin that is not installed{extra}" if found else ""
 
 
 def _groups() -> list[str]:
     return [group for group in GlobalHydra.instance().config_loader().list_groups("") if group != "hydra"]
 
 
+def quoted(override: str) -> str:
+    """Return an override as Hydra reads it: the path of a folder may hold what its grammar takes for its own.
+
+    >>> quoted("resume=runs/lr=0.1/x"), quoted("resume=runs/x"), quoted("strategy=[a")
+    ("resume='runs/lr=0.1/x'", 'resume=runs/x', 'strategy=[a')
+    """
+    key, given, value = override.partition("=")
+    if key not in _FOLDERS or not given or value[:1] in ("", "'", '"'):
+        return override
+    path = os.path.expanduser(value)
+    try:
+        read = OverridesParser.create().parse_override(f"{key}={path}").value()
+    except HydraException:
+        read = None
+    return (
+        f"{key}={path}" if read == path or path == "null" else f"{key}={QuotedString(path, Quote.single).with_quotes()}"
+    )
+
+
 def parse_overrides(overrides: Sequence[str]) -> list[Override]:
     """Read overrides as Hydra does; SettingsError where one cannot be read."""
-    try:
-        return OverridesParser.create(GlobalHydra.instance().config_loader()).parse_overrides(list(overrides))
-    except HydraException as error:
-        raise SettingsError(str(error).strip().splitlines()[0]) from error
+    parser = OverridesParser.create(GlobalHydra.instance().config_loader())
+    parsed = []
+    for each in overrides:
+        try:
+            parsed.append(parser.parse_override(each))
+        except HydraException as error:
+            key, given, value = each.partition("=")
+            mend = f"; a value with such characters is quoted twice: \"{key}='{value}'\"" if given else ": KEY=VALUE"
+            raise SettingsError(f"{each} is no override ({_first_line(error)}){mend}") from error
+    return parsed
 
 
 def resumed_job(given: Sequence[Override]) -> dict[str, Any]:

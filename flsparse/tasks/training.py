@@ -81,7 +81,7 @@ def train(fit: "Fit", method: "Hooks", data: Data, flops: TrainingFlops) -> dict
     Raises
     ------
     ValueError
-        If the node has no data, or the batch size or the amount of work is not above 0.
+        If the node has no data, the batch size or the amount of work is not above 0, or training has diverged.
     """
     batch_size, epochs = int(fit.config["batch-size"]), int(fit.config.get("local-epochs", 1))
     steps, clip = int(fit.config.get("local-steps", 0)), float(fit.config.get("clip-grad", 0.0))
@@ -122,6 +122,7 @@ def train(fit: "Fit", method: "Hooks", data: Data, flops: TrainingFlops) -> dict
         train_loss = float(loss_sum) / predictions  # waits for a GPU, so the time below is the work's
         elapsed = time.perf_counter() - started
         done = fit.step - first_step
+        _check_finite(model, done, float(optimizer.param_groups[0]["lr"]))
         per_example = flops(model, data.prepare(inputs[[0, -1]]))
         fit.metrics |= {
             "train-loss": train_loss,
@@ -134,6 +135,16 @@ def train(fit: "Fit", method: "Hooks", data: Data, flops: TrainingFlops) -> dict
             "flops-sparse": per_example.sparse * seen,
         }
         return method.after_fit(fit)
+
+
+def _check_finite(model: nn.Module, steps: int, rate: float) -> None:
+    """Refuse to send weights of a training that has diverged; a loss alone may be NaN for another reason."""
+    for name, parameter in model.named_parameters():
+        if not torch.isfinite(parameter.detach()).all():
+            raise ValueError(
+                f"training diverged: {name} is not finite after {steps} step{'s' * (steps != 1)} at learning rate "
+                f"{rate:g}; lower client.lr, or bound the gradients by client.clip_grad"
+            )
 
 
 def evaluate(model: nn.Module, data: Data) -> dict[str, float]:

@@ -326,7 +326,7 @@ class RoundLoop(Strategy):
             callback(report)
 
     def _why_failed(self, server_round: int) -> str:
-        reasons = "; ".join(self.wire.problems[:3]) or "no reply came before the deadline"
+        reasons = "; ".join(_each_once(self.wire.problems)[:3]) or "no reply came before the deadline"
         if f"Unsupported serialization type for numpy conversion: '{STYPE}'" in reasons:  # Flower's, from a node
             reasons += ". The nodes' app lacks the mod that unpacks the model: ClientApp(mods=[CompressMod()])"
         return f"round {server_round} had fewer than min_replies={self.min_replies} valid replies: {reasons}"
@@ -414,3 +414,16 @@ class RoundLoop(Strategy):
         self.wire.downlink.load_state_dict(state["references"])
         self.roster.nodes = {int(i): Node(int(i), 0, held) for i, held in state.get("held", {}).items()}
         restore_memories(self._owners(), state)
+
+
+def _each_once(problems: Sequence[str]) -> list[str]:
+    """Return each problem once, behind the node or the number of nodes that had it.
+
+    >>> _each_once(["node 7: it is full", "node 8: no reply", "node 9: it is full"])
+    ['2 nodes: it is full', 'node 8: no reply']
+    """
+    nodes: dict[str, list[str]] = {}
+    for problem in problems:
+        node, _, reason = problem.partition(": ")
+        nodes.setdefault(reason, []).append(node)
+    return [f"{had[0] if len(had) == 1 else f'{len(had)} nodes'}: {reason}" for reason, had in nodes.items()]

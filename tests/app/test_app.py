@@ -13,8 +13,12 @@ import yaml
 
 import flsparse.runtime
 from flsparse.app import main
+from flsparse.nets.arrays import state_arrays
 from flsparse.runs.checkpoint import save_checkpoint
 from flsparse.runs.folder import CHECKPOINT
+from flsparse.runtime.federation import make_strategy
+from flsparse.sparsity import prunable_names
+from flsparse.tasks import build_task
 
 Run = Callable[..., int]
 SUMMARY: dict[str, Any] = {
@@ -50,6 +54,13 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
     return call
 
 
+def initial_state(cfg: dict[str, Any]) -> dict[str, Any]:
+    """Return what a checkpoint holds of the model and the strategy, before the first round."""
+    plain = build_task(cfg).model()
+    strategy = make_strategy(cfg, prunable_names(plain))
+    return {"arrays": state_arrays(strategy.prepare(plain)), "strategy": strategy.state_dict()}
+
+
 @pytest.fixture
 def launched(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """Replace the runtime by one that notes the configuration and writes a summary; ``num_rounds=13`` fails."""
@@ -61,9 +72,8 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         (folder / "config.yaml").write_text(yaml.safe_dump(cfg))
         if cfg["num_rounds"] == 13:
             raise RuntimeError("thirteen rounds\nand a second line")
-        save_checkpoint(
-            folder / CHECKPOINT, {"round": min(3, cfg["num_rounds"]), "config": json.loads(json.dumps(cfg))}
-        )
+        state = {"round": min(3, cfg["num_rounds"]), "config": json.loads(json.dumps(cfg))}
+        save_checkpoint(folder / CHECKPOINT, state | initial_state(cfg))
         summary = SUMMARY | {"strategy": cfg["strategy"]["name"]}
         if cfg["num_rounds"] == 7:
             return summary | {"status": "interrupted", "rounds": 3, "checkpoint_round": 2}
@@ -213,7 +223,7 @@ def test_the_table_of_a_sweep_is_of_its_own_jobs(
     assert run("-m", "seed=5,6", "output_dir=sweep") == 0
     captured = capsys.readouterr()
     assert "failed" not in captured.err
-    assert " 5 " in captured.out
+    assert "2 seeds" in captured.out
 
 
 def test_a_run_with_all_its_rounds_is_not_resumed(
@@ -237,7 +247,8 @@ def test_a_run_that_was_killed_at_its_end_can_be_finished(
     (tmp_path / "killed").mkdir()
     assert run("num_rounds=3", "output_dir=killed") == 0
     (tmp_path / "killed" / "metrics.jsonl").write_text("".join(f'{{"server_round": {n}}}\n' for n in (1, 2, 3)))
-    save_checkpoint(tmp_path / "killed" / CHECKPOINT, {"round": saved, "config": launched[0]})
+    state = {"round": saved, "config": launched[0], **initial_state(launched[0])}
+    save_checkpoint(tmp_path / "killed" / CHECKPOINT, state)
     if not ended:
         (tmp_path / "killed" / "summary.json").unlink()
     assert run("resume=killed") == 0
