@@ -3,9 +3,9 @@
 They come before anything starts, and refuse in one line: :class:`flsparse.app.settings.SettingsError`.
 """
 
-import os
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from flsparse.app.settings import SettingsError
@@ -44,8 +44,17 @@ def check_folder(folder: str | None, *, sweep: bool) -> None:
         for run in [path] * holds_a_run(path) + jobs[:1]:
             raise SettingsError(f"{folder} holds a run: choose another output_dir, or go on with it (resume={run})")
     there = next(each for each in (Path(folder), *Path(folder).absolute().parents) if each.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        raise SettingsError(f"{name}: {there} is not a folder that can be written to; output_dir=FOLDER names another")
+    _check_writable(there, f"{name}: {there} is not a folder that can be written to", "output_dir=FOLDER names another")
+
+
+def _check_writable(folder: Path, what: str, mend: str) -> None:
+    """Write a megabyte into a folder, in a file without a name: permissions, a full disk, odd file systems show."""
+    try:
+        with TemporaryFile(dir=folder) as probe:
+            probe.write(bytes(1 << 20))
+            probe.flush()
+    except OSError as error:
+        raise SettingsError(f"{what} ({error.strerror or error}); {mend}") from error
 
 
 def check_saved(cfg: Mapping[str, Any]) -> None:
@@ -63,8 +72,7 @@ def check_saved(cfg: Mapping[str, Any]) -> None:
     done = state["round"]  # the last round's row is written before its checkpoint, and the summary after both
     if done >= cfg["num_rounds"] and (folder / "summary.json").is_file():
         raise SettingsError(f"resume={folder}: it has {done} rounds; to go on, ask for more (num_rounds={done + 10})")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise SettingsError(f"resume={folder}: the folder cannot be written to")
+    _check_writable(folder, f"resume={folder}: the folder cannot be written to", "make room, or make it yours")
 
 
 def rehearse_all(jobs: Sequence[Mapping[str, Any]]) -> list[object]:

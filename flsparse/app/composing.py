@@ -71,8 +71,7 @@ def _first_line(error: Exception) -> str:
 def _missing_plugin(error: Exception) -> str:
     """Return what to install, where an option of Hydra's own groups was not found."""
     found = re.search(r"'hydra/(sweeper|launcher)/(\w+)'", str(error))
-    extra = ": the extra tune has it, pip install '.[tune]' in a clone" if found and found[2] == "optuna" else ""
-    return f"; hydra/{found[1]}={found[2]} comes with a plugin that is not installed{extra}" if found else ""
+    return f": Hydra's plugin for it is not installed (pip install hydra-{found[2]}-{found[1]})" if found else ""
 
 
 def _groups() -> list[str]:
