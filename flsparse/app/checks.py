@@ -101,7 +101,7 @@ def _described(cfg: Mapping[str, Any], sizes: Sequence[int], evaluated: int, par
     return "\n".join(
         (
             f"{cfg['strategy']['name']}: {rounds}, {sampled_nodes(cfg)} of {len(sizes)} nodes in each",
-            f"data:  {cfg['dataset']['name']}, {each} training samples a node; evaluated on {evaluated:,}",
+            f"data:  {cfg['dataset']['name']}, {evaluated:,} samples to evaluate on; to train on, each node has {each}",
             f"model: {cfg['model']['name']}, {parameters:,} parameters, {dense} dense",
             "check: one training step and one evaluation work",
         )

@@ -96,7 +96,7 @@ def run_table(summary: Mapping[str, Any]) -> Table:
     for direction in ("uplink", "downlink"):
         sent, framed = summary.get(f"{direction}_bytes", 0), summary.get(f"{direction}_wire_bytes", 0)
         times = summary.get(f"{direction}_ratio")
-        smaller = f"{ratio(times)} smaller than dense{baseline}; " if times else ""
+        smaller = f"{ratio(times)} smaller than dense{baseline}; " if times and ratio(times) != "1.0x" else ""
         note = f"{smaller}{human_bytes(framed)} framed"
         table.add_row(direction, human_bytes(sent), note)
     if "evaluation_bytes" in summary:

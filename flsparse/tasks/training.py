@@ -42,7 +42,7 @@ def make_optimizer(model: nn.Module, config: Mapping[str, "Scalar"]) -> torch.op
     rate = learning_rate(
         int(config.get("server-round", 1)),
         int(config.get("num-rounds", 1)),
-        float(config["lr"]),
+        float(_asked(config, "lr")),
         float(config.get("lr-final", 0.0)),
         str(config.get("lr-schedule", "geometric")),
     )
@@ -52,6 +52,15 @@ def make_optimizer(model: nn.Module, config: Mapping[str, "Scalar"]) -> torch.op
         momentum=float(config.get("momentum", 0.0)),
         weight_decay=float(config.get("weight-decay", 0.0)),
     )
+
+
+def _asked(config: Mapping[str, "Scalar"], key: str) -> "Scalar":
+    """Return a value that every training message must bring."""
+    if key not in config:
+        raise ValueError(
+            f"the message brings no {key!r}: strategy.start(..., train_config=ConfigRecord({{{key!r}: ...}}))"
+        )
+    return config[key]
 
 
 def train(fit: "Fit", method: "Hooks", data: Data, flops: TrainingFlops) -> dict[str, np.ndarray]:
@@ -83,7 +92,7 @@ def train(fit: "Fit", method: "Hooks", data: Data, flops: TrainingFlops) -> dict
     ValueError
         If the node has no data, the batch size or the amount of work is not above 0, or training has diverged.
     """
-    batch_size, epochs = int(fit.config["batch-size"]), int(fit.config.get("local-epochs", 1))
+    batch_size, epochs = int(_asked(fit.config, "batch-size")), int(fit.config.get("local-epochs", 1))
     steps, clip = int(fit.config.get("local-steps", 0)), float(fit.config.get("clip-grad", 0.0))
     if len(data) == 0:
         raise ValueError(f"node {fit.node} has no training data")

@@ -527,7 +527,7 @@ def test_the_start_says_what_will_run(run: Run, launched: list[Any], capsys: pyt
     out = capsys.readouterr().out
     for part in (
         "sparsyfed: 2 rounds, 2 of 4 nodes in each",
-        "data:  digits, 323 to 324 training samples a node; evaluated on 359",
+        "data:  digits, 359 samples to evaluate on; to train on, each node has 323 to 324",
         "model: cnn, 40,506 parameters, 162 kB dense",
         "check: one training step and one evaluation work",
         "starting Ray, for 4 nodes",
