@@ -71,7 +71,9 @@ def check_saved(cfg: Mapping[str, Any]) -> None:
         raise SettingsError(str(error)) from error
     done = state["round"]  # the last round's row is written before its checkpoint, and the summary after both
     if done >= cfg["num_rounds"] and (folder / "summary.json").is_file():
-        raise SettingsError(f"resume={folder}: it has {done} rounds; to go on, ask for more (num_rounds={done + 10})")
+        raise SettingsError(
+            f"resume={folder}: it has {done} round{'s' * (done != 1)}; to go on, ask for more (num_rounds={done + 10})"
+        )
     _check_writable(folder, f"resume={folder}: the folder cannot be written to", "make room, or make it yours")
 
 

@@ -18,6 +18,7 @@ from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from flsparse.app.settings import SettingsError
 from flsparse.configs import did_you_mean, keys_of
@@ -106,7 +107,9 @@ def parse_overrides(overrides: Sequence[str]) -> list[Override]:
             parsed.append(parser.parse_override(each))
         except HydraException as error:
             key, given, value = each.partition("=")
-            mend = f"; a value with such characters is quoted twice: \"{key}='{value}'\"" if given else ": KEY=VALUE"
+            mend = (
+                f"; a value with such characters is quoted twice: \"{key}='{value}'\"" if given else ": it is KEY=VALUE"
+            )
             raise SettingsError(f"{each} is no override ({_first_line(error)}){mend}") from error
     return parsed
 
@@ -123,8 +126,7 @@ def resumed_job(given: Sequence[Override]) -> dict[str, Any]:
         inside = next((each.parent for each in sorted(folder.glob("*/config.yaml"))), None)
         mend = f"; one of the runs in it is resume={inside}" if inside else ""
         raise SettingsError(f"resume={folder}: no run folder there (no config.yaml in it){mend}")
-    config = OmegaConf.load(folder / "config.yaml")
-    assert isinstance(config, DictConfig)
+    config = _read_config(folder)
     record, groups = folder / ".hydra" / "config.yaml", _groups()  # Hydra's own, with nothing filled in
     sources = re.findall(r"\$\{([\w.]+)\}", record.read_text(encoding="utf-8")) if record.is_file() else []
     known = keys_of(OmegaConf.to_container(config))  # type: ignore[arg-type]
@@ -144,6 +146,17 @@ def resumed_job(given: Sequence[Override]) -> dict[str, Any]:
         OmegaConf.update(config, key, each.value())
     config.update(resume=str(folder), output_dir=str(folder))
     return OmegaConf.to_container(config, resolve=True)  # type: ignore[return-value]
+
+
+def _read_config(folder: Path) -> DictConfig:
+    """Return the configuration that a run left in its folder."""
+    try:
+        config = OmegaConf.load(folder / "config.yaml")
+    except (OSError, ValueError, YAMLError) as error:
+        raise SettingsError(f"resume={folder}: its config.yaml cannot be read ({_first_line(error)})") from error
+    if not isinstance(config, DictConfig) or "strategy" not in config:
+        raise SettingsError(f"resume={folder}: its config.yaml is not the configuration of a run")
+    return config
 
 
 def _compose(overrides: Sequence[str]) -> dict[str, Any]:
@@ -171,7 +184,11 @@ def _is_hydras(override: Override) -> bool:
 
 def search_path(args: Namespace) -> list[str]:
     """Return the override that stands for ``--config-dir``, a folder with groups and options of the user's own."""
-    return [f"hydra.searchpath=[file://{Path(args.config_dir).resolve()}]"] if args.config_dir else []
+    if not args.config_dir:
+        return []
+    if not Path(args.config_dir).is_dir():
+        raise SettingsError(f"--config-dir {args.config_dir}: there is no such folder")
+    return [f"hydra.searchpath=[file://{Path(args.config_dir).resolve()}]"]
 
 
 def _check_option(override: Override, options: Sequence[str]) -> None:

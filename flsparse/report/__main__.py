@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for folder, own in zip(folders, rows, strict=True)
             if (measured := [row for row in own if row.get("valley_losses")])
         ]
-    except (FileNotFoundError, ModuleNotFoundError) as error:
+    except (OSError, ValueError, ModuleNotFoundError) as error:
         print(error, file=sys.stderr)
         return 1
     for path in (plot, *valleys):

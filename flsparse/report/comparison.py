@@ -3,7 +3,6 @@
 Runs that did not complete are rows, too.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 import yaml
 from rich.table import Table
 
-from flsparse.report.tables import comparison_table
+from flsparse.report.tables import comparison_table, read_summary
 
 _SEED = "seed"
 
@@ -50,7 +49,7 @@ class Job:
 def read_job(folder: Path, since: float = 0.0) -> Job:
     """Read a run folder; a summary that is older than ``since``, in seconds of the epoch, is another run's."""
     path, record = folder / "summary.json", folder / ".hydra" / "overrides.yaml"
-    summary = json.loads(path.read_text("utf-8")) if path.is_file() and path.stat().st_mtime >= since else {}
+    summary = read_summary(folder) if path.is_file() and path.stat().st_mtime >= since else {}
     given = yaml.safe_load(record.read_text("utf-8")) if record.is_file() else []
     pairs = (str(each).partition("=") for each in given)
     return Job(folder, {key.lstrip("+~"): value for key, _, value in pairs}, summary)

@@ -60,11 +60,16 @@ def read_summary(run_folder: Path | str) -> dict[str, Any]:
     ------
     FileNotFoundError
         The folder holds none: it is not a run folder, or the run has not ended.
+    ValueError
+        It is damaged.
     """
     path = Path(run_folder) / "summary.json"
     if not path.is_file():
         raise FileNotFoundError(f"{run_folder} holds no summary.json: not a run folder, or the run has not ended")
-    summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
     return summary
 
 

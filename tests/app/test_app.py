@@ -166,6 +166,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         (["strategy=dppf", "strategy.valley_names=foo"], "strategy.valley_names='foo' is not a list, each a text"),
         (["output_dir="], "output_dir= is empty"),
         (["output_dir=/proc/none/run"], "/proc is not a folder that can be written to (No such file or directory)"),
+        (["--config-dir", "nowhere"], "--config-dir nowhere: there is no such folder"),
         (["client.lr=a=b"], "client.lr=a=b is no override (mismatched input '='"),
         (["resume=runs/lr=0.1/x"], "resume=runs/lr=0.1/x: no run folder there"),
         (["resume=runs/a,b"], "resume=runs/a,b: no run folder there"),
@@ -493,6 +494,21 @@ def test_a_folder_of_any_name_takes_a_run_that_goes_on(
     assert [each.name for each in tmp_path.iterdir()] == [folder]
     assert run(*shlex.split(said), "num_rounds=9") == 0
     assert launched[-1]["resume"] == folder
+
+
+@pytest.mark.parametrize(
+    ("text", "said"), [("a: [", "cannot be read (while parsing"), ("5", "cannot be read"), ("{}", "is not the config")]
+)
+def test_a_damaged_configuration_is_not_resumed(
+    text: str, said: str, run: Run, launched: list[Any], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert run("num_rounds=3", "output_dir=run") == 0
+    (tmp_path / "run" / "config.yaml").write_text(text)
+    capsys.readouterr()
+    assert run("resume=run", "num_rounds=5") == 2
+    (error,) = capsys.readouterr().err.splitlines()
+    assert error.startswith("flsparse: resume=run: its config.yaml ")
+    assert said in error
 
 
 def test_a_simulation_without_ray_is_refused(
