@@ -8,12 +8,10 @@ import pytest
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
-from flsparse.app.settings import check
-from flsparse.runtime.federation import make_parts, make_strategy
+from flsparse.runtime.federation import make_parts
 from flsparse.strategies import STRATEGIES
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
 PARTS = (ROOT / "docs" / "parts.md").read_text(encoding="utf-8")
 HEADINGS = ["What", "When to use it", "Hyper-parameters", "Measured", "Limits"]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -56,32 +54,6 @@ def composed(command: str) -> dict[str, object]:
     with initialize_config_module("flsparse.conf", version_base="1.3"):
         config = compose("config", [*shlex.split(command, comments=True), "output_dir=null"])
     return OmegaConf.to_container(config, resolve=True)  # type: ignore[return-value]
-
-
-@pytest.mark.parametrize("command", re.findall(r"^flsparse ((?!-).+)$", README, re.MULTILINE))
-def test_commands_of_the_readme_compose(command: str) -> None:
-    check(composed(command.replace("HOST:PORT", "localhost:8000")))
-
-
-@pytest.mark.parametrize("command", re.findall(r"^flsparse (.+)$", PARTS, re.MULTILINE))
-def test_commands_with_parts_compose_and_build(command: str) -> None:
-    cfg = composed(command)
-    check(cfg)
-    make_strategy(cfg, [])
-
-
-@pytest.mark.parametrize(("command", "error"), re.findall(r"^\$ flsparse (.+)\nflsparse: (.+)$", PARTS, re.MULTILINE))
-def test_parts_that_a_method_refuses_are_refused_in_these_words(command: str, error: str) -> None:
-    with pytest.raises(ValueError, match="parts") as refused:
-        make_strategy(composed(command), [])
-    assert str(refused.value) == error
-
-
-def test_snippets_with_parts_run() -> None:
-    snippets = re.findall(r"```python\n(.*?)```", PARTS, re.DOTALL)
-    assert snippets
-    for snippet in snippets:
-        exec(compile(snippet, "docs/parts.md", "exec"), {})
 
 
 def test_the_table_of_parts_has_every_part_with_its_settings() -> None:

@@ -24,10 +24,23 @@ class RoundFailed(RuntimeError):
 
 def no_quorum(server_round: int, min_replies: int, problems: Sequence[str]) -> RoundFailed:
     """Return the error of a round with too few valid replies, with the first reasons."""
-    reasons = "; ".join(problems[:3]) or "no reply came before the deadline"
+    reasons = "; ".join(_each_once(problems)[:3]) or "no reply came before the deadline"
     if f"Unsupported serialization type for numpy conversion: '{STYPE}'" in reasons:  # Flower's, from a node
         reasons += ". The nodes' app lacks the mod that unpacks the model: ClientApp(mods=[CompressMod()])"
     return RoundFailed(f"round {server_round} had fewer than min_replies={min_replies} valid replies: {reasons}")
+
+
+def _each_once(problems: Sequence[str]) -> list[str]:
+    """Return each problem once, behind the node or the number of nodes that had it.
+
+    >>> _each_once(["node 7: it is full", "node 8: no reply", "node 9: it is full"])
+    ['2 nodes: it is full', 'node 8: no reply']
+    """
+    nodes: dict[str, list[str]] = {}
+    for problem in problems:
+        node, _, reason = problem.partition(": ")
+        nodes.setdefault(reason, []).append(node)
+    return [f"{had[0] if len(had) == 1 else f'{len(had)} nodes'}: {reason}" for reason, had in nodes.items()]
 
 
 def sample_size(nodes: int, fraction: float, at_least: int) -> int:
