@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flsparse.sparsity.plan import plain_class
+
 Outputs = dict[str, list[Tensor]]
 
 
@@ -64,7 +66,7 @@ def compare(before: Outputs, after: Outputs, model: nn.Module) -> None:
             limit = float(old.abs().max()) * torch.finfo(old.dtype).eps ** 0.5
             error = float((new - old).abs().max())
             if not error <= limit:
-                label = f"{name or '(root)'} ({type(model.get_submodule(name)).__name__})"
+                label = f"{name or '(root)'} ({plain_class(model.get_submodule(name)).__name__})"
                 raise ValueError(
                     f"sparsify changes the outputs of {label} by {error:.2g}, more than {limit:.2g}: a weight is read "
                     "there past its layer; let it read layer.weight inside its forward, or sparsify the other modules"

@@ -39,8 +39,8 @@ def power_factor(v: Tensor, beta: float) -> Tensor:
     v = v.detach()
     if beta == 1.0:
         return torch.ones_like(v)
-    numbers = v.device.type == "cpu" and v.dtype in (torch.float32, torch.float64) and not transformed()
-    if beta == 1.25 and numbers:
+    numbers = v.device.type == "cpu" and v.dtype in (torch.float32, torch.float64)
+    if beta == 1.25 and numbers and not (transformed() or torch.compiler.is_compiling()):
         # Two square roots are three times as fast as a power, and numpy's do not slow down on zeros as torch's do.
         magnitude = v.abs()
         values = magnitude.numpy()

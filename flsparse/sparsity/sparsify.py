@@ -214,9 +214,20 @@ def _copied(model: nn.Module) -> nn.Module:
             if not each.is_leaf:
                 memo[id(each)] = each.detach().clone()
     try:
-        return copy.deepcopy(model, memo)
-    except RuntimeError as error:
-        raise ValueError(f"{type(model).__name__} cannot be copied: {str(error).splitlines()[0]}") from error
+        return copy.deepcopy(model, dict(memo))
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"{_not_copied(model, memo)} cannot be copied: {str(error).splitlines()[0]}") from error
+
+
+def _not_copied(model: nn.Module, memo: dict[int, Any]) -> str:
+    """Return the first attribute that a deep copy stumbles over, with its module."""
+    for prefix, module in model.named_modules():
+        for name, value in vars(module).items():
+            try:
+                _ = None if name == "_modules" else copy.deepcopy(value, dict(memo))
+            except (RuntimeError, TypeError):
+                return f"{prefix}.{name}".lstrip(".")
+    return type(model).__name__
 
 
 def _tensors_in(value: Any) -> Iterator[Tensor]:
