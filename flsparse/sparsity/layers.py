@@ -9,7 +9,7 @@ A plain layer becomes one of these by exchanging its class, so that parameters, 
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, SupportsIndex, cast
+from typing import Any, SupportsIndex, cast
 
 import torch
 import torch.nn.functional as F
@@ -135,7 +135,9 @@ class _PowerLayer(torch.autograd.Function):
             ctx.threshold = threshold
             ctx.save_for_backward(v, x)
         w = v if beta == 1.0 else power_factor(v, beta).mul_(v)
-        return geometry.forward(x, w.to(dtype), bias)
+        y = geometry.forward(x, w.to(dtype), bias)
+        # A linear layer's result may be a view, which torch would not let the next layer change in place.
+        return torch.ops.aten._unsafe_view(y, y.shape) if y._is_view() else y
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -221,31 +223,11 @@ class PowerLinear(_Reparametrized, nn.Linear):
 class PowerConv1D(_Reparametrized):
     """The Conv1D of GPT-2, a linear layer with its ``weight`` (in, out) transposed, which holds ``v``.
 
-    The transformers library, which has it, need not be there: `power_conv1d` makes the class from the plain one.
+    The transformers library, which has it, need not be there: `power_subclass` makes the class from the plain one.
     """
-
-    plain: ClassVar[type[nn.Module]]
 
     def forward(self, x: Tensor) -> Tensor:
         return _apply(self, x, self._v.t(), cast(Tensor, self.bias), LinearGeometry())
-
-    def __reduce_ex__(self, protocol: SupportsIndex) -> Any:
-        return _empty_conv1d, (self.plain,), self.__dict__
-
-
-_conv1d_classes: dict[type[nn.Module], type[nn.Module]] = {}
-
-
-def power_conv1d(plain: type[nn.Module]) -> type[nn.Module]:
-    """Return the class of a Conv1D with Powerpropagation, a subclass of the plain one."""
-    if plain not in _conv1d_classes:
-        _conv1d_classes[plain] = type(PowerConv1D.__name__, (PowerConv1D, plain), {"plain": plain})
-    return _conv1d_classes[plain]
-
-
-def _empty_conv1d(plain: type[nn.Module]) -> nn.Module:
-    kind = power_conv1d(plain)
-    return kind.__new__(kind)
 
 
 class _PowerConv(_Reparametrized, nn.modules.conv._ConvNd):
@@ -274,6 +256,27 @@ class PowerConv2d(_PowerConv, nn.Conv2d):
 
 class PowerConv3d(_PowerConv, nn.Conv3d):
     """`torch.nn.Conv3d` whose ``weight`` holds ``v``."""
+
+
+_subclasses: dict[type[nn.Module], type[nn.Module]] = {}
+
+
+def power_subclass(power: type[nn.Module], plain: type[nn.Module]) -> type[nn.Module]:
+    """Return the subclass of a class above and of a plain class; its attribute ``plain`` is the latter."""
+    if plain not in _subclasses:
+        kind = type(f"Power{plain.__name__}", (power, plain), {"plain": plain, "__reduce_ex__": _reduce})
+        _subclasses[plain] = kind
+    return _subclasses[plain]
+
+
+def _reduce(module: Any, _protocol: SupportsIndex) -> Any:
+    kind = type(module)
+    return _empty, (kind.__mro__[1], kind.plain), module.__dict__
+
+
+def _empty(power: type[nn.Module], plain: type[nn.Module]) -> nn.Module:
+    kind = power_subclass(power, plain)
+    return kind.__new__(kind)
 
 
 class _BitReLU(torch.autograd.Function):

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flsparse.nets.seeded import seeded
 from flsparse.sparsity.plan import plain_class
 
 Outputs = dict[str, list[Tensor]]
@@ -41,15 +42,18 @@ def outputs_of(model: nn.Module, batch: Any) -> Outputs:
         found.setdefault(names[module], []).extend(each.detach().clone() for each in _tensors(output))
 
     modes = {module: module.training for module in model.modules()}
+    fused = torch.backends.mha.get_fastpath_enabled()
     handles = [module.register_forward_hook(keep) for module in model.modules()]
     try:
         model.eval()
-        for gradients in (False, True):
-            _run(model, batch, gradients)
-        for handle in handles:  # where there are hooks, torch's encoder layers do not take their fused path
+        torch.backends.mha.set_fastpath_enabled(False)  # it passes by the modules inside, and dislikes hooks
+        _run(model, batch, gradients=True)
+        for handle in handles:
             handle.remove()
-        found.setdefault("", []).extend(each.detach() for each in _tensors(_run(model, batch, False)))
+        torch.backends.mha.set_fastpath_enabled(fused)
+        found.setdefault("", []).extend(each.detach() for each in _tensors(_run(model, batch, gradients=False)))
     finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
         for handle in handles:
             handle.remove()
         for module, mode in modes.items():
@@ -73,9 +77,9 @@ def compare(before: Outputs, after: Outputs, model: nn.Module) -> None:
                 )
 
 
-def _run(model: nn.Module, batch: Any, gradients: bool) -> Any:
-    with torch.random.fork_rng(), torch.set_grad_enabled(gradients):
-        torch.manual_seed(0)
+def _run(model: nn.Module, batch: Any, *, gradients: bool) -> Any:
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    with seeded(0, device), torch.set_grad_enabled(gradients):
         if isinstance(batch, Mapping):
             return model(**batch)
         return model(*batch) if isinstance(batch, tuple) else model(batch)

@@ -9,7 +9,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.parameter import is_lazy
 
 from flsparse.sparsity import layers, reparametrized
-from flsparse.sparsity.layers import BitReLU, LayerState, PowerConv1D, power_conv1d
+from flsparse.sparsity.layers import BitReLU, LayerState, PowerConv1D, power_subclass
 
 # Reparametrization and activation pruning.
 _WHOLE: dict[type[nn.Module], type[nn.Module]] = {
@@ -29,20 +29,32 @@ _ALONE: dict[type[nn.Module], type[nn.Module]] = {
     nn.ConvTranspose2d: reparametrized.PowerConvTranspose2d,
     nn.ConvTranspose3d: reparametrized.PowerConvTranspose3d,
 }
-_PLAIN = {power: plain for plain, power in (_WHOLE | _ALONE).items()} | {BitReLU: nn.ReLU}
+_EXACT = _WHOLE | _ALONE
+_PLAIN = {power: plain for plain, power in _EXACT.items()} | {BitReLU: nn.ReLU}
+_FORWARD = ("__call__", "_call_impl", "forward", "_conv_forward")
 _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
 def power_class(plain: type[nn.Module]) -> type[nn.Module] | None:
-    """Return the class that a plain layer gets; None where layers of this very class are left dense."""
+    """Return the class that a plain layer gets; None where layers of its class are left dense.
+
+    A subclass without a forward pass of its own is treated as its base.
+    """
+    if plain in _EXACT:
+        return _EXACT[plain]
     if f"{plain.__module__}.{plain.__qualname__}" == "transformers.pytorch_utils.Conv1D":
-        return power_conv1d(plain)
-    return _WHOLE.get(plain) or _ALONE.get(plain)
+        return power_subclass(PowerConv1D, plain)
+    for base, power in _WHOLE.items():
+        own = any(getattr(plain, name, None) is not getattr(base, name, None) for name in _FORWARD)
+        if issubclass(plain, base) and not own:
+            return power_subclass(power, plain)
+    return None
 
 
 def plain_class(module: nn.Module) -> type[nn.Module]:
     """Return the class that a module had before `sparsify`."""
-    return module.plain if isinstance(module, PowerConv1D) else _PLAIN.get(type(module), type(module))
+    kind: type[nn.Module] = type(module).__dict__.get("plain") or _PLAIN.get(type(module), type(module))
+    return kind
 
 
 class Weight(NamedTuple):

@@ -26,10 +26,11 @@ def prunable_names(model: nn.Module) -> list[str]:
 
 
 def _weights(model: nn.Module) -> dict[str, Weight]:
-    return treated(model) if _is_sparsified(model) else plan_of(model).weights
+    return treated(model) if is_sparsified(model) else plan_of(model).weights
 
 
-def _is_sparsified(model: nn.Module) -> bool:
+def is_sparsified(model: nn.Module) -> bool:
+    """Tell whether `sparsify` treated any weight of a module."""
     return any("powerprop" in module.__dict__ for module in model.modules())
 
 
@@ -83,7 +84,7 @@ def sparsify(
         module is as it was before.
     """
     check_layers(beta, activation_threshold)
-    if _is_sparsified(model):
+    if is_sparsified(model):
         raise ValueError("the module is sparsified already; export_dense gives back a plain one")
     before = None if example is None else outputs_of(model, example)
     plan = plan_of(model)

@@ -141,3 +141,40 @@ def test_transposed_convolutions(kind: Any) -> None:
     assert not (weights[0].grad[weights[0] == 0] != 0).any()
     assert torch.equal(export_dense(model)(x), model(x))
     assert torch.equal(pickle.loads(pickle.dumps(model))(x), model(x))
+
+
+class Video(nn.Conv3d):
+    """A subclass that sets its arguments, as torchvision's video networks have them."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, channels, (1, 3, 3), padding=(0, 1, 1), bias=False)
+
+
+def test_a_subclass_with_the_forward_pass_of_its_base_is_treated_as_it() -> None:
+    torch.manual_seed(0)
+    model: Any = nn.Sequential(Video(4), nn.ReLU(), Video(4)).double()
+    twin, x = copy.deepcopy(model), torch.randn(2, 4, 3, 5, 5).double()
+    sparsify(model, 1.5, example=x)
+    assert isinstance(model[0], Video)
+    assert prunable_names(model) == ["0.weight", "2.weight"]
+    model(x).square().sum().backward()
+    twin(x).square().sum().backward()
+    factor = 1.5 * model[0].weight.detach().abs().sqrt()
+    torch.testing.assert_close(model[0].weight.grad, twin[0].weight.grad * factor)
+    assert torch.equal(pickle.loads(pickle.dumps(model))(x), model(x))
+    assert torch.equal(copy.deepcopy(model)(x), model(x))
+    assert type(export_dense(model)[0]) is Video  # type: ignore[index]
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("shape", [(8,), (4, 8), (2, 3, 8), (2, 1, 3, 8)])
+def test_the_next_layer_may_change_the_result_in_place(bias: bool, shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Linear(8, 8, bias=bias), nn.ReLU(inplace=True))
+    model = sparsify(copy.deepcopy(plain), 1.0)
+    x = torch.randn(shape)
+    model(x).sum().backward()
+    plain(x).sum().backward()
+    for ours, theirs in zip(model.parameters(), plain.parameters(), strict=True):
+        assert ours.grad is not None
+        torch.testing.assert_close(ours.grad, theirs.grad)

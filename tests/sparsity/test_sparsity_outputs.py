@@ -79,10 +79,16 @@ def test_named_inputs_and_structured_outputs() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
-def test_the_fused_path_of_encoders_is_compared() -> None:
-    model = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 2)
-    sparsify(model, 1.5, example=X[None])
-    broken = copy.deepcopy(model)
+@pytest.mark.parametrize("trainable", [True, False])
+def test_encoders_with_a_fused_path_are_compared(trainable: bool) -> None:
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    model = nn.TransformerEncoder(layer, 2).requires_grad_(trainable)
+    padding = torch.zeros(1, 4, dtype=torch.bool)
+    padding[0, 3] = True
+    example = {"src": X[None], "src_key_padding_mask": padding}
+    sparsify(model, 1.5, example=example)
+    assert torch.backends.mha.get_fastpath_enabled()
+    broken: Any = copy.deepcopy(model)
     broken.layers[1].linear2.__class__ = nn.Linear
-    with pytest.raises(ValueError, match="changes the outputs"):
-        check_outputs(model, broken, X[None])
+    with pytest.raises(ValueError, match=r"layers\.1\.linear2"):
+        check_outputs(model, broken, example)
