@@ -84,6 +84,8 @@ def power(v: Tensor, beta: float) -> Tensor:
     """
     if beta == 1.0:
         return v
+    if not torch.is_grad_enabled() and not transformed():
+        return v * power_factor(v, beta)
     return _power(v, beta)
 
 

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from flsparse.ranges import one_of
 from flsparse.sparsity.layers import BitReLU, LayerState
@@ -160,6 +161,8 @@ def layer_densities(model: nn.Module) -> dict[str, tuple[float, float]]:
         held = weight.owner.__dict__.get("powerprop")
         pruning = isinstance(held, LayerState) and held.pruning
         module = name[: -len(weight.name)].rstrip(".")
+        if isinstance(weight.owner, NonDynamicallyQuantizableLinear):  # computes inside its attention layer
+            module = module.rpartition(".")[0]
         kept = int(torch.count_nonzero(weight.tensor.detach()))
         found.setdefault(module, []).append((kept, weight.tensor.numel(), pruning))
     densities = {}
