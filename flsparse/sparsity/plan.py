@@ -153,6 +153,8 @@ def _names(module: nn.Module) -> list[str]:
 
 def _reason(weight: Tensor, tied: set[int]) -> str | None:
     """Return why a weight is left dense, or None."""
+    if type(weight) is not nn.Parameter:  # quantized, sharded
+        return f"weights of class {type(weight).__name__}"
     if weight.dtype not in _DTYPES:
         return f"{str(weight.dtype).removeprefix('torch.')} weights"
     if id(weight) in tied:

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call, stack_module_state, vmap
 from torch.nn.utils import parametrize, prune
 from weight_readers import READERS, Cosine, X
 
@@ -178,3 +179,25 @@ def test_the_next_layer_may_change_the_result_in_place(bias: bool, shape: tuple[
     for ours, theirs in zip(model.parameters(), plain.parameters(), strict=True):
         assert ours.grad is not None
         torch.testing.assert_close(ours.grad, theirs.grad)
+
+
+def test_layers_beside_parametrizations_and_ensembles() -> None:
+    torch.manual_seed(0)
+    layer = nn.Linear(8, 8)
+    parametrize.register_parametrization(layer, "bias", nn.Tanh())
+    model: Any = nn.Sequential(layer, nn.Linear(8, 2))
+    kind, state = type(layer), copy.deepcopy(model.state_dict())
+    sparsify(model, example=X)
+    assert prunable_names(model) == ["0.weight", "1.weight"]
+    plain: Any = export_dense(model)
+    assert type(plain[0]) is kind
+    torch.testing.assert_close(plain.state_dict(), state)
+
+    models = [sparsify(nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))) for _ in range(3)]
+    parameters, buffers = stack_module_state(models)
+    y = vmap(lambda p, b: functional_call(models[0], (p, b), (X,)))(parameters, buffers)
+    torch.testing.assert_close(y, torch.stack([each(X) for each in models]))
+
+    twin = sparsify(nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2)))
+    twin.load_state_dict(models[0].state_dict(), assign=True)
+    assert torch.equal(twin(X), models[0](X))

@@ -75,6 +75,16 @@ class Attention(nn.Module):
         return y
 
 
+class Quantized(nn.Parameter):
+    """Stands for the parameters of quantization libraries, which compute in ways of their own."""
+
+
+def quantized() -> nn.Module:
+    layer = nn.Linear(8, 8)
+    layer.weight = Quantized(layer.weight.data)
+    return nn.Sequential(layer)
+
+
 def twice() -> nn.Module:
     layer = nn.Linear(8, 8)
     return nn.Sequential(layer, nn.Tanh(), layer)
@@ -109,6 +119,7 @@ CASES: dict[str, tuple[Any, list[str], list[str]]] = {
     "tied by a view": (Autoencoder, ["encoder (Linear), tied weights", "decoder (Linear), tied weights"], []),
     "seen by an attribute": (View, ["layer (Linear), tied weights"], []),
     "used twice": (twice, ["0 (Linear), tied weights"], []),
+    "of another class": (quantized, ["0 (Linear), weights of class Quantized"], []),
     "pruned": (pruned, ["0 (Linear)"], []),
     "parametrized twice": (parametrized_twice, ["0.parametrizations.weight (ParametrizationList)"], []),
     "orthogonal": (
