@@ -159,7 +159,7 @@ def _left_as_it_was() -> Iterator[None]:
     states, disabled = (random.getstate(), np.random.get_state()), logging.root.manager.disable  # noqa: NPY002
     logging.disable(logging.CRITICAL)
     try:
-        with torch.random.fork_rng(), node_files(None):
+        with torch.random.fork_rng(range(torch.cuda.device_count())), node_files(None):
             yield
     finally:
         random.setstate(states[0])

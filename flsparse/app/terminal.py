@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 LOG = "flsparse.log"
+_SHOWN = 3  # warnings of a kind
 
 
 class _Console(Console):
@@ -66,9 +67,10 @@ class _Terminal(logging.Handler):
         if record.name == "flsparse.runtime.inprocess":  # of the node's own; the server says which node it drops
             return
         self._seen[str(record.msg)] += 1
-        told = {1: record.getMessage(), 2: record.getMessage(), 3: record.getMessage(), 4: f"more of this are in {LOG}"}
-        if text := told.get(self._seen[str(record.msg)]):
-            say(f"{record.levelname.lower()}: {text}", out if out.is_terminal and errors.is_terminal else errors)
+        if (count := self._seen[str(record.msg)]) > _SHOWN + 1:
+            return
+        text = record.getMessage() if count <= _SHOWN else f"more of this are in {LOG}"
+        say(f"{record.levelname.lower()}: {text}", out if out.is_terminal and errors.is_terminal else errors)
 
 
 def log_into(folder: Path) -> None:
