@@ -24,6 +24,18 @@ def test_relative_links_lead_somewhere(page: Path) -> None:
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
+def test_nothing_tells_to_install_flsparse_by_its_name() -> None:
+    """It is not on PyPI: whoever takes the name there would be run."""
+    folders = ("docs", "examples", "flsparse", "strategies", "clients", "conf", "benchmarks")
+    files = [*PAGES, *(path for folder in folders for path in (ROOT / folder).rglob("*"))]
+    named = re.compile(
+        r"\b(?:pip|uv)[^\n`]* (?:install|add)[^\n`]*[ '\"]flsparse\b|flsparse\[\w|dependencies = .*flsparse"
+    )
+    for path in files:
+        if path.suffix in (".md", ".py", ".toml", ".yaml"):
+            assert not named.search(path.read_text(encoding="utf-8")), path
+
+
 def test_every_page_is_listed() -> None:
     listed = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
     for page in sorted((ROOT / "docs").rglob("*.md")):

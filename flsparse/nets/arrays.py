@@ -10,13 +10,19 @@ Arrays = dict[str, np.ndarray]
 _SEPARATOR = "|"
 
 
+def to_array(tensor: torch.Tensor) -> np.ndarray:
+    """Return a tensor as a NumPy array of its own; bfloat16, which NumPy lacks, as float32."""
+    tensor = tensor.detach().cpu()
+    return np.array((tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy())
+
+
 def state_arrays(model: nn.Module) -> Arrays:
     """Return a module's state as NumPy arrays of their own, by state-dict key.
 
     An extra state that is no tensor is left out: it stays the module's own.
     """
     state = model.state_dict().items()
-    return {name: np.array(value.detach().cpu().numpy()) for name, value in state if isinstance(value, torch.Tensor)}
+    return {name: to_array(value) for name, value in state if isinstance(value, torch.Tensor)}
 
 
 def load_arrays(model: nn.Module, arrays: Mapping[str, np.ndarray]) -> None:
@@ -41,7 +47,7 @@ def load_arrays(model: nn.Module, arrays: Mapping[str, np.ndarray]) -> None:
 
 def parameter_arrays(model: nn.Module) -> Arrays:
     """Return a module's parameters, without its buffers, as NumPy arrays of their own."""
-    return {name: np.array(p.detach().cpu().numpy()) for name, p in model.named_parameters()}
+    return {name: to_array(p) for name, p in model.named_parameters()}
 
 
 def load_parameters(model: nn.Module, arrays: Arrays) -> None:
@@ -54,7 +60,7 @@ def load_parameters(model: nn.Module, arrays: Arrays) -> None:
 def optimizer_arrays(model: nn.Module, optimizer: torch.optim.Optimizer) -> Arrays:
     """Return an optimizer's tensors as ``{"momentum_buffer|conv.weight": array}``."""
     return {
-        f"{key}{_SEPARATOR}{name}": np.array(value.detach().cpu().numpy())
+        f"{key}{_SEPARATOR}{name}": to_array(value)
         for name, parameter in model.named_parameters()
         for key, value in optimizer.state.get(parameter, {}).items()
         if isinstance(value, torch.Tensor)

@@ -25,7 +25,7 @@ from flsparse.configs import build, did_you_mean, keys_of, lookup, parameters, s
 from flsparse.nets.arrays import Arrays, load_arrays, state_arrays
 from flsparse.runs.folder import RunFolder, read_checkpoint, restore_node_files
 from flsparse.runtime.inprocess import InProcessGrid
-from flsparse.sparsity import export_dense, prunable_names, sparsity_of
+from flsparse.sparsity import check_outputs, export_dense, is_sparsified, prunable_names, sparsity_of
 from flsparse.strategies import SERVER_PARTS, STRATEGIES, RoundLoop, RoundReport
 from flsparse.strategies.core.part import RoundPart
 from flsparse.tasks import Task, build_task
@@ -172,6 +172,8 @@ class _Run:
         self.arrays: Arrays = state_arrays(self.model)
         self.strategy.callbacks.append(self._after_round)
         self.evaluation_data = self._evaluation_data()
+        if is_sparsified(self.model):
+            check_outputs(self.task.model(), self.model, self.task.sample(self.evaluation_data, 2)[0][0])
         self.last_round, self.seconds_before = 0, 0.0
         self.counts: dict[str, int] = {}
         self.scores: dict[str, float | None] = {"accuracy": None, "loss": None, "best_accuracy": None}

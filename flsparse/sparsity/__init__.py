@@ -10,6 +10,7 @@ from flsparse.sparsity.masks import (
     regrowth,
     sparsity_of,
 )
+from flsparse.sparsity.outputs import check_outputs
 from flsparse.sparsity.powerprop import inverse_power, power, spectral_exponent
 from flsparse.sparsity.ramp import sparsity_ramp
 from flsparse.sparsity.soft_threshold import soft_threshold
@@ -17,6 +18,7 @@ from flsparse.sparsity.sparsify import (
     begin_fit,
     check_layers,
     export_dense,
+    is_sparsified,
     layer_densities,
     prunable_names,
     sparsify,
@@ -26,9 +28,11 @@ from flsparse.sparsity.topk import kept_count, magnitude_threshold, top_k
 __all__ = [
     "begin_fit",
     "check_layers",
+    "check_outputs",
     "default_prunable",
     "export_dense",
     "inverse_power",
+    "is_sparsified",
     "kept_count",
     "layer_densities",
     "layer_sparsity",

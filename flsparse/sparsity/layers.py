@@ -9,7 +9,7 @@ A plain layer becomes one of these by exchanging its class, so that parameters, 
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, SupportsIndex, cast
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +24,8 @@ from flsparse.sparsity.compact import (
     storage_order,
     zero_where_unset,
 )
-from flsparse.sparsity.powerprop import power, power_factor
+from flsparse.sparsity.effective import effective, stored
+from flsparse.sparsity.powerprop import power, power_factor, transformed
 
 # Their result is saved for their own backward pass, and views of it cost nothing: a compact copy would only add to it.
 _SAVES_RESULT = {"ReluBackward0", "TanhBackward0", "SigmoidBackward0", "SoftmaxBackward0", "AccumulateGrad"}
@@ -58,10 +59,8 @@ class LayerState:
     sparsity: float = 0.0
     threshold: float | None = None
 
-    def threshold_for(self, x: Tensor) -> float | None:
-        """Return the magnitude below which the saved input of this batch is dropped; None for a layer that is dense."""
-        if not self.pruning or self.sparsity <= 0.0:
-            return None
+    def threshold_for(self, x: Tensor) -> float:
+        """Return the magnitude below which the saved input of this batch is dropped."""
         if self.exact:
             return activation_threshold(x, self.sparsity)
         if self.threshold is None:
@@ -120,8 +119,9 @@ class _PowerLayer(torch.autograd.Function):
         threshold: float | None,
         kept_elsewhere: bool,
         geometry: Geometry | LinearGeometry,
+        dtype: torch.dtype,
     ) -> Tensor:
-        ctx.beta, ctx.threshold, ctx.geometry = beta, None, geometry
+        ctx.beta, ctx.threshold, ctx.geometry, ctx.dtype = beta, None, geometry, dtype
         ctx.shape, ctx.layout = x.shape, None
         small = None
         if threshold is not None and not kept_elsewhere and x.numel() >= MIN_SIZE:
@@ -135,7 +135,9 @@ class _PowerLayer(torch.autograd.Function):
             ctx.threshold = threshold
             ctx.save_for_backward(v, x)
         w = v if beta == 1.0 else power_factor(v, beta).mul_(v)
-        return geometry.forward(x, w, bias)
+        y = geometry.forward(x, w.to(dtype), bias)
+        # A linear layer's result may be a view, which torch would not let the next layer change in place.
+        return torch.ops.aten._unsafe_view(y, y.shape) if y._is_view() else y
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -148,30 +150,46 @@ class _PowerLayer(torch.autograd.Function):
         else:  # only the shape counts: the parameters are frozen
             x = grad.new_empty(ctx.shape)
         needs = ctx.needs_input_grad[:3]
-        if ctx.beta == 1.0:
-            return *ctx.geometry.backward(grad, x, v, needs), None, None, None, None
-        factor = power_factor(v, ctx.beta)
-        grad_x, grad_w, grad_bias = ctx.geometry.backward(grad, x, v * factor, needs)
-        grad_v = grad_w.mul_(factor).mul_(ctx.beta) if needs[1] else None
-        return grad_x, grad_v, grad_bias, None, None, None, None
+        factor = None if ctx.beta == 1.0 else power_factor(v, ctx.beta)
+        w = v if factor is None else v * factor
+        grad_x, grad_v, grad_bias = ctx.geometry.backward(grad, x, w.to(ctx.dtype), needs)
+        if needs[1]:
+            grad_v = grad_v.to(v.dtype)
+            if factor is not None:
+                grad_v = grad_v.mul_(factor).mul_(ctx.beta)
+        return grad_x, grad_v, grad_bias, None, None, None, None, None
 
 
 _power_layer: Callable[..., Tensor] = _PowerLayer.apply
 
 
-def _apply(
-    layer: "PowerLinear | _PowerConv", x: Tensor, v: Tensor, bias: Tensor | None, geometry: Geometry | LinearGeometry
-) -> Tensor:
-    state = layer.powerprop
-    if torch.is_autocast_enabled(
-        x.device.type
-    ):  # inside a Function autocast would hide the casts from the backward pass
+def _apply(layer: nn.Module, x: Tensor, v: Tensor, bias: Tensor | None, geometry: Geometry | LinearGeometry) -> Tensor:
+    state: LayerState = layer.__dict__["powerprop"]
+    dtype = v.dtype
+    if torch.is_autocast_enabled(x.device.type) and torch.float64 not in (x.dtype, dtype):
+        # Inside a Function autocast would hide the casts from the backward pass. The power is taken before its cast.
         dtype = torch.get_autocast_dtype(x.device.type)
-        x, v, bias = x.to(dtype), v.to(dtype), None if bias is None else bias.to(dtype)
-    if not torch.is_grad_enabled():
-        return geometry.forward(x, power(v, state.beta), bias)
-    threshold = state.threshold_for(x) if layer.training else None
-    return _power_layer(x, v, bias, state.beta, threshold, _kept_elsewhere(x), geometry)
+        x, bias = x.to(dtype), None if bias is None else bias.to(dtype)
+    pruning = layer.training and state.pruning and state.sparsity > 0.0
+    compiling = torch.compiler.is_compiling()
+    # Under vmap and its like nothing may depend on the data: there the reparametrization stands alone.
+    if not torch.is_grad_enabled() or transformed() or (compiling and not pruning):
+        return geometry.forward(x, power(v, state.beta).to(dtype), bias)
+    function = torch.compiler.disable(_pruned) if compiling else _pruned
+    return function(state, pruning, x, v, bias, geometry, dtype)
+
+
+def _pruned(
+    state: LayerState,
+    pruning: bool,
+    x: Tensor,
+    v: Tensor,
+    bias: Tensor | None,
+    geometry: Geometry | LinearGeometry,
+    dtype: torch.dtype,
+) -> Tensor:
+    threshold = state.threshold_for(x) if pruning else None
+    return _power_layer(x, v, bias, state.beta, threshold, _kept_elsewhere(x), geometry, dtype)
 
 
 def _kept_elsewhere(x: Tensor) -> bool:
@@ -182,18 +200,37 @@ def _kept_elsewhere(x: Tensor) -> bool:
     return node is None or node.name() in _SAVES_RESULT
 
 
-class PowerLinear(nn.Linear):
+class _Reparametrized(nn.Module):
+    powerprop: LayerState
+    weight = effective("weight")
+
+    @property
+    def _v(self) -> Tensor:
+        try:
+            v: Tensor = stored(self, "weight")
+        except AttributeError:  # torch's parametrize, on top of ours
+            v = self.weight
+        return v
+
+
+class PowerLinear(_Reparametrized, nn.Linear):
     """`torch.nn.Linear` whose ``weight`` holds ``v``."""
 
-    powerprop: LayerState
-
     def forward(self, input: Tensor) -> Tensor:
-        return _apply(self, input, self.weight, self.bias, LinearGeometry())
+        return _apply(self, input, self._v, self.bias, LinearGeometry())
 
 
-class _PowerConv(nn.modules.conv._ConvNd):
-    powerprop: LayerState
+class PowerConv1D(_Reparametrized):
+    """The Conv1D of GPT-2, a linear layer with its ``weight`` (in, out) transposed, which holds ``v``.
 
+    The transformers library, which has it, need not be there: `power_subclass` makes the class from the plain one.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _apply(self, x, self._v.t(), cast(Tensor, self.bias), LinearGeometry())
+
+
+class _PowerConv(_Reparametrized, nn.modules.conv._ConvNd):
     def forward(self, input: Tensor) -> Tensor:
         dimensions = len(self.kernel_size)
         x = input if input.dim() == dimensions + 2 else input.unsqueeze(0)
@@ -205,7 +242,7 @@ class _PowerConv(nn.modules.conv._ConvNd):
             x = F.pad(x, pads)
         else:
             padding = tuple(pads[::-2])
-        y = _apply(self, x, self.weight, self.bias, Geometry(self.stride, padding, self.dilation, self.groups))
+        y = _apply(self, x, self._v, self.bias, Geometry(self.stride, padding, self.dilation, self.groups))
         return y if x.dim() == input.dim() else y.squeeze(0)
 
 
@@ -219,6 +256,27 @@ class PowerConv2d(_PowerConv, nn.Conv2d):
 
 class PowerConv3d(_PowerConv, nn.Conv3d):
     """`torch.nn.Conv3d` whose ``weight`` holds ``v``."""
+
+
+_subclasses: dict[type[nn.Module], type[nn.Module]] = {}
+
+
+def power_subclass(power: type[nn.Module], plain: type[nn.Module]) -> type[nn.Module]:
+    """Return the subclass of a class above and of a plain class; its attribute ``plain`` is the latter."""
+    if plain not in _subclasses:
+        kind = type(f"Power{plain.__name__}", (power, plain), {"plain": plain, "__reduce_ex__": _reduce})
+        _subclasses[plain] = kind
+    return _subclasses[plain]
+
+
+def _reduce(module: Any, _protocol: SupportsIndex) -> Any:
+    kind = type(module)
+    return _empty, (kind.__mro__[1], kind.plain), module.__dict__
+
+
+def _empty(power: type[nn.Module], plain: type[nn.Module]) -> nn.Module:
+    kind = power_subclass(power, plain)
+    return kind.__new__(kind)
 
 
 class _BitReLU(torch.autograd.Function):
@@ -252,6 +310,6 @@ class BitReLU(nn.ReLU):
     as_bits: bool
 
     def forward(self, input: Tensor) -> Tensor:
-        if self.as_bits and self.training and input.requires_grad and input.numel() >= MIN_SIZE:
+        if self.as_bits and self.training and input.requires_grad and input.numel() >= MIN_SIZE and not transformed():
             return _bit_relu(input, self.inplace)
         return super().forward(input)

@@ -16,6 +16,11 @@ from torch import Tensor
 _FIXED_POINT_STEPS = 8
 
 
+def transformed() -> bool:
+    """Tell whether a transform of `torch.func` (vmap, grad, ...) runs: numpy cannot see the memory of its tensors."""
+    return torch._C._are_functorch_transforms_active()
+
+
 def power_factor(v: Tensor, beta: float) -> Tensor:
     """Return ``p = |v|^(beta - 1)``, so that ``w = v p`` and ``dw/dv = beta p``.
 
@@ -34,7 +39,8 @@ def power_factor(v: Tensor, beta: float) -> Tensor:
     v = v.detach()
     if beta == 1.0:
         return torch.ones_like(v)
-    if beta == 1.25 and v.device.type == "cpu" and v.dtype in (torch.float32, torch.float64):
+    numbers = v.device.type == "cpu" and v.dtype in (torch.float32, torch.float64)
+    if beta == 1.25 and numbers and not (transformed() or torch.compiler.is_compiling()):
         # Two square roots are three times as fast as a power, and numpy's do not slow down on zeros as torch's do.
         magnitude = v.abs()
         values = magnitude.numpy()
@@ -47,11 +53,16 @@ def power_factor(v: Tensor, beta: float) -> Tensor:
 class _Power(torch.autograd.Function):
     """``w = sign(v) |v|^beta``; plain autograd through it would give NaN at 0."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, v: Tensor, beta: float) -> Tensor:
-        ctx.save_for_backward(v)
-        ctx.beta = beta
+    def forward(v: Tensor, beta: float) -> Tensor:
         return v * power_factor(v, beta)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:
+        v, ctx.beta = inputs
+        ctx.save_for_backward(v)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -73,6 +84,8 @@ def power(v: Tensor, beta: float) -> Tensor:
     """
     if beta == 1.0:
         return v
+    if not torch.is_grad_enabled() and not transformed():
+        return v * power_factor(v, beta)
     return _power(v, beta)
 
 

@@ -2,95 +2,37 @@
 
 import copy
 import logging
-from collections import Counter
-from typing import Any, Literal, NamedTuple, cast
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from flsparse.ranges import one_of
-from flsparse.sparsity import layers, recurrent
 from flsparse.sparsity.layers import BitReLU, LayerState
+from flsparse.sparsity.outputs import compare, outputs_of
+from flsparse.sparsity.plan import Weight, plain_class, plan_of, treated
 from flsparse.sparsity.powerprop import inverse_power, power, spectral_exponent, spectral_inverse
 
 logger = logging.getLogger(__name__)
 
-_LAYERS: dict[type[nn.Module], type[nn.Module]] = {
-    nn.Linear: layers.PowerLinear,
-    nn.Conv1d: layers.PowerConv1d,
-    nn.Conv2d: layers.PowerConv2d,
-    nn.Conv3d: layers.PowerConv3d,
-}
-_PARTIAL: dict[type[nn.Module], type[nn.Module]] = {
-    nn.LSTM: recurrent.PowerLSTM,
-    nn.GRU: recurrent.PowerGRU,
-    nn.RNN: recurrent.PowerRNN,
-    nn.MultiheadAttention: recurrent.PowerMultiheadAttention,
-}
-_POWER = {**_LAYERS, **_PARTIAL}
-_PLAIN = dict(zip(_POWER.values(), _POWER.keys(), strict=True))
-_PLAIN[BitReLU] = nn.ReLU
-# In eval mode these take a fused path that reads the weights past the layers' forward.
-_FAST_PATHS: dict[type[nn.Module], dict[str, Any]] = {
-    nn.TransformerEncoderLayer: {"activation_relu_or_gelu": 0},
-    nn.TransformerEncoder: {"use_nested_tensor": False},
-}
 # From this sparsity on, a ReLU's saved result takes more memory than the inputs that convolutions save.
 _BITS_FROM_SPARSITY = 0.5
 
 
-class _Weight(NamedTuple):
-    """One weight that the reparametrization takes: its owner and its name inside the owner."""
-
-    owner: nn.Module
-    name: str
-
-    @property
-    def tensor(self) -> Tensor:
-        return self.owner.get_parameter(self.name)
-
-    @property
-    def state(self) -> LayerState:
-        held = self.owner.powerprop
-        return cast(LayerState, held[self.name] if isinstance(held, dict) else held)
-
-
-class _Plan(NamedTuple):
-    weights: dict[str, _Weight]  # by state-dict name
-    partly: list[str]  # modules that get the reparametrization alone
-    dense: list[str]  # modules with weight matrices that are left alone
-
-
-def _plan(model: nn.Module) -> _Plan:
-    plan = _Plan({}, [], [])
-    uses = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
-    claimed: set[int] = set()
-    for prefix, module in model.named_modules():
-        matrices = [
-            name for name in recurrent.matrices_of(module) if torch.is_floating_point(module.get_parameter(name))
-        ]
-        if not matrices or id(module) in claimed:
-            continue
-        kind = _PLAIN.get(type(module), type(module))
-        label = f"{prefix or '(root)'} ({kind.__name__})"
-        # Hand-made reparametrizations (weight_norm, parametrize, prune) leave no plain parameter of that name.
-        whole = kind in _LAYERS and matrices == ["weight"]
-        if any(uses[id(module.get_parameter(name))] > 1 for name in matrices):
-            plan.dense.append(f"{label}, tied weights")
-        elif whole or kind in _PARTIAL:
-            plan.weights.update({f"{prefix}.{name}".lstrip("."): _Weight(module, name) for name in matrices})
-            if kind in _PARTIAL:
-                plan.partly.append(label)
-        else:
-            plan.dense.append(label)
-        if isinstance(module, nn.MultiheadAttention):
-            claimed.add(id(module.out_proj))
-    return plan
-
-
 def prunable_names(model: nn.Module) -> list[str]:
     """Return the state-dict names of the weights that `sparsify` treated, or would treat on a plain module."""
-    return list(_plan(model).weights)
+    return list(_weights(model))
+
+
+def _weights(model: nn.Module) -> dict[str, Weight]:
+    return treated(model) if is_sparsified(model) else plan_of(model).weights
+
+
+def is_sparsified(model: nn.Module) -> bool:
+    """Tell whether `sparsify` treated any weight of a module."""
+    return any("powerprop" in module.__dict__ for module in model.modules())
 
 
 def check_layers(beta: object, activation_threshold: object) -> None:
@@ -106,13 +48,15 @@ def sparsify(
     *,
     activation_pruning: bool = True,
     activation_threshold: Literal["frozen", "exact"] = "frozen",
+    example: Any = None,
 ) -> nn.Module:
-    """Turn Conv1d/2d/3d and Linear layers into Powerpropagation layers with activation pruning, in place.
+    """Turn linear and convolution layers into Powerpropagation layers with activation pruning, in place.
 
     The parameters keep their names and identity and afterwards hold ``v`` (``w = sign(v)|v|^beta``); present weights
-    are converted, so that outputs do not change. LSTM, GRU, RNN and MultiheadAttention get the reparametrization
-    alone. Tied weights, subclasses with a forward of their own and modules that are parametrized already stay dense.
-    Both kinds are named in one log line.
+    are converted, so that outputs do not change. Whoever reads ``layer.weight`` inside a forward pass gets ``w``,
+    outside of it the parameter ``v``. LSTM, GRU, RNN, MultiheadAttention and ConvTranspose1d/2d/3d get the
+    reparametrization alone. Tied weights, weights that are all zero (they could not move), subclasses with a forward of
+    their own and modules that are parametrized already stay dense. Both kinds are named in one log line.
 
     Parameters
     ----------
@@ -125,6 +69,8 @@ def sparsify(
         on by default as in the paper, where the strategy ``SparsyFed`` leaves them alone.
     activation_threshold : "frozen" | "exact"
         ``"frozen"`` finds the pruning threshold on the first training batch of a fit, ``"exact"`` on every batch.
+    example : Any, optional
+        A batch as `check_outputs` takes it: the outputs of all modules are compared before and after.
 
     Returns
     -------
@@ -134,51 +80,56 @@ def sparsify(
     Raises
     ------
     ValueError
-        When ``beta`` is below 1, an option is unknown, or the module is sparsified already.
+        When ``beta`` is below 1, an option is unknown, the module is sparsified already, or a weight cannot be
+        converted (lazy, on the meta device, made in inference mode); when the outputs change on the example, the
+        module is as it was before.
     """
     check_layers(beta, activation_threshold)
-    if any(type(module) in _PLAIN for module in model.modules()):
+    if is_sparsified(model):
         raise ValueError("the module is sparsified already; export_dense gives back a plain one")
-    plan = _plan(model)
+    before = None if example is None else outputs_of(model, example)
+    plan = plan_of(model)
+    for name, weight in plan.weights.items():
+        _check_convertible(name, weight.tensor)
+    plain = {} if example is None else {name: weight.tensor.detach().clone() for name, weight in plan.weights.items()}
     for weight in plan.weights.values():
-        exponent = _store(weight, beta)
-        state = LayerState(exponent, beta == "spectral", activation_pruning, activation_threshold == "exact")
-        _attach(weight, state)
+        exponent = _store(weight.tensor, beta)
+        weight.treat(LayerState(exponent, beta == "spectral", activation_pruning, activation_threshold == "exact"))
     for module in model.modules():
         if activation_pruning and type(module) is nn.ReLU:
             module.__class__ = BitReLU
-        for kind, flags in _FAST_PATHS.items():
-            if isinstance(module, kind):
-                module.__dict__["fast_path"] = {flag: getattr(module, flag) for flag in flags if hasattr(module, flag)}
-                module.__dict__.update(flags)
     model.register_load_state_dict_post_hook(_on_load)
     begin_fit(model)
-    if plan.partly or plan.dense:
+    if before is not None:
+        try:
+            compare(before, outputs_of(model, example), model)
+        except Exception:
+            _make_plain(model, plain)
+            raise
+    if plan.alone or plan.dense:
         logger.info(
             "sparsify: reparametrization alone: %s; left dense: %s",
-            "; ".join(plan.partly) or "none",
+            "; ".join(plan.alone) or "none",
             "; ".join(plan.dense) or "none",
         )
     return model
 
 
-def _store(weight: _Weight, beta: float | Literal["spectral"]) -> float:
+def _check_convertible(name: str, weight: Tensor) -> None:
+    if weight.is_meta:
+        raise ValueError(f"{name} is on the meta device: load the model's weights before sparsify")
+    if weight.is_inference():
+        raise ValueError(f"{name} was made in inference mode and cannot be trained: build the model outside of it")
+
+
+def _store(weight: Tensor, beta: float | Literal["spectral"]) -> float:
     """Replace the weight by its ``v``, in place, and return the exponent."""
     if beta == 1.0:
         return 1.0
-    v, exponent = spectral_inverse(weight.tensor) if beta == "spectral" else (inverse_power(weight.tensor, beta), beta)
+    v, exponent = spectral_inverse(weight) if beta == "spectral" else (inverse_power(weight, beta), beta)
     with torch.no_grad():
-        weight.tensor.copy_(v)
+        weight.copy_(v)
     return exponent
-
-
-def _attach(weight: _Weight, state: LayerState) -> None:
-    kind = type(weight.owner)
-    if kind in _LAYERS:
-        weight.owner.__dict__["powerprop"] = state
-    else:
-        weight.owner.__dict__.setdefault("powerprop", {})[weight.name] = state
-    weight.owner.__class__ = _POWER.get(kind, kind)
 
 
 def begin_fit(model: nn.Module) -> None:
@@ -187,9 +138,7 @@ def begin_fit(model: nn.Module) -> None:
     Loading a state dict calls it too; call it after weights were set in another way.
     """
     size = zeros = 0
-    for weight in _plan(model).weights.values():
-        if not hasattr(weight.owner, "powerprop"):
-            continue
+    for weight in treated(model).values():
         state, v = weight.state, weight.tensor.detach()
         empty = v.numel() - int(torch.count_nonzero(v))
         size, zeros = size + v.numel(), zeros + empty
@@ -208,10 +157,12 @@ def layer_densities(model: nn.Module) -> dict[str, tuple[float, float]]:
     Both are in [0, 1]. Modules that `sparsify` treated, or would treat; without activation pruning ``d_a`` is 1.
     """
     found: dict[str, list[tuple[int, int, bool]]] = {}
-    for name, weight in _plan(model).weights.items():
-        held = getattr(weight.owner, "powerprop", None)
+    for name, weight in _weights(model).items():
+        held = weight.owner.__dict__.get("powerprop")
         pruning = isinstance(held, LayerState) and held.pruning
         module = name[: -len(weight.name)].rstrip(".")
+        if isinstance(weight.owner, NonDynamicallyQuantizableLinear):  # computes inside its attention layer
+            module = module.rpartition(".")[0]
         kept = int(torch.count_nonzero(weight.tensor.detach()))
         found.setdefault(module, []).append((kept, weight.tensor.numel(), pruning))
     densities = {}
@@ -230,18 +181,65 @@ def export_dense(model: nn.Module) -> nn.Module:
 
     The module that is given is left as it is. A plain module comes back as a plain copy.
     """
-    plain = copy.deepcopy(model)
-    weights = _plan(plain).weights.values()
+    for name, module in model.named_modules():
+        if "powerprop" in module.__dict__ and (plain_class(module) is type(module) or not _has_weights(module)):
+            raise ValueError(
+                f"{name or '(root)'} was parametrized or pruned by torch after sparsify: remove that first"
+            )
+    plain = _copied(model)
+    _make_plain(plain, {name: power(w.tensor.detach(), w.state.beta) for name, w in treated(plain).items()})
+    return plain
+
+
+def _has_weights(module: nn.Module) -> bool:
+    state = module.__dict__["powerprop"]
+    return set(state if isinstance(state, dict) else ["weight"]) <= set(module._parameters)
+
+
+def _make_plain(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Give a sparsified module its plain classes and these weights, in place."""
     with torch.no_grad():
-        for weight in weights:
-            if hasattr(weight.owner, "powerprop"):
-                weight.tensor.copy_(power(weight.tensor, weight.state.beta))
-    for module in plain.modules():
-        module.__class__ = _PLAIN.get(type(module), type(module))
-        module.__dict__.update(module.__dict__.pop("fast_path", {}))
+        for name, weight in treated(model).items():
+            weight.tensor.copy_(weights[name])
+    for module in model.modules():
+        module.__class__ = plain_class(module)
         for attribute in ("powerprop", "as_bits"):
             module.__dict__.pop(attribute, None)
         hooks = module._load_state_dict_post_hooks
         for key in [key for key, hook in hooks.items() if hook is _on_load]:
             del hooks[key]
-    return plain
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    """Return a deep copy, in which tensors computed from others (`torch.nn.utils.weight_norm`) have no history."""
+    memo: dict[int, Any] = {}
+    for module in model.modules():
+        for each in _tensors_in(vars(module)):
+            if not each.is_leaf:
+                memo[id(each)] = each.detach().clone()
+    try:
+        return copy.deepcopy(model, dict(memo))
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"{_not_copied(model, memo)} cannot be copied: {str(error).splitlines()[0]}") from error
+
+
+def _not_copied(model: nn.Module, memo: dict[int, Any]) -> str:
+    """Return the first attribute that a deep copy stumbles over, with its module."""
+    for prefix, module in model.named_modules():
+        for name, value in vars(module).items():
+            try:
+                _ = None if name == "_modules" else copy.deepcopy(value, dict(memo))
+            except (RuntimeError, TypeError):
+                return f"{prefix}.{name}".lstrip(".")
+    return type(model).__name__
+
+
+def _tensors_in(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for each in value.values():
+            yield from _tensors_in(each)
+    elif isinstance(value, list | tuple | set):
+        for each in value:
+            yield from _tensors_in(each)

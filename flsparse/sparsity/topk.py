@@ -5,6 +5,7 @@ that stay in the cache gathers the values above it; only these few survivors are
 checked, so that the result is exact whatever the sample.
 """
 
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ Array = npt.NDArray[Any]
 
 _BLOCK = 1 << 16
 _SAMPLE = 1 << 15
+_GLANCE = 64  # arrays that differ mostly do so in their first values
 
 
 def kept_count(size: int, sparsity: float) -> int:
@@ -58,7 +60,8 @@ def top_k(arrays: Sequence[Array], k: int) -> list[npt.NDArray[np.int64]]:
     -------
     list[ndarray of int64]
         For each array its selected flat indices (C order), strictly increasing: ``min(k, non-zeros)`` in all. A zero
-        is never selected. Of equal magnitudes at the border the lowest positions win.
+        is never selected. Of equal magnitudes at the border the lowest positions win. Equal arrays, as the copies of a
+        tied weight are, get equal positions: each its share of theirs, rounded down, at least one.
 
     Raises
     ------
@@ -85,7 +88,26 @@ def top_k(arrays: Sequence[Array], k: int) -> list[npt.NDArray[np.int64]]:
         keep[ties] = True
         ties_left -= ties.size
         selected.append(part[keep])
+    for copies in _copies(flat):
+        if both := sum(selected[i].size for i in copies):
+            share = top_k([flat[copies[0]]], max(1, both // len(copies)))[0]
+            for i in copies:
+                selected[i] = share
     return selected
+
+
+def _copies(flat: Sequence[Array]) -> list[list[int]]:
+    """Return the places of arrays that are equal to others, in groups."""
+    groups: defaultdict[tuple[str, int, bytes], list[list[int]]] = defaultdict(list)
+    for i, array in enumerate(flat):
+        alike = groups[array.dtype.str, array.size, array[:_GLANCE].tobytes()]
+        for group in alike:
+            if np.array_equal(flat[group[0]], array):
+                group.append(i)
+                break
+        else:
+            alike.append([i])
+    return [group for alike in groups.values() for group in alike if len(group) > 1]
 
 
 def magnitude_threshold(arrays: Sequence[Array], k: int) -> float:

@@ -65,7 +65,7 @@ def hub_images(
         from datasets import Image
         from flwr_datasets import FederatedDataset
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("dataset=hf needs flwr-datasets: pip install 'flsparse[simulation]'") from error
+        raise ModuleNotFoundError("dataset=hf needs flwr-datasets: pip install flwr-datasets") from error
     try:
         fetched = FederatedDataset(dataset=repo, subset=subset, shuffle=False, partitioners={train_split: 1})
         train, test = fetched.load_split(train_split), fetched.load_split(test_split)

@@ -19,6 +19,7 @@ from flsparse.runtime.apps import client_app
 from flsparse.runtime.federation import ROW_KEYS, make_strategy
 from flsparse.strategies import RoundFailed
 from flsparse.tasks import build_task
+from flsparse.tasks.models import MODELS
 
 Config = Callable[..., dict[str, Any]]
 SUMMARY_KEYS = {
@@ -327,3 +328,27 @@ def test_one_missing_device_does_not_block_a_run_for_ever(monkeypatch):
     monkeypatch.setattr(federation, "_PATIENCE_S", 0.0)
     assert federation.wait_for_nodes(cast(Grid, Late()), 4, at_least=2) == [1, 2, 3]
     assert federation.wait_for_nodes(cast(Grid, Late()), 3) == [1, 2, 3]
+
+
+def test_a_model_that_sparsify_would_change_is_refused(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Captured(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = torch.nn.Linear(64, 10)
+            weight = self.layer.weight
+            self.function = lambda x: x @ weight.t()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y: torch.Tensor = self.layer(x.flatten(1)) + self.function(x.flatten(1))
+            return y
+
+        def __deepcopy__(self, memo: Any) -> "Captured":
+            twin = Captured()
+            twin.load_state_dict(self.state_dict())
+            return twin
+
+    monkeypatch.setitem(MODELS, "captured", Captured)
+    cfg = config(model={"name": "captured"}, strategy={"name": "sparsyfed"})
+    with pytest.raises(ValueError, match=r"changes the outputs of \(root\) \(Captured\)"):
+        launch(cfg)
+    launch(config(model={"name": "captured"}, strategy={"name": "topk"}, num_rounds=1))

@@ -219,3 +219,6 @@ def test_layer_densities() -> None:
     model[0].weight.data[:8] = 0.0
     sparsify(model)
     assert layer_densities(model) == {"0": (0.2, 0.2), "1": (1.0, 1.0)}
+    attention: Any = nn.Sequential(nn.MultiheadAttention(8, 2))
+    attention[0].out_proj.weight.data[:4] = 0.0  # 32 of 256 weights
+    assert layer_densities(sparsify(attention)) == {"0": (0.875, 1.0)}

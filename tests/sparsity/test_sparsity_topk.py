@@ -34,6 +34,28 @@ def test_many_ties_beyond_the_sampling_size() -> None:
     assert top_k([array], 1234)[0].tolist() == list(range(1234))
 
 
+@pytest.mark.parametrize("k", [1, 7, 71, 102, 700])
+@pytest.mark.parametrize("ties", [False, True])
+def test_copies_get_equal_positions(k: int, ties: bool) -> None:
+    rng = np.random.default_rng(0)
+    tied, other = rng.standard_normal((51, 7)).astype(np.float32), rng.standard_normal(100).astype(np.float32)
+    if ties:
+        tied = np.sign(tied)
+    first, between, second, third = top_k([tied, other, tied.copy(), tied], k)
+    assert first.tolist() == second.tolist() == third.tolist()
+    kept = first.size * 3 + between.size
+    assert kept <= max(k, 3)
+    assert kept >= k - 2
+    assert np.abs(tied.ravel()[first]).min(initial=np.inf) >= np.abs(np.delete(tied.ravel(), first)).max(initial=0)
+
+
+def test_equal_beginnings_are_no_copies() -> None:
+    a = np.ones(200, np.float32)
+    b = a.copy()
+    b[-1] = 2
+    assert [found.tolist() for found in top_k([a, b], 3)] == [[0, 1], [199]]
+
+
 def test_a_sample_that_misleads_does_not_matter() -> None:
     array = np.zeros(1 << 20, np.float32)
     stride = array.size // (1 << 15) | 1
