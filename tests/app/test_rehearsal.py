@@ -153,6 +153,12 @@ def test_whatever_fails_on_a_node_is_one_line_that_names_it(error: Exception, sa
     assert "training samples: " in str(refused.value)
 
 
+def test_a_model_that_sparsify_would_change_is_refused(seen: type[Seen], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flsparse.sparsity.layers.power", lambda v, beta: 2 * v, raising=True)
+    with pytest.raises(SettingsError, match="output"):
+        rehearse(seen_config(strategy={"name": "sparsyfed", "sparsity": 0.5}))
+
+
 def test_a_node_with_one_sample_and_batch_norm_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     def make(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
         return nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.BatchNorm1d(8), nn.Linear(8, num_classes))
