@@ -6,7 +6,7 @@ after one evaluation: what would fail on a node in round 1 fails here, before an
 
 import logging
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -54,10 +54,17 @@ class Rehearsed:
     parameters: int
 
 
-def rehearse(cfg: Mapping[str, Any]) -> Rehearsed:
+def rehearse(cfg: Mapping[str, Any], tell: Callable[[str], object] = lambda _: None) -> Rehearsed:
     """Build every node's data, and run a round of one step with the smallest node and the largest.
 
     Random generators, the environment and the folder of the run are left as they were; no model outlives it.
+
+    Parameters
+    ----------
+    cfg : Mapping[str, Any]
+        The composed configuration.
+    tell : Callable[[str], object]
+        Is told what is done next.
 
     Raises
     ------
@@ -66,13 +73,16 @@ def rehearse(cfg: Mapping[str, Any]) -> Rehearsed:
     Exception
         The data or the model cannot be made.
     """
+    tell(f"reading {cfg['dataset']['name']}, and dividing it among the nodes")
     task = build_task(cfg)
     sizes = [len(task.train_data(node)) for node in range(task.num_nodes)]
     evaluated = task.validation_data() if cfg["evaluate"]["on"] == "validation" else task.test_data()
+    tell(f"making the model {cfg['model']['name']}")
     parameters = sum(each.numel() for each in task.model().parameters())
     largest, smallest = int(np.argmax(sizes)), int(np.argmin(sizes))
     alike = sizes[smallest] >= int(cfg["client"]["batch_size"])  # their first batches are of one size
     nodes = _Nodes(client_app(dict(cfg)), [largest] if alike else [smallest, largest])
+    tell(f"trying one training step, node {' and node '.join(map(str, nodes.partitions))}")
     try:
         with _left_as_it_was():
             _one_round(cfg, task, nodes, evaluated)

@@ -3,7 +3,8 @@
 import logging
 import os
 from collections import Counter
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
@@ -30,9 +31,14 @@ def say(text: str, console: Console = out) -> None:
     console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
-def doing(text: str) -> AbstractContextManager[object]:
-    """Show on a terminal what is being done, for as long as it takes."""
-    return out.status(text, spinner="line") if out.is_terminal else nullcontext()
+@contextmanager
+def doing(text: str) -> Iterator[Callable[[str], None]]:
+    """Show on a terminal what is being done, for as long as it takes; the function given goes on to another text."""
+    if not out.is_terminal:
+        yield lambda _: None
+        return
+    with out.status(text, spinner="line") as status:
+        yield status.update
 
 
 def shown(path: Path | str) -> str:

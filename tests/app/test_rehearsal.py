@@ -103,6 +103,16 @@ def test_a_step_of_the_smallest_and_the_largest_node_and_an_evaluation(
     assert (batch_size, False) in seen.batches
 
 
+def test_what_is_done_is_told_before_it_is_done(seen: type[Seen]) -> None:
+    told: list[str] = []
+    rehearse(seen_config(num_clients=2), told.append)
+    assert told == [
+        "reading digits, and dividing it among the nodes",
+        "making the model seen",
+        "trying one training step, node 0",
+    ]
+
+
 def test_random_generators_and_the_environment_are_left_as_they_were(
     seen: type[Seen], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

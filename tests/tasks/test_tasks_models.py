@@ -87,3 +87,16 @@ def test_a_net_of_torchvision_takes_its_own_arrays(arch: str) -> None:
     arrays = {name: array + 1 for name, array in state_arrays(model).items()}
     load_arrays(model, arrays)
     assert all((array == arrays[name]).all() for name, array in state_arrays(model).items())
+
+
+@pytest.mark.parametrize(
+    ("arch", "said"),
+    [
+        ("nope", "is no torchvision classification model, as "),
+        ("resnet_18", "is no torchvision classification model, as .*resnet18.* are"),
+        ("inception_v3", "has several outputs in training"),
+    ],
+)
+def test_a_net_that_cannot_be_built_is_refused_with_others(arch: str, said: str) -> None:
+    with pytest.raises(ValueError, match=f"model.arch='{arch}' {said}"):
+        build_model({"name": "torchvision", "arch": arch}, (3, 32, 32), 10)
