@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from app_kit import initial_state
 from small_federation import small_config
 from torch import nn
 
@@ -16,14 +17,10 @@ from flsparse.app.rehearsal import rehearse
 from flsparse.app.settings import SettingsError
 from flsparse.clients.core.state import STATE_DIR
 from flsparse.configs import open_parameters
-from flsparse.nets.arrays import state_arrays
 from flsparse.runs.checkpoint import save_checkpoint
 from flsparse.runs.folder import CHECKPOINT
 from flsparse.runtime import launch
-from flsparse.runtime.federation import make_strategy
-from flsparse.sparsity import prunable_names
 from flsparse.strategies import STRATEGIES
-from flsparse.tasks import build_task
 from flsparse.tasks.models import MODELS
 
 RING = {"topology": {"name": "ring"}, "num_nodes": 4}
@@ -192,10 +189,7 @@ def test_limits_of_this_machines_owner_are_found(monkeypatch: pytest.MonkeyPatch
 
 def saved(folder: Path, cfg: dict[str, Any], **changes: Any) -> dict[str, Any]:
     """Write a checkpoint of the initial state, and return the configuration of the run that goes on."""
-    plain = build_task(cfg).model()
-    strategy = make_strategy(cfg, prunable_names(plain))
-    state = {"round": 1, "config": {}, "arrays": state_arrays(strategy.prepare(plain))}
-    save_checkpoint(folder / CHECKPOINT, {**state, "strategy": strategy.state_dict(), **changes})
+    save_checkpoint(folder / CHECKPOINT, {"round": 1, "config": {}, **initial_state(cfg), **changes})
     return {**cfg, "resume": str(folder)}
 
 
