@@ -93,6 +93,7 @@ from flsparse.app import main
         (["output_dir="], "output_dir= is empty"),
         (["output_dir=/proc/none/run"], "/proc is not a folder that can be written to (No such file or directory)"),
         (["--config-dir", "nowhere"], "--config-dir nowhere: there is no such folder"),
+        (["hydra.run.dir=/proc/none/run"], "/proc is not a folder that can be written to (No such file or directory)"),
         (["client.lr=a=b"], "client.lr=a=b is no override (mismatched input '='"),
         (["resume=runs/lr=0.1/x"], "resume=runs/lr=0.1/x: no run folder there"),
         (["resume=runs/a,b"], "resume=runs/a,b: no run folder there"),
