@@ -6,7 +6,7 @@ They come before anything starts, and refuse in one line: :class:`flsparse.app.s
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flsparse.app.settings import SettingsError
 from flsparse.app.terminal import doing, say
@@ -14,6 +14,9 @@ from flsparse.configs import open_parameters, sampled_nodes
 from flsparse.report.tables import human_bytes
 from flsparse.runs.checkpoint import CheckpointError
 from flsparse.runs.folder import holds_a_run, read_checkpoint
+
+if TYPE_CHECKING:
+    from flsparse.app.rehearsal import Rehearsed
 
 
 def check_strategy(cfg: Mapping[str, Any]) -> Collection[str]:
@@ -82,28 +85,32 @@ def rehearse_all(jobs: Sequence[Mapping[str, Any]]) -> list[object]:
     here = [cfg for cfg in jobs if not cfg["superlink"]]  # else data and devices are elsewhere
     if not here:
         return []
-    with doing("loading PyTorch and Flower"):
-        from flsparse.app.rehearsal import rehearse
     for number, cfg in enumerate(here, 1):
-        with doing(
-            "reading the data, and trying one training step" + f", run {number} of {len(here)}" * (len(here) > 1)
-        ):
-            found = rehearse(cfg)
+        found = _rehearsed(cfg, f"run {number} of {len(here)}: " if len(here) > 1 else "")
         if len(jobs) == 1:
-            say(_described(cfg, found.sizes, found.evaluated, found.parameters))
+            say(_described(cfg, found))
             return [found.task]
     say(f"{len(jobs)} runs; each can be trained and evaluated")
     return []
 
 
-def _described(cfg: Mapping[str, Any], sizes: Sequence[int], evaluated: int, parameters: int) -> str:
+def _rehearsed(cfg: Mapping[str, Any], which: str) -> "Rehearsed":
+    with doing("loading PyTorch and Flower") as tell:
+        from flsparse.app.rehearsal import rehearse
+
+        return rehearse(cfg, lambda text: tell(which + text))
+
+
+def _described(cfg: Mapping[str, Any], found: "Rehearsed") -> str:
     """Return what runs, in four lines."""
+    sizes, parameters = found.sizes, found.parameters
+    data = f"{cfg['dataset']['name']}, {found.evaluated:,} samples to evaluate on"
     each = f"{min(sizes)}" if min(sizes) == max(sizes) else f"{min(sizes)} to {max(sizes)}"
     rounds, dense = f"{cfg['num_rounds']} round{'s' * (cfg['num_rounds'] != 1)}", human_bytes(4 * parameters)
     return "\n".join(
         (
             f"{cfg['strategy']['name']}: {rounds}, {sampled_nodes(cfg)} of {len(sizes)} nodes in each",
-            f"data:  {cfg['dataset']['name']}, {evaluated:,} samples to evaluate on; to train on, each node has {each}",
+            f"data:  {data}; to train on, each node has {each}",
             f"model: {cfg['model']['name']}, {parameters:,} parameters, {dense} dense",
             "check: one training step and one evaluation work",
         )

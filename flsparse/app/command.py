@@ -84,8 +84,10 @@ def _planned(
         say(f"flsparse: note: {note}", errors)
     if resumed:
         check_saved(resumed)
-    elif not jobs[0]["dry_run"] and not any(key.startswith("hydra.") and key.endswith(".dir") for key in given):
-        check_folder(str(given["output_dir"].value()) if "output_dir" in given else None, sweep=args.multirun)
+    elif not jobs[0]["dry_run"]:
+        keys = ("output_dir", "hydra.sweep.dir" if args.multirun else "hydra.run.dir")
+        named = next((str(given[key].value()) for key in keys if key in given), None)
+        check_folder(named, sweep=args.multirun)
     return jobs, resumed, rehearse_all(jobs)
 
 

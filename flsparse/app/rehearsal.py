@@ -6,7 +6,7 @@ after one evaluation: what would fail on a node in round 1 fails here, before an
 
 import logging
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +21,7 @@ from flsparse.app.terminal import in_one_line
 from flsparse.nets.arrays import Arrays, load_arrays, state_arrays
 from flsparse.runs.folder import read_checkpoint
 from flsparse.runtime.apps import client_app
-from flsparse.runtime.federation import make_strategy, train_config
+from flsparse.runtime.federation import make_strategy, prepare, train_config
 from flsparse.runtime.inprocess import InProcessGrid
 from flsparse.runtime.launcher import node_files
 from flsparse.sparsity import prunable_names
@@ -54,10 +54,17 @@ class Rehearsed:
     parameters: int
 
 
-def rehearse(cfg: Mapping[str, Any]) -> Rehearsed:
+def rehearse(cfg: Mapping[str, Any], tell: Callable[[str], object] = lambda _: None) -> Rehearsed:
     """Build every node's data, and run a round of one step with the smallest node and the largest.
 
     Random generators, the environment and the folder of the run are left as they were; no model outlives it.
+
+    Parameters
+    ----------
+    cfg : Mapping[str, Any]
+        The composed configuration.
+    tell : Callable[[str], object]
+        Is told what is done next.
 
     Raises
     ------
@@ -66,13 +73,16 @@ def rehearse(cfg: Mapping[str, Any]) -> Rehearsed:
     Exception
         The data or the model cannot be made.
     """
+    tell(f"reading {cfg['dataset']['name']}, and dividing it among the nodes")
     task = build_task(cfg)
     sizes = [len(task.train_data(node)) for node in range(task.num_nodes)]
     evaluated = task.validation_data() if cfg["evaluate"]["on"] == "validation" else task.test_data()
+    tell(f"making the model {cfg['model']['name']}")
     parameters = sum(each.numel() for each in task.model().parameters())
     largest, smallest = int(np.argmax(sizes)), int(np.argmin(sizes))
     alike = sizes[smallest] >= int(cfg["client"]["batch_size"])  # their first batches are of one size
     nodes = _Nodes(client_app(dict(cfg)), [largest] if alike else [smallest, largest])
+    tell(f"trying one training step, node {' and node '.join(map(str, nodes.partitions))}")
     try:
         with _left_as_it_was():
             _one_round(cfg, task, nodes, evaluated)
@@ -98,9 +108,7 @@ def _one_round(cfg: Mapping[str, Any], task: Task, nodes: "_Nodes", evaluated: D
         "num_rounds": 1,
         "client": {**cfg["client"], "local_steps": 1},
     }
-    plain = task.model()
-    strategy = make_strategy(small, prunable_names(plain))
-    model = strategy.prepare(plain)
+    strategy, model = prepare(small, task, evaluated)
     arrays = _saved_arrays(cfg, task) or state_arrays(model)
     batch = Data(
         evaluated.all_inputs,
@@ -159,7 +167,7 @@ def _left_as_it_was() -> Iterator[None]:
     states, disabled = (random.getstate(), np.random.get_state()), logging.root.manager.disable  # noqa: NPY002
     logging.disable(logging.CRITICAL)
     try:
-        with torch.random.fork_rng(), node_files(None):
+        with torch.random.fork_rng(range(torch.cuda.device_count())), node_files(None):
             yield
     finally:
         random.setstate(states[0])

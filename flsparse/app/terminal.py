@@ -3,12 +3,14 @@
 import logging
 import os
 from collections import Counter
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
 
 LOG = "flsparse.log"
+_SHOWN = 3  # warnings of a kind
 
 
 class _Console(Console):
@@ -29,9 +31,14 @@ def say(text: str, console: Console = out) -> None:
     console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
-def doing(text: str) -> AbstractContextManager[object]:
-    """Show on a terminal what is being done, for as long as it takes."""
-    return out.status(text, spinner="line") if out.is_terminal else nullcontext()
+@contextmanager
+def doing(text: str) -> Iterator[Callable[[str], None]]:
+    """Show on a terminal what is being done, for as long as it takes; the function given goes on to another text."""
+    if not out.is_terminal:
+        yield lambda _: None
+        return
+    with out.status(text, spinner="line") as status:
+        yield status.update
 
 
 def shown(path: Path | str) -> str:
@@ -66,9 +73,10 @@ class _Terminal(logging.Handler):
         if record.name == "flsparse.runtime.inprocess":  # of the node's own; the server says which node it drops
             return
         self._seen[str(record.msg)] += 1
-        told = {1: record.getMessage(), 2: record.getMessage(), 3: record.getMessage(), 4: f"more of this are in {LOG}"}
-        if text := told.get(self._seen[str(record.msg)]):
-            say(f"{record.levelname.lower()}: {text}", out if out.is_terminal and errors.is_terminal else errors)
+        if (count := self._seen[str(record.msg)]) > _SHOWN + 1:
+            return
+        text = record.getMessage() if count <= _SHOWN else f"more of this are in {LOG}"
+        say(f"{record.levelname.lower()}: {text}", out if out.is_terminal and errors.is_terminal else errors)
 
 
 def log_into(folder: Path) -> None:

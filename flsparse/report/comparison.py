@@ -70,7 +70,9 @@ def comparison(jobs: Sequence[Job]) -> Table:
         groups.setdefault(tuple(job.overrides.get(key, "-") for key in settings), []).append(job)
     labels, rows = [], []
     for values, members in groups.items():
-        label = " ".join(values) or str(next((job.summary["strategy"] for job in members if job.summary), "run"))
+        label = " ".join(map(_shortened, values)) or str(
+            next((job.summary["strategy"] for job in members if job.summary), "run")
+        )
         done = [job.summary for job in members if job.completed]
         if done:
             count = f"{len(done)} of {len(members)}" if len(done) < len(members) else f"{len(members)}"
@@ -92,3 +94,15 @@ def swept_keys(overrides: Sequence[dict[str, str]]) -> list[str]:
     """
     keys = dict.fromkeys(key for each in overrides for key in each)
     return [key for key in keys if len({each.get(key) for each in overrides}) > 1]
+
+
+def _shortened(value: str) -> str:
+    """Return a number in four digits, as of a sweeper that draws it; everything else as it is.
+
+    >>> _shortened("0.30166854243882657"), _shortened("1000000000.0"), _shortened("0.95"), _shortened("topk")
+    ('0.3017', '1e+09', '0.95', 'topk')
+    """
+    try:
+        return min(value, f"{float(value):.4g}", key=len)
+    except ValueError:
+        return value

@@ -1,90 +1,16 @@
 """The application from its command line: what is refused, what runs, where it leaves its folders, how it ends."""
 
 import json
-import os
-import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
 from importlib.abc import MetaPathFinder
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
+from app_kit import Run
 
-import flsparse.runtime
 from flsparse.app import main
-from flsparse.nets.arrays import state_arrays
-from flsparse.runs.checkpoint import save_checkpoint
-from flsparse.runs.folder import CHECKPOINT
-from flsparse.runtime.federation import make_strategy
-from flsparse.sparsity import prunable_names
-from flsparse.tasks import build_task
-
-Run = Callable[..., int]
-SUMMARY: dict[str, Any] = {
-    "status": "completed",
-    "dataset": "digits",
-    "rounds": 2,
-    "final_accuracy": 0.9,
-    "best_accuracy": 0.9,
-    "final_loss": 0.3,
-    "final_sparsity": 0.95,
-    "dense_bytes_per_model": 1000,
-    "uplink_bytes": 100,
-    "downlink_bytes": 200,
-    "uplink_wire_bytes": 150,
-    "downlink_wire_bytes": 250,
-    "uplink_ratio": 20.0,
-    "downlink_ratio": 10.0,
-    "wall_seconds": 1.0,
-}
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
-    """Return a function that runs the console script in a folder of its own and returns its exit code."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments: str) -> int:
-        monkeypatch.setattr(sys, "argv", ["flsparse", *arguments])
-        with pytest.raises(SystemExit) as end:
-            main()
-        return int(end.value.code or 0)
-
-    return call
-
-
-def initial_state(cfg: dict[str, Any]) -> dict[str, Any]:
-    """Return what a checkpoint holds of the model and the strategy, before the first round."""
-    plain = build_task(cfg).model()
-    strategy = make_strategy(cfg, prunable_names(plain))
-    return {"arrays": state_arrays(strategy.prepare(plain)), "strategy": strategy.state_dict()}
-
-
-@pytest.fixture
-def launched(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """Replace the runtime by one that notes the configuration and writes a summary; ``num_rounds=13`` fails."""
-    configurations: list[dict[str, Any]] = []
-
-    def launch(cfg: dict[str, Any], observers: Sequence[Any] = ()) -> dict[str, Any]:
-        configurations.append(cfg)
-        folder = Path(cfg["output_dir"])
-        (folder / "config.yaml").write_text(yaml.safe_dump(cfg))
-        if cfg["num_rounds"] == 13:
-            raise RuntimeError("thirteen rounds\nand a second line")
-        state = {"round": min(3, cfg["num_rounds"]), "config": json.loads(json.dumps(cfg))}
-        save_checkpoint(folder / CHECKPOINT, state | initial_state(cfg))
-        summary = SUMMARY | {"strategy": cfg["strategy"]["name"]}
-        if cfg["num_rounds"] == 7:
-            return summary | {"status": "interrupted", "rounds": 3, "checkpoint_round": 2}
-        (folder / "summary.json").write_text(json.dumps(summary))
-        return summary
-
-    monkeypatch.setattr(flsparse.runtime, "launch", launch)
-    return configurations
 
 
 @pytest.mark.parametrize(
@@ -167,6 +93,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         (["output_dir="], "output_dir= is empty"),
         (["output_dir=/proc/none/run"], "/proc is not a folder that can be written to (No such file or directory)"),
         (["--config-dir", "nowhere"], "--config-dir nowhere: there is no such folder"),
+        (["hydra.run.dir=/proc/none/run"], "/proc is not a folder that can be written to (No such file or directory)"),
         (["client.lr=a=b"], "client.lr=a=b is no override (mismatched input '='"),
         (["resume=runs/lr=0.1/x"], "resume=runs/lr=0.1/x: no run folder there"),
         (["resume=runs/a,b"], "resume=runs/a,b: no run folder there"),
@@ -207,71 +134,6 @@ def test_a_run_that_measured_nothing_may_be_tried_again_in_its_folder(
     (tmp_path / "failed" / "summary.json").write_text('{"status": "failed", "rounds": 0}')
     assert run("output_dir=failed") == 0
     assert len(launched) == 1
-
-
-@pytest.mark.parametrize(("held", "mend"), [("sweep", "resume=sweep"), ("sweep/0-topk", "resume=sweep/0-topk")])
-def test_a_sweep_leaves_a_folder_that_holds_runs_as_it_is(
-    held: str, mend: str, run: Run, launched: list[Any], capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    (tmp_path / held).mkdir(parents=True)
-    (tmp_path / held / "metrics.jsonl").touch()
-    before = sorted(tmp_path.rglob("*"))
-    assert run("-m", "seed=1,2", "output_dir=sweep") == 2
-    assert f"sweep holds a run: choose another output_dir, or go on with it ({mend})" in capsys.readouterr().err
-    assert sorted(tmp_path.rglob("*")) == before
-    assert not launched
-
-
-def test_the_table_of_a_sweep_is_of_its_own_jobs(
-    run: Run, launched: list[Any], capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    """What an earlier sweep left there that measured nothing is none of them."""
-    assert run("-m", "num_rounds=13", "seed=1,2,3", "output_dir=sweep") == 1
-    for record in tmp_path.glob("sweep/*/.hydra/overrides.yaml"):
-        os.utime(record, (1e9, 1e9))
-    capsys.readouterr()
-    assert run("-m", "seed=5,6", "output_dir=sweep") == 0
-    captured = capsys.readouterr()
-    assert "failed" not in captured.err
-    assert "2 seeds" in captured.out
-
-
-def test_a_run_with_all_its_rounds_is_not_resumed(
-    run: Run, launched: list[Any], capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    (tmp_path / "done").mkdir()
-    assert run("num_rounds=3", "output_dir=done") == 0
-    before = (tmp_path / "done" / "config.yaml").read_text()
-    for rounds in ([], ["num_rounds=2"]):
-        assert run("resume=done", *rounds) == 2
-        assert "it has 3 rounds" in capsys.readouterr().err
-    assert (tmp_path / "done" / "config.yaml").read_text() == before
-    assert len(launched) == 1
-
-
-@pytest.mark.parametrize(("saved", "ended"), [(2, True), (3, False)])
-def test_a_run_that_was_killed_at_its_end_can_be_finished(
-    saved: int, ended: bool, run: Run, launched: list[Any], tmp_path: Path
-) -> None:
-    """Killed while it wrote its last checkpoint, behind the row of that round; or its model and summary, after it."""
-    (tmp_path / "killed").mkdir()
-    assert run("num_rounds=3", "output_dir=killed") == 0
-    (tmp_path / "killed" / "metrics.jsonl").write_text("".join(f'{{"server_round": {n}}}\n' for n in (1, 2, 3)))
-    state = {"round": saved, "config": launched[0], **initial_state(launched[0])}
-    save_checkpoint(tmp_path / "killed" / CHECKPOINT, state)
-    if not ended:
-        (tmp_path / "killed" / "summary.json").unlink()
-    assert run("resume=killed") == 0
-    assert len(launched) == 2
-
-
-def test_a_run_without_a_checkpoint_is_not_resumed(
-    run: Run, launched: list[Any], capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    assert run("num_rounds=3", "output_dir=run") == 0
-    (tmp_path / "run" / CHECKPOINT).write_bytes(b"no checkpoint")
-    assert run("resume=run", "num_rounds=5") == 2
-    assert "flsparse: cannot read the checkpoint run/checkpoint" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -325,23 +187,6 @@ def test_output_dir_names_the_folder_of_one_run(run: Run, launched: list[Any], t
     assert [each.name for each in tmp_path.iterdir()] == ["here"]
 
 
-def test_a_sweep_gives_each_job_a_folder_and_ends_with_one_table(
-    run: Run, launched: list[Any], capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    assert run("-m", "strategy=fedavg,topk", "seed=1,2", "output_dir=sweep") == 0
-    assert [(cfg["strategy"]["name"], cfg["seed"]) for cfg in launched] == [
-        ("fedavg", 1),
-        ("fedavg", 2),
-        ("topk", 1),
-        ("topk", 2),
-    ]
-    assert len({cfg["output_dir"] for cfg in launched}) == 4
-    assert all(Path(cfg["output_dir"]).parent == tmp_path / "sweep" for cfg in launched)
-    out = capsys.readouterr().out
-    assert out.count("run folder") == 1
-    assert "python -m flsparse.report sweep" in out
-
-
 def test_a_failed_run_is_said_in_one_line_and_its_trace_is_in_the_log(
     run: Run, launched: list[Any], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -350,26 +195,6 @@ def test_a_failed_run_is_said_in_one_line_and_its_trace_is_in_the_log(
     assert "flsparse: thirteen rounds\n" in error
     assert "Traceback" not in error
     assert "and a second line" in (tmp_path / "bad" / "flsparse.log").read_text()
-
-
-def test_a_sweep_goes_on_after_a_failed_run_and_ends_with_an_error(
-    run: Run, launched: list[Any], capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run("-m", "num_rounds=13,2,3", "output_dir=sweep") == 1
-    assert len(launched) == 3
-    captured = capsys.readouterr()
-    assert "num_rounds" in captured.out
-    assert "1 of 3 runs failed" in captured.err
-
-
-def test_a_sweep_that_is_interrupted_shows_what_is_done(
-    run: Run, launched: list[Any], capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run("-m", "num_rounds=2,7,3", "output_dir=sweep") == 130
-    assert len(launched) == 2
-    captured = capsys.readouterr()
-    assert "90.0 %" in captured.out
-    assert "flsparse resume=sweep/1-" in captured.err
 
 
 def test_an_interrupted_run_says_how_to_go_on_and_goes_on(
@@ -386,54 +211,6 @@ def test_an_interrupted_run_says_how_to_go_on_and_goes_on(
     assert Path(again["output_dir"]) == Path("half")
     assert run("resume=half", "strategy=fedavg") == 2
     assert "goes on as it was" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("overrides", "said"),
-    [
-        (["experiment=sparsyfed_paper"], "goes on as it was"),
-        (["codec=int8"], "goes on as it was"),
-        (["~client.momentum"], "goes on as it was"),
-        (["output_dir=there"], "goes on as it was"),
-        (["evaluate.every=5"], "other settings of it follow from evaluate.every"),
-        (["topology.name=torus"], "other settings of it follow from topology"),
-        (["strategy.gamma=0.5"], "its strategy.gamma was 1.0"),
-        (["seed=3"], "its seed was 0"),
-        (["client.lr=0"], "client.lr=0 is impossible"),
-        (["strategy.sparsity=0.9"], "there is no key strategy.sparsity"),
-        (["+client.foo=1"], "there is no key client.foo"),
-        (["seed=1,2"], "does not sweep"),
-    ],
-)
-def test_what_cannot_change_with_resume_is_refused(
-    overrides: list[str], said: str, run: Run, launched: list[Any], capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    assert run("strategy=malcom_psgd", "num_rounds=3", "output_dir=done") == 0
-    before = (tmp_path / "done" / "config.yaml").read_text()
-    assert run("resume=done", "num_rounds=9", *overrides) == 2
-    assert said in capsys.readouterr().err
-    assert (tmp_path / "done" / "config.yaml").read_text() == before
-    assert len(launched) == 1
-
-
-def test_a_resumed_run_is_checked_and_previewed_as_what_it_is(
-    run: Run, launched: list[Any], capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run("strategy=split_ms", "num_rounds=3", "output_dir=done") == 0
-    capsys.readouterr()
-    assert run("resume=done", "num_rounds=9", "cut=2", "client.local_steps=2", "dry_run=true") == 0  # cut is 2
-    captured = capsys.readouterr()
-    assert "name: split_ms" in captured.out
-    assert "where to cut" in captured.out
-    assert captured.err.count("note:") == 1
-    assert "client.local_steps=2 has no effect on strategy=split_ms" in captured.err
-    assert run("resume=done", "num_rounds=9", "cut=5") == 2
-    assert "cut=5: a run goes on as it was, and other settings of it follow from cut" in capsys.readouterr().err
-    assert len(launched) == 1
-    assert run("resume=done", "num_rounds=9", "--cfg", "job") == 0
-    assert "num_rounds: 9" in capsys.readouterr().out
-    assert run("resume=done", "num_rounds=9", "strategy.bits=3") == 0
-    assert (launched[-1]["num_rounds"], launched[-1]["strategy"]["name"], launched[-1]["cut"]) == (9, "split_ms", "2")
 
 
 def test_dry_run_composes_counts_and_runs_nothing(
@@ -484,33 +261,6 @@ def test_version(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.startswith("flsparse 0.")
 
 
-@pytest.mark.parametrize("folder", ["lr=0.1", "a,b", "übung", "with space", "it's", "5", "(x)"])
-def test_a_folder_of_any_name_takes_a_run_that_goes_on(
-    folder: str, run: Run, launched: list[Any], capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    assert run("strategy=topk", "num_rounds=7", f"output_dir={folder}") == 130
-    said = capsys.readouterr().err.splitlines()[-1].partition("flsparse ")[2]
-    assert shlex.split(said) == [f"resume={folder}"]  # as the shell would hand it over
-    assert [each.name for each in tmp_path.iterdir()] == [folder]
-    assert run(*shlex.split(said), "num_rounds=9") == 0
-    assert launched[-1]["resume"] == folder
-
-
-@pytest.mark.parametrize(
-    ("text", "said"), [("a: [", "cannot be read (while parsing"), ("5", "cannot be read"), ("{}", "is not the config")]
-)
-def test_a_damaged_configuration_is_not_resumed(
-    text: str, said: str, run: Run, launched: list[Any], capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    assert run("num_rounds=3", "output_dir=run") == 0
-    (tmp_path / "run" / "config.yaml").write_text(text)
-    capsys.readouterr()
-    assert run("resume=run", "num_rounds=5") == 2
-    (error,) = capsys.readouterr().err.splitlines()
-    assert error.startswith("flsparse: resume=run: its config.yaml ")
-    assert said in error
-
-
 def test_a_simulation_without_ray_is_refused(
     run: Run, launched: list[Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -518,12 +268,6 @@ def test_a_simulation_without_ray_is_refused(
     assert run("runtime=simulation") == 2
     assert capsys.readouterr().err == "flsparse: runtime=simulation needs Ray: pip install 'flwr[simulation]'\n"
     assert not launched
-
-
-@pytest.mark.skipif(find_spec("hydra_plugins") is not None, reason="a plugin of Hydra is installed")
-def test_a_sweeper_that_is_missing_is_named_with_its_package(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("-m", "hydra/sweeper=optuna", "seed=0,1") == 2
-    assert "pip install hydra-optuna-sweeper" in capsys.readouterr().err
 
 
 def test_what_fails_before_the_start_is_one_line_of_whatever_type(
@@ -549,16 +293,6 @@ def test_the_start_says_what_will_run(run: Run, launched: list[Any], capsys: pyt
         "starting Ray, for 4 nodes",
     ):
         assert part in out.splitlines()
-
-
-def test_a_failed_job_of_a_sweep_is_a_row_with_its_reason(
-    run: Run, launched: list[Any], capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run("-m", "num_rounds=13,2", "seed=0,1", "output_dir=sweep") == 1
-    out = capsys.readouterr().out.splitlines()
-    assert [line.split()[:2] for line in out if "failed" in line][:2] == [["13", "failed"], ["13", "failed"]]
-    assert any(line.startswith("0-sparsyfed-digits-seed0: failed; its log is") for line in out)
-    assert any(line.split()[:2] == ["2", "90.0"] for line in out)
 
 
 def test_ctrl_c_while_modules_load_is_one_line(

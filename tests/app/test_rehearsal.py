@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from app_kit import initial_state
 from small_federation import small_config
 from torch import nn
 
@@ -16,14 +17,10 @@ from flsparse.app.rehearsal import rehearse
 from flsparse.app.settings import SettingsError
 from flsparse.clients.core.state import STATE_DIR
 from flsparse.configs import open_parameters
-from flsparse.nets.arrays import state_arrays
 from flsparse.runs.checkpoint import save_checkpoint
 from flsparse.runs.folder import CHECKPOINT
 from flsparse.runtime import launch
-from flsparse.runtime.federation import make_strategy
-from flsparse.sparsity import prunable_names
 from flsparse.strategies import STRATEGIES
-from flsparse.tasks import build_task
 from flsparse.tasks.models import MODELS
 
 RING = {"topology": {"name": "ring"}, "num_nodes": 4}
@@ -103,6 +100,16 @@ def test_a_step_of_the_smallest_and_the_largest_node_and_an_evaluation(
     assert (batch_size, False) in seen.batches
 
 
+def test_what_is_done_is_told_before_it_is_done(seen: type[Seen]) -> None:
+    told: list[str] = []
+    rehearse(seen_config(num_clients=2), told.append)
+    assert told == [
+        "reading digits, and dividing it among the nodes",
+        "making the model seen",
+        "trying one training step, node 0",
+    ]
+
+
 def test_random_generators_and_the_environment_are_left_as_they_were(
     seen: type[Seen], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -153,6 +160,12 @@ def test_whatever_fails_on_a_node_is_one_line_that_names_it(error: Exception, sa
     assert "training samples: " in str(refused.value)
 
 
+def test_a_model_that_sparsify_would_change_is_refused(seen: type[Seen], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flsparse.sparsity.layers.power", lambda v, beta: 2 * v, raising=True)
+    with pytest.raises(SettingsError, match="output"):
+        rehearse(seen_config(strategy={"name": "sparsyfed", "sparsity": 0.5}))
+
+
 def test_a_node_with_one_sample_and_batch_norm_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     def make(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
         return nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.BatchNorm1d(8), nn.Linear(8, num_classes))
@@ -176,10 +189,7 @@ def test_limits_of_this_machines_owner_are_found(monkeypatch: pytest.MonkeyPatch
 
 def saved(folder: Path, cfg: dict[str, Any], **changes: Any) -> dict[str, Any]:
     """Write a checkpoint of the initial state, and return the configuration of the run that goes on."""
-    plain = build_task(cfg).model()
-    strategy = make_strategy(cfg, prunable_names(plain))
-    state = {"round": 1, "config": {}, "arrays": state_arrays(strategy.prepare(plain))}
-    save_checkpoint(folder / CHECKPOINT, {**state, "strategy": strategy.state_dict(), **changes})
+    save_checkpoint(folder / CHECKPOINT, {"round": 1, "config": {}, **initial_state(cfg), **changes})
     return {**cfg, "resume": str(folder)}
 
 

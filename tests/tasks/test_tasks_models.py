@@ -3,6 +3,7 @@ from typing import Any
 import pytest
 import torch
 
+from flsparse.nets.arrays import load_arrays, state_arrays
 from flsparse.tasks.models import build_model
 
 COLOR = (3, 32, 32)
@@ -77,3 +78,25 @@ def test_char_lstm_out_of_linear_layers_is_an_lstm() -> None:
 def test_models_that_do_not_fit_say_why(config: dict[str, Any], shape: tuple[int, ...], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build_model(config, shape, 10)
+
+
+@pytest.mark.parametrize("arch", ["mnasnet0_5", "mobilenet_v3_small"])
+def test_a_net_of_torchvision_takes_its_own_arrays(arch: str) -> None:
+    """MNASNet reads the arrays of a state dict without a version as those of another net."""
+    model = build_model({"name": "torchvision", "arch": arch}, (3, 32, 32), 10)
+    arrays = {name: array + 1 for name, array in state_arrays(model).items()}
+    load_arrays(model, arrays)
+    assert all((array == arrays[name]).all() for name, array in state_arrays(model).items())
+
+
+@pytest.mark.parametrize(
+    ("arch", "said"),
+    [
+        ("nope", "is no torchvision classification model, as "),
+        ("resnet_18", "is no torchvision classification model, as .*resnet18.* are"),
+        ("inception_v3", "has several outputs in training"),
+    ],
+)
+def test_a_net_that_cannot_be_built_is_refused_with_others(arch: str, said: str) -> None:
+    with pytest.raises(ValueError, match=f"model.arch='{arch}' {said}"):
+        build_model({"name": "torchvision", "arch": arch}, (3, 32, 32), 10)

@@ -26,10 +26,12 @@ def torchvision_model(input_shape: tuple[int, ...], num_classes: int, *, arch: s
         If there is no such model, or the images are not in color.
     """
     models = import_torchvision("models")
-    names = [name for name in models.list_models(module=models) if name not in _SEVERAL_OUTPUTS]
+    if arch in _SEVERAL_OUTPUTS:
+        raise ValueError(f"model.arch={arch!r} has several outputs in training, for auxiliary losses; take a resnet18")
+    names = models.list_models(module=models)
     if arch not in names:
-        near = difflib.get_close_matches(arch, names, n=3, cutoff=0.4)
-        raise ValueError(f"model.arch={arch!r} is no torchvision classification model; near it: {', '.join(near)}")
+        near = difflib.get_close_matches(arch, names, n=3, cutoff=0.4) or names[:3]
+        raise ValueError(f"model.arch={arch!r} is no torchvision classification model, as {', '.join(near)} are")
     if input_shape[0] != 3:
         raise ValueError(
             f"model.arch={arch} takes images of 3 channels, not {input_shape[0]}; use model=cnn or resnet18"
