@@ -37,10 +37,11 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)  ## dense FedAvg, Top-K and SparsyFed on handwritten digits, with a table of accuracy and bytes
 	$(BIN)/flsparse -m experiment=demo strategy=fedavg,topk,sparsyfed
 	@echo; echo "Try next:"
-	@echo "  $(BIN)/flsparse --help"
-	@echo "  $(BIN)/flsparse -m strategy.sparsity=0.9,0.98,0.99     what more sparsity costs"
-	@echo "  $(BIN)/flsparse -m experiment=demo strategy=topk,sparsyfed partition.alpha=0.1   nodes that differ more"
-	@echo "  $(BIN)/flsparse dry_run=true                            the bytes a run would send"
+	@echo "  source $(BIN)/activate"
+	@echo "  flsparse --help"
+	@echo "  flsparse -m strategy.sparsity=0.9,0.98,0.99     what more sparsity costs"
+	@echo "  flsparse -m experiment=demo strategy=topk,sparsyfed partition.alpha=0.1   nodes that differ more"
+	@echo "  flsparse dry_run=true                            the bytes a run would send"
 
 test: lint  ## format, lint, types, layers, all tests
 	$(BIN)/pytest -n $(WORKERS) --dist worksteal

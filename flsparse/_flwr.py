@@ -78,6 +78,11 @@ def inflate(object_id: str, contents: Mapping[str, bytes]) -> Message:
     return message
 
 
+def set_reply_to(reply: Message, message_id: str) -> None:
+    """Make a message the reply to another one, by the id of that."""
+    reply.metadata.__dict__["_reply_to_message_id"] = message_id
+
+
 def through_wire(message: Message) -> Message:
     """Return the message as its receiver gets it: every nested object serialized, and built again from bytes."""
     return inflate(*deflate(message))

@@ -6,7 +6,8 @@ from flsparse.configs import import_all
 from flsparse.strategies.choco_sgd import ChocoSGD
 from flsparse.strategies.core.compressed import Compressed
 from flsparse.strategies.core.exchange import Node
-from flsparse.strategies.core.loop import RoundLoop, RoundReport
+from flsparse.strategies.core.loop import RoundLoop
+from flsparse.strategies.core.measures import RoundReport
 from flsparse.strategies.core.part import RoundPart
 from flsparse.strategies.core.roster import RoundFailed
 from flsparse.strategies.d_psgd import DPSGD
@@ -17,6 +18,7 @@ from flsparse.strategies.malcom_psgd import MalcomPSGD
 from flsparse.strategies.parts.control import ServerControl
 from flsparse.strategies.parts.masks import Masks
 from flsparse.strategies.parts.norm_bound import NormBound
+from flsparse.strategies.parts.server_optimizer import ServerOptimizer
 from flsparse.strategies.scaffold import Scaffold
 from flsparse.strategies.sparsyfed import SparsyFed
 from flsparse.strategies.split_ms import SplitMS
@@ -38,6 +40,7 @@ SERVER_PARTS: dict[str, Callable[..., RoundPart]] = {
     "control_variates": ServerControl,
     "masks": Masks,
     "norm_bound": NormBound,
+    "server_optimizer": ServerOptimizer,
 }
 
 

@@ -132,7 +132,7 @@ class DPPF(LocalSGD):
         )
         self.control = ServerControl() if control_variates else None
         own = (self.control, self.mirror, self.model if sparsity else None, self.mean_valley)
-        self._add_parts(*(part for part in own if part is not None))
+        self.parts.add(*(part for part in own if part is not None))
 
     @property
     def workers(self) -> dict[int, Arrays]:

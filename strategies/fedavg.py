@@ -9,9 +9,9 @@ Each node m started from its own reference r_m, a rounded copy of x. The roundin
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from logging import INFO
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
@@ -22,13 +22,15 @@ from flsparse._flwr import log
 from flsparse.clients.core.method import LocalMethod
 from flsparse.clients.fedavg import FedAvgLocal
 from flsparse.codec import Accumulator, Reference
-from flsparse.ranges import within
+from flsparse.nets.arrays import Arrays
+from flsparse.ranges import one_of, within
 from flsparse.strategies.core.downlink import rounded_names
 from flsparse.strategies.core.exchange import Node, Reply
 from flsparse.strategies.core.loop import RoundLoop
-from flsparse.strategies.core.measures import LARGEST, numbers_of
+from flsparse.strategies.core.measures import LARGEST, numbers_of, weighted_means
 from flsparse.strategies.core.part import Round
-from flsparse.strategies.core.server_optimizer import Arrays, ServerOptimizer
+from flsparse.strategies.core.roster import sample
+from flsparse.strategies.parts.server_optimizer import Kind, ServerOptimizer
 from flsparse.wire.messages import Scalar, to_numpy, to_record
 
 
@@ -57,9 +59,9 @@ class FedAvg(RoundLoop):
     arrayrecord_key, configrecord_key : str (default: "arrays", "config")
         Names of the records in a message.
     server_optimizer : {"none", "momentum", "adam"} (default: "none")
-        Update rule for the pseudo-gradient.
+        Update rule for the pseudo-gradient (:class:`flsparse.strategies.parts.server_optimizer.ServerOptimizer`).
     server_lr : float (default: 1.0)
-        Server learning rate; 1 with "none" is plain averaging.
+        Server learning rate, above 0; 1 with "none" is plain averaging, without a server optimizer.
     **wire
         Parameters of :class:`RoundLoop`. ``values="raw", downlink_values="raw"`` is the dense baseline.
     """
@@ -78,7 +80,7 @@ class FedAvg(RoundLoop):
         weighted_by_key: str = "num-examples",
         arrayrecord_key: str = "arrays",
         configrecord_key: str = "config",
-        server_optimizer: str = "none",
+        server_optimizer: Kind = "none",
         server_lr: float = 1.0,
         **wire: Any,
     ) -> None:
@@ -86,6 +88,8 @@ class FedAvg(RoundLoop):
         within("[0, 1]", fraction_train=fraction_train, fraction_evaluate=fraction_evaluate)
         within("[0, inf)", min_train_nodes=min_train_nodes, min_evaluate_nodes=min_evaluate_nodes)
         within("[1, inf)", min_available_nodes=min_available_nodes)
+        one_of(get_args(Kind), server_optimizer=server_optimizer)
+        within("(0, inf)", server_lr=server_lr)
         self.fraction_train = fraction_train
         self.fraction_evaluate = fraction_evaluate
         self.min_train_nodes = min_train_nodes
@@ -94,8 +98,8 @@ class FedAvg(RoundLoop):
         self.weighted_by_key = weighted_by_key
         self.arrayrecord_key = arrayrecord_key
         self.configrecord_key = configrecord_key
-        self.server_optimizer = ServerOptimizer(server_optimizer, server_lr)
-        self._model: Arrays = {}
+        if (server_optimizer, server_lr) != ("none", 1.0):
+            self.parts.add(ServerOptimizer(kind=server_optimizer, lr=server_lr))
         self._accepted: list[Node] = []  # of this round
 
     @property
@@ -111,41 +115,32 @@ class FedAvg(RoundLoop):
         """Log the configuration."""
         log(INFO, "\t├──> Sampling: train %.3g | evaluate %.3g", self.fraction_train, self.fraction_evaluate)
         log(INFO, "\t├──> Codec: %s", self.wire)
-        log(INFO, "\t└──> Server: %s, lr %.3g", self.server_optimizer.kind, self.server_optimizer.lr)
+        log(INFO, "\t└──> Parts: %s", self.parts)
 
     def sample(self, fraction: float, at_least: int, server_round: int, purpose: str) -> list[Node]:
         """Sample nodes by partition id, so that every runtime samples the same."""
-        nodes = self.roster.in_partition_order()
-        wanted = min(len(nodes), max(math.floor(fraction * len(nodes) + 1e-9), at_least))
-        chosen = rng.stream(self.seed, server_round, -1, purpose).choice(len(nodes), wanted, replace=False)
-        return [nodes[i] for i in sorted(chosen)]
+        generator = rng.stream(self.seed, server_round, -1, purpose)
+        return sample(self.roster.in_partition_order(), fraction, at_least, generator)
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Sample nodes and address the model to each."""
-        nodes = self.open_round(server_round, grid)
-        arrays = self._joined(arrays)
-        self._model = to_numpy(arrays)
+        nodes, arrays = self.open_round(server_round, arrays, grid)
         return self._messages(nodes, server_round, arrays, config, MessageType.TRAIN)
 
-    def open_round(self, server_round: int, grid: Grid) -> list[Node]:
-        """Let the parts begin a round; return the nodes sampled for it."""
+    def open_round(self, server_round: int, arrays: ArrayRecord, grid: Grid) -> tuple[list[Node], ArrayRecord]:
+        """Let the parts begin a round; return the nodes sampled for it, and the model with the parts' arrays behind."""
 
         def ask(message_type: str, arrays: ArrayRecord, config: ConfigRecord, hold: bool = True) -> Iterable[Reply]:
             return self.ask(grid, message_type, arrays, config, hold=hold)
 
         self._accepted = []
         self.round = Round(server_round, self._num_rounds, self.nodes, self.wire, self.round_metrics, ask, self.weigh)
-        for part in self.parts:
-            part.open(self.round)
-        return self.sample(self.fraction_train, self.min_train_nodes, server_round, "sampling")
-
-    def _joined(self, arrays: ArrayRecord) -> ArrayRecord:
-        """Return the model with the parts' arrays behind it."""
-        for part in self.parts:
-            arrays = part.joined(arrays)
-        return arrays
+        self.parts.open(self.round)
+        arrays = self.parts.joined(arrays)
+        self.round = replace(self.round, model=to_numpy(arrays))
+        return self.sample(self.fraction_train, self.min_train_nodes, server_round, "sampling"), arrays
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -154,7 +149,7 @@ class FedAvg(RoundLoop):
         if self.fraction_evaluate == 0:
             return []
         nodes = self.sample(self.fraction_evaluate, self.min_evaluate_nodes, server_round, "evaluation")
-        return self._messages(nodes, server_round, self._joined(arrays), config, MessageType.EVALUATE)
+        return self._messages(nodes, server_round, self.parts.joined(arrays), config, MessageType.EVALUATE)
 
     def _messages(
         self, nodes: list[Node], server_round: int, arrays: ArrayRecord, config: ConfigRecord, message_type: str
@@ -168,43 +163,36 @@ class FedAvg(RoundLoop):
         accumulator = Accumulator(self.wire.specs)
         references: dict[str, Weighted] = {}
         accepted: list[tuple[float, dict[str, float]]] = []
-        weighted = self.weighted and not any(part.uniform for part in self.parts)
+        weighted = self.weighted and not self.parts.uniform
         for reply in replies:
-            mirrors = (part.mirror(reply.node) for part in self.parts)
-            layers = self.update(reply, next((mirror for mirror in mirrors if mirror is not None), None))
+            layers = self.update(reply, self.parts.mirror(reply.node))
             if layers is None or reply.broadcast is None:
                 continue
-            faults = (part.fault(reply, layers, self.round) for part in self.parts)
-            if (fault := next((fault for fault in faults if fault is not None), None)) is not None:
+            if (fault := self.parts.fault(reply, layers, self.round)) is not None:
                 self.wire.refuse(reply, fault)
                 continue
             if (weighed := self.weigh(reply)) is None:
                 continue
             (weight, metrics), reference = weighed, reply.broadcast.reference
             weight = weight if weighted else 1.0
+            if weight == 0:
+                self.wire.problems.append(f"node {reply.node.node_id}: {self.weighted_by_key}=0")
+                continue
             accumulator.add(layers, weight)
             references.setdefault(reference.id, Weighted(reference)).weight += weight
             accepted.append((weight, metrics))
             self._accepted.append(reply.node)
-            for part in self.parts:
-                part.accept(reply, layers, self.round)
+            self.parts.accept(reply, layers, self.round)
         self.round_metrics["replies"] = len(accepted)
         if len(accepted) < self.min_replies:
-            for part in self.parts:
-                part.abandon(self.round)
+            self.parts.abandon(self.round)
             return None, None
         mean = self._give_back_rounding(accumulator.mean(), references)
-        arrays = self.server_optimizer.step(self._model, mean)
-        for part in self.parts:
-            arrays = part.close(arrays, self.round)
-        self._model = arrays
-        return to_record(self._model), MetricRecord(dict(weighted_means(accepted)))
+        return to_record(self.parts.close(mean, self.round)), MetricRecord(dict(weighted_means(accepted)))
 
     def conclude(self, grid: Grid, server_round: int, arrays: ArrayRecord, timeout_s: float) -> ArrayRecord:
         """Let the parts ask the nodes about the model."""
-        for part in self.parts:
-            arrays = part.conclude(arrays, self.round)
-        return arrays
+        return self.parts.conclude(arrays, self.round)
 
     def ask(
         self, grid: Grid, message_type: str, arrays: ArrayRecord, config: ConfigRecord, *, hold: bool = True
@@ -213,7 +201,7 @@ class FedAvg(RoundLoop):
 
         With ``hold`` the nodes keep the model as their next reference, so that the next broadcast is small.
         """
-        content = RecordDict({self.arrayrecord_key: self._joined(arrays), self.configrecord_key: config})
+        content = RecordDict({self.arrayrecord_key: self.parts.joined(arrays), self.configrecord_key: config})
         messages = [Message(content, node.node_id, message_type) for node in self._accepted]
         server_round = self.round.number
 
@@ -233,8 +221,8 @@ class FedAvg(RoundLoop):
         known = self.nodes.get(reply.node.node_id)
         if known is not None and known.num_examples:
             weight = min(weight, known.num_examples)  # no node weighs more than it said in the hello
-        if not 0 < weight <= LARGEST:
-            self.wire.refuse(reply, f"its metric {key!r} is {weight}, not in (0, {LARGEST:g}]")
+        if not 0 <= weight <= LARGEST:
+            self.wire.refuse(reply, f"its metric {key!r} is {weight}, not in [0, {LARGEST:g}]")
             return None
         return weight, numbers
 
@@ -244,13 +232,11 @@ class FedAvg(RoundLoop):
             return mean
         total = sum(r.weight for r in references.values())
         given = dict(mean)
-        for name in rounded_names(self._model):
-            x = self._model[name]
+        for name in rounded_names(self.wire.specs):
+            x = self.round.model[name]
             received = sum(r.reference.arrays[name] * np.float32(r.weight / total) for r in references.values())
             given[name] = np.asarray(mean[name] + (x - received), x.dtype)
-        for part in self.parts:
-            given = part.given_back(mean, given)
-        return given
+        return self.parts.given_back(mean, given)
 
     def receive_evaluations(self, server_round: int, replies: Iterable[Reply]) -> MetricRecord | None:
         """Average the nodes' metrics."""
@@ -259,28 +245,5 @@ class FedAvg(RoundLoop):
             if (weighed := self.weigh(reply)) is not None:
                 accepted.append(weighed)
                 self.roster.note_held(reply)
-        return MetricRecord(dict(weighted_means(accepted))) if accepted else None
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the round loop's state and the server optimizer's moments."""
-        return {**super().state_dict(), "server_optimizer": self.server_optimizer.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore the state of :meth:`state_dict`."""
-        super().load_state_dict(state)
-        self.server_optimizer.load_state_dict(state["server_optimizer"])
-
-
-def weighted_means(rows: list[tuple[float, dict[str, float]]]) -> dict[str, float]:
-    """Average each metric over the rows that have it.
-
-    Parameters
-    ----------
-    rows : list[tuple[float, dict[str, float]]]
-        Weight (above 0) and metrics of each reply.
-    """
-    means = {}
-    for key in sorted({key for _, numbers in rows for key in numbers}):
-        weights, values = zip(*((w, numbers[key]) for w, numbers in rows if key in numbers), strict=True)
-        means[key] = float(np.average(values, weights=weights))
-    return means
+        means = weighted_means([(weight, numbers) for weight, numbers in accepted if weight > 0])
+        return MetricRecord(dict(means)) if accepted else None

@@ -69,7 +69,7 @@ class LocalSGD(FedAvg):
         within("[1, inf)", qsr_max_steps=qsr_max_steps)
         self.qsr, self.qsr_max_steps = qsr, qsr_max_steps
         self.worker_rounds = Workers()
-        self._add_parts(self.worker_rounds, Statistics(statistics_every, statistics_samples))
+        self.parts.add(self.worker_rounds, Statistics(statistics_every, statistics_samples))
 
     def method(self, server_round: int, node: Node | None = None) -> LocalMethod:
         """Ask for local SGD from the worker's state of its last accepted reply."""

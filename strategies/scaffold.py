@@ -36,7 +36,7 @@ class Scaffold(FedAvg):
     def __init__(self, **fedavg: object) -> None:
         super().__init__(**settled(fedavg, self.fixed))
         self.control = ServerControl()
-        self._add_parts(self.control)
+        self.parts.add(self.control)
 
     def method(self, server_round: int, node: Node | None = None) -> LocalMethod:
         """Ask for plain local training; the part corrects it."""

@@ -136,7 +136,9 @@ class SplitMS(FedAvg):
             gradient=gradient,
             batches=batches_per_message,
         )
-        self.wire: SplitWire = SplitWire(self.wire.values, self.wire.rounding, self.wire.downlink, [], self.seed)
+        self.wire: SplitWire = SplitWire(
+            self.wire.values, self.wire.rounding, self.wire.downlink, [], self.wire.exact_patterns, self.seed
+        )
         self._top: Top | None = None
         self.memory: SplitMemory = SplitMemory()
         self._device_keys: list[str] = []
@@ -194,7 +196,6 @@ class SplitMS(FedAvg):
     ) -> Iterable[Message]:
         """Send the averaged bottom to the sampled nodes."""
         top, self._grid, self._all = self.top, grid, to_numpy(arrays)
-        self._model = {key: self._all[key] for key in self._device_keys}
         numbers = {key: float(value) for key, value in config.items() if isinstance(value, int | float)}
         if numbers.get("clip-grad", 0.0) > 0:
             raise ValueError(
@@ -207,11 +208,12 @@ class SplitMS(FedAvg):
         # both sides step at this round's rate
         constant: dict[str, Scalar] = {"lr": rate, "lr-final": 0.0, "lr-schedule": "geometric"}
         config = ConfigRecord({**config, **constant, "first-batch": self.memory.batches_done})
-        nodes = self.open_round(server_round, grid)
+        bottom = to_record({key: self._all[key] for key in self._device_keys})
+        nodes, bottom = self.open_round(server_round, bottom, grid)
         self._batch_size, self._each = int(numbers["batch-size"]), None
         self._steps = self.steps_per_round or self._steps_of_a_pass(nodes, self._batch_size)
         self._begun = {}
-        return self._messages(nodes, server_round, to_record(self._model), config, split.MESSAGE_TYPE)
+        return self._messages(nodes, server_round, bottom, config, split.MESSAGE_TYPE)
 
     def _steps_of_a_pass(self, nodes: list[Node], batch_size: int) -> int:
         most = max((node.num_examples for node in nodes), default=0)

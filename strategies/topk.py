@@ -59,7 +59,7 @@ class TopK(FedAvg):
         if (self.wire.values, self.wire.downlink.codec.values) == ("int4", "int8"):
             self.wire.downlink.delta_codec = Codec("int4")  # as nodes code theirs: the rounding is given back
         self.model = SparseModel(sparsity, ramp=ramp, reprune=reprune, scope=scope, tiers=tiers)
-        self._add_parts(Masks(), self.model)
+        self.parts.add(Masks(), self.model)
 
     def round_sparsity(self, server_round: int, node: Node | None = None) -> float:
         """Return the sparsity asked for in a round, of one node or of the aggregate."""

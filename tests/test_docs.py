@@ -8,8 +8,7 @@ import pytest
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
-from flsparse.app.settings import check
-from flsparse.runtime.federation import make_parts, make_strategy
+from flsparse.runtime.federation import make_parts
 from flsparse.strategies import STRATEGIES
 
 ROOT = Path(__file__).parents[1]
@@ -23,6 +22,18 @@ def test_relative_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8")):
         if "://" not in target:
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_nothing_tells_to_install_flsparse_by_its_name() -> None:
+    """It is not on PyPI: whoever takes the name there would be run."""
+    folders = ("docs", "examples", "flsparse", "strategies", "clients", "conf", "benchmarks")
+    files = [*PAGES, *(path for folder in folders for path in (ROOT / folder).rglob("*"))]
+    named = re.compile(
+        r"\b(?:pip|uv)[^\n`]* (?:install|add)[^\n`]*[ '\"]flsparse\b|flsparse\[\w|dependencies = .*flsparse"
+    )
+    for path in files:
+        if path.suffix in (".md", ".py", ".toml", ".yaml"):
+            assert not named.search(path.read_text(encoding="utf-8")), path
 
 
 def test_every_page_is_listed() -> None:
@@ -43,27 +54,6 @@ def composed(command: str) -> dict[str, object]:
     with initialize_config_module("flsparse.conf", version_base="1.3"):
         config = compose("config", [*shlex.split(command, comments=True), "output_dir=null"])
     return OmegaConf.to_container(config, resolve=True)  # type: ignore[return-value]
-
-
-@pytest.mark.parametrize("command", re.findall(r"^flsparse (.+)$", PARTS, re.MULTILINE))
-def test_commands_with_parts_compose_and_build(command: str) -> None:
-    cfg = composed(command)
-    check(cfg)
-    make_strategy(cfg, [])
-
-
-@pytest.mark.parametrize(("command", "error"), re.findall(r"^\$ flsparse (.+)\nflsparse: (.+)$", PARTS, re.MULTILINE))
-def test_parts_that_a_method_refuses_are_refused_in_these_words(command: str, error: str) -> None:
-    with pytest.raises(ValueError, match="parts") as refused:
-        make_strategy(composed(command), [])
-    assert str(refused.value) == error
-
-
-def test_snippets_with_parts_run() -> None:
-    snippets = re.findall(r"```python\n(.*?)```", PARTS, re.DOTALL)
-    assert snippets
-    for snippet in snippets:
-        exec(compile(snippet, "docs/parts.md", "exec"), {})
 
 
 def test_the_table_of_parts_has_every_part_with_its_settings() -> None:

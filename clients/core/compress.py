@@ -9,6 +9,8 @@ parts that the message asks for (:mod:`flsparse.clients.core.part`): clipping, n
 """
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,21 +18,24 @@ from flwr.app import ConfigRecord, Context, Message, MessageType, RecordDict
 from flwr.clientapp.typing import ClientAppCallable
 
 from flsparse.clients.core.part import Leaving, Part, Way, asked_parts
-from flsparse.clients.core.state import NodeState
+from flsparse.clients.core.state import NodeState, is_ours
 from flsparse.clients.parts.topk_update import TopKUpdate
-from flsparse.codec import Codec, Reference, decode
+from flsparse.codec import Codec, Reference, Specs, decode, exact_names, specs_of
 from flsparse.nets.arrays import Arrays
+from flsparse.nets.exact import exact_arrays
 from flsparse.wire.messages import (
     MISSING_REFERENCE,
     RECORD,
     Blueprint,
-    arrayrecord_key,
+    Entries,
+    joined,
     pack,
     packed_payload,
+    packed_record,
+    parted,
     payload_size,
     record_of,
-    to_numpy,
-    to_record,
+    tensor_records,
 )
 
 
@@ -73,9 +78,11 @@ class CompressMod:
     """Flower mod that unpacks received models and packs updates.
 
     Put it first in ``ClientApp(mods=[...])``: the app's own function, and mods after it such as local
-    differential privacy, see plain dense arrays. How the update is coded is the server's choice and comes with each
-    message, so a device in the field needs no change when the operator changes it. Messages that are not packed
-    (another strategy's) pass untouched.
+    differential privacy, see the message as the server's strategy made it: plain dense arrays, and no record and no
+    state of ours. How the update is coded is the server's choice and comes with each message, so a device in the field
+    needs no change when the operator changes it. Messages that are not packed (another strategy's) pass untouched.
+
+    An app may return other arrays than it received: a part of them, such as a head, others, or other shapes.
 
     Parameters
     ----------
@@ -106,13 +113,25 @@ class CompressMod:
         except _MissingReference:
             record = ConfigRecord({"status": MISSING_REFERENCE})
             return Message(RecordDict({RECORD: record}), reply_to=message)
-        reply = call_next(message, context)
+        first = tensor_records(message.content)[0]
+        with self.hidden(message.content, context):
+            reply = call_next(message, context)
         is_train = message.metadata.message_type.split(".")[0] == MessageType.TRAIN
         if not reply.has_error():
-            if is_train:
-                self._pack(reply.content, asked, received, prunable, state)
-            reply.content[RECORD] = ConfigRecord({"held": state.held})
+            said = self._pack(reply.content, first, asked, received, prunable, state) if is_train else {}
+            held = {"held": state.held} if state.held else {}  # Flower's message_size_mod takes no empty texts
+            reply.content[RECORD] = ConfigRecord({**held, **said})
         return reply
+
+    @contextmanager
+    def hidden(self, content: RecordDict, context: Context) -> Iterator[None]:
+        """Keep our record and our state away from the app, which may read and clear all that it finds."""
+        content.pop(RECORD, None)
+        own = {key: context.state.pop(key) for key in list(context.state) if is_ours(key)}
+        try:
+            yield
+        finally:
+            context.state.update(own)
 
     def parts(self, asked: ConfigRecord) -> list[Part]:
         """Return the parts that the update goes through on its way out; subclasses add theirs."""
@@ -123,47 +142,72 @@ class CompressMod:
         return parts
 
     def _unpack(self, content: RecordDict, asked: ConfigRecord, state: NodeState) -> tuple[Reference, list[str]]:
-        """Replace the packed array by the decoded ones."""
-        key = arrayrecord_key(content)
-        payload = packed_payload(content)
+        """Replace the packed array by the decoded records."""
+        key, payload = packed_record(content), packed_payload(content)
+        assert key is not None
         assert payload is not None
-        reference = None
+        told, reference = Entries(asked, "a message"), None
         if reference_id := str(asked.get("reference", "")):
             reference = state.reference(reference_id)
             if reference is None or "blueprint" not in state.values:
                 raise _MissingReference
         described = asked["blueprint"] if "blueprint" in asked else state.values["blueprint"]
         blueprint = Blueprint.from_bytes(described)
+        if reference is not None and list(reference.specs.items()) != list(blueprint.specs.items()):
+            raise _MissingReference
         self.limits.check("max_memory_bytes", blueprint.nbytes)
-        received = Reference(decode(payload, like=blueprint.specs, reference=reference))
+        received = Reference(decode(payload, like=blueprint.specs, reference=reference), exact_names(blueprint.specs))
         state.values["blueprint"] = described
         if asked.get("hold", False):
             state.hold(received)
-        content[key] = to_record(received.arrays)
+        content.update(parted(received.arrays, [str(name) for name in told.values("records")] or [key]))
         return received, blueprint.prunable
 
     def _pack(
         self,
         content: RecordDict,
+        first: str,
         asked: ConfigRecord,
         received: Reference,
         prunable: list[str],
         state: NodeState,
-    ) -> None:
-        """Replace the trained arrays by one packed array."""
-        key = arrayrecord_key(content)
-        trained = to_numpy(content.array_records[key])
-        if list(trained) != list(received.arrays):
-            odd = [name for name in (*received.arrays, *trained) if (name in trained) != (name in received.arrays)]
-            raise ValueError(
-                f"the app returned {len(trained)} arrays, but received {len(received.arrays)}: "
-                f"{f'{odd[0]!r} is on one side only' if odd else 'in another order'}; return the whole state_dict"
-            )
+    ) -> dict[str, bytes | list[str]]:
+        """Replace the trained arrays by one packed array; return what our record is to say of them."""
+        said: dict[str, bytes | list[str]] = {}
+        if not (records := tensor_records(content, first)):
+            return said
+        trained = joined(content, records)
+        if trained.keys() == received.arrays.keys():
+            trained = {name: trained[name] for name in received.arrays}
+        base = received.reshaped(trained_specs(trained, received))
+        if base is not received:
+            said["blueprint"] = Blueprint(dict(base.specs), []).to_bytes()
+        if len(records) > 1:
+            said["records"] = records
         metrics: dict[str, float] = {}
-        way = Way(self.parts(asked), Leaving.of(asked, received, prunable, state, metrics))
-        content[key] = pack(coded_update(trained, way, str(asked["rounding"]), way.leaving.stream("rounding")))
-        for record in content.metric_records.values():
-            record.update(metrics)
+        kept = [name for name in prunable if name in base.specs]
+        way = Way(self.parts(asked), Leaving.of(asked, base, kept, state, metrics))
+        payload = coded_update(trained, way, str(asked["rounding"]), way.leaving.stream("rounding"))
+        for record in records:
+            del content[record]
+        content[records[0]] = pack(payload)
+        for metric_record in content.metric_records.values():
+            metric_record.update(metrics)
+        return said
+
+
+def trained_specs(trained: Arrays, received: Reference) -> Specs:
+    """Return the specs of an update's arrays; those of arrays that were not received by the rule for unknown models.
+
+    Parameters
+    ----------
+    trained : dict[str, np.ndarray]
+        As the app returned them.
+    received : Reference
+        The broadcast as this node decoded it.
+    """
+    unknown = {name: array for name, array in trained.items() if name not in received.arrays}
+    return specs_of(trained, exact_names(received.specs) | exact_arrays(unknown))
 
 
 def coded_update(trained: Arrays, way: Way, rounding: str, generator: np.random.Generator) -> bytes:
@@ -185,7 +229,7 @@ def coded_update(trained: Arrays, way: Way, rounding: str, generator: np.random.
     payload, reference = encode_update(sent, way.base, way.leaving.values, rounding, generator)
     way.leaving.metrics["encode-ms"] = (time.perf_counter() - started) * 1e3
     if way.reads_back:
-        way.coded(decode(payload, like=sent, reference=reference))
+        way.coded(decode(payload, like=way.base.specs, reference=reference))
     return payload
 
 
@@ -216,11 +260,12 @@ def encode_update(
         The update needs a reference, and there is none.
     """
     codec = Codec(values=values, rounding=rounding)
+    exact = frozenset() if received is None else exact_names(received.specs)
     if codec.values == "raw":
-        return codec.encode(trained, reference=None, rng=generator), None
+        return codec.encode(trained, reference=None, rng=generator, exact=exact), None
     if received is None:
         raise ValueError(f"this node has lost the model received, which values={values!r} are coded against")
-    return codec.encode(trained, reference=received, rng=generator), received
+    return codec.encode(trained, reference=received, rng=generator, exact=exact), received
 
 
 class _MissingReference(Exception):

@@ -4,7 +4,8 @@ The server's message names the method and brings its hyper-parameters; the devic
 its owner's limits, and answers the hello.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
@@ -17,6 +18,14 @@ from flsparse.codec.wire import VERSION
 from flsparse.wire.messages import RECORD
 
 _UNNAMED = {Kind.SPLIT: "split_ms"}  # its messages within a round name no method
+
+
+class _OpenMod(CompressMod):
+    """The mod before an app that reads our record and keeps state beside ours."""
+
+    @contextmanager
+    def hidden(self, content: RecordDict, context: Context) -> Iterator[None]:
+        yield
 
 
 def device_app(load_task: Callable[[Context], TaskLike], limits: Limits | None = None) -> ClientApp:
@@ -33,7 +42,7 @@ def device_app(load_task: Callable[[Context], TaskLike], limits: Limits | None =
         Bounds set by the device's owner, which no server can exceed.
     """
     limits = limits or Limits()
-    app = ClientApp(mods=[CompressMod(limits=limits)])  # holds bytes; the passes over the data are held below
+    app = ClientApp(mods=[_OpenMod(limits=limits)])  # holds bytes; the passes over the data are held below
 
     def answering(kind: Kind) -> ClientAppCallable:
         def answer(message: Message, context: Context) -> Message:

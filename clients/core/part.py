@@ -20,13 +20,23 @@ import numpy as np
 from flsparse import rng
 from flsparse.clients.core.fit import Fit
 from flsparse.clients.core.state import NodeState
-from flsparse.codec import Reference
+from flsparse.codec import Reference, Specs
 from flsparse.configs import build, did_you_mean
 from flsparse.nets.arrays import Arrays
 from flsparse.nets.batch_norm import statistics_names
 from flsparse.wire.messages import CONTROL, Entries, Scalar
 
 CLIP, NOISE, PRUNE, SPARSIFY, MIRROR = 10, 20, 30, 40, 50  # order of the parts on an update's way out
+
+
+def weight_names(specs: Specs) -> list[str]:
+    """Return the names of the model's floating weights: no exact arrays, batch-norm statistics or arrays of parts."""
+    statistics = set(statistics_names(specs))
+    return [
+        name
+        for name, spec in specs.items()
+        if spec.dtype.kind == "f" and not spec.exact and name not in statistics and not name.startswith(CONTROL)
+    ]
 
 
 @dataclass(frozen=True)
@@ -78,13 +88,8 @@ class Leaving:
         return rng.stream(self.seed, self.server_round, self.node, purpose)
 
     def floating(self, arrays: Mapping[str, np.ndarray]) -> list[str]:
-        """Return the names of the model's arrays that a part may change: floating, without batch-norm statistics."""
-        statistics = set(statistics_names(arrays))
-        return [
-            name
-            for name, array in arrays.items()
-            if array.dtype.kind == "f" and name not in statistics and not name.startswith(CONTROL)
-        ]
+        """Return the names of the arrays that a part may change: floating weights without batch-norm statistics."""
+        return [name for name in weight_names(self.received.specs) if name in arrays]
 
 
 @dataclass(kw_only=True)
@@ -205,6 +210,10 @@ class Way:
 
     def outgoing(self, arrays: Arrays) -> Arrays:
         """Return the arrays to send for trained arrays."""
+        turning = [n for n, s in self.leaving.received.specs.items() if s.dtype.kind == "c" and not s.exact]
+        if self.parts and turning:
+            names = ", ".join(part.name for part in self.parts)
+            raise ValueError(f"array {turning[0]!r} is complex, and parts change real weights alone: leave out {names}")
         for part in self.parts:
             self._given.append(arrays)
             arrays = part.outgoing(arrays, self.leaving, self.base)

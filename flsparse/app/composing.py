@@ -1,9 +1,10 @@
 """From overrides on the command line to the configurations of the jobs that they describe.
 
-With :mod:`flsparse.app.main`, the only module that knows Hydra.
+With :mod:`flsparse.app.command`, the only module that knows Hydra.
 """
 
 import itertools
+import os
 import re
 from argparse import Namespace
 from collections.abc import Collection, Sequence
@@ -13,14 +14,16 @@ from typing import Any
 import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from flsparse.app.settings import SettingsError
 from flsparse.configs import did_you_mean, keys_of
 
+_FOLDERS = ("resume", "output_dir", "dataset.root")
 # sections with constructors that refuse unknown arguments
 _CHECKED = ("strategy", "codec", "dataset", "model", "parts")
 
@@ -59,19 +62,56 @@ def compose_jobs(overrides: Sequence[str], *, sweep: bool) -> list[dict[str, Any
             _check_key(each, groups, known)
         return [_compose(job) for job in _jobs(parsed)]
     except (HydraException, OmegaConfBaseException) as error:
-        raise SettingsError(str(error).strip().splitlines()[0]) from error
+        raise SettingsError(_first_line(error) + _missing_plugin(error)) from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]
+
+
+def _missing_plugin(error: Exception) -> str:
+    """Return what to install, where an option of Hydra's own groups was not found."""
+    found = re.search(r"'hydra/(sweeper|launcher)/(\w+)'", str(error))
+    return f": Hydra's plugin for it is not installed (pip install hydra-{found[2]}-{found[1]})" if found else ""
 
 
 def _groups() -> list[str]:
     return [group for group in GlobalHydra.instance().config_loader().list_groups("") if group != "hydra"]
 
 
+def quoted(override: str) -> str:
+    """Return an override as Hydra reads it: the path of a folder may hold what its grammar takes for its own.
+
+    >>> quoted("resume=runs/lr=0.1/x"), quoted("resume=runs/x"), quoted("strategy=[a")
+    ("resume='runs/lr=0.1/x'", 'resume=runs/x', 'strategy=[a')
+    """
+    key, given, value = override.partition("=")
+    if key not in _FOLDERS or not given or value[:1] in ("", "'", '"'):
+        return override
+    path = os.path.expanduser(value)
+    try:
+        read = OverridesParser.create().parse_override(f"{key}={path}").value()
+    except HydraException:
+        read = None
+    return (
+        f"{key}={path}" if read == path or path == "null" else f"{key}={QuotedString(path, Quote.single).with_quotes()}"
+    )
+
+
 def parse_overrides(overrides: Sequence[str]) -> list[Override]:
     """Read overrides as Hydra does; SettingsError where one cannot be read."""
-    try:
-        return OverridesParser.create(GlobalHydra.instance().config_loader()).parse_overrides(list(overrides))
-    except HydraException as error:
-        raise SettingsError(str(error).strip().splitlines()[0]) from error
+    parser = OverridesParser.create(GlobalHydra.instance().config_loader())
+    parsed = []
+    for each in overrides:
+        try:
+            parsed.append(parser.parse_override(each))
+        except HydraException as error:
+            key, given, value = each.partition("=")
+            mend = (
+                f"; a value with such characters is quoted twice: \"{key}='{value}'\"" if given else ": it is KEY=VALUE"
+            )
+            raise SettingsError(f"{each} is no override ({_first_line(error)}){mend}") from error
+    return parsed
 
 
 def resumed_job(given: Sequence[Override]) -> dict[str, Any]:
@@ -86,8 +126,7 @@ def resumed_job(given: Sequence[Override]) -> dict[str, Any]:
         inside = next((each.parent for each in sorted(folder.glob("*/config.yaml"))), None)
         mend = f"; one of the runs in it is resume={inside}" if inside else ""
         raise SettingsError(f"resume={folder}: no run folder there (no config.yaml in it){mend}")
-    config = OmegaConf.load(folder / "config.yaml")
-    assert isinstance(config, DictConfig)
+    config = _read_config(folder)
     record, groups = folder / ".hydra" / "config.yaml", _groups()  # Hydra's own, with nothing filled in
     sources = re.findall(r"\$\{([\w.]+)\}", record.read_text(encoding="utf-8")) if record.is_file() else []
     known = keys_of(OmegaConf.to_container(config))  # type: ignore[arg-type]
@@ -107,6 +146,17 @@ def resumed_job(given: Sequence[Override]) -> dict[str, Any]:
         OmegaConf.update(config, key, each.value())
     config.update(resume=str(folder), output_dir=str(folder))
     return OmegaConf.to_container(config, resolve=True)  # type: ignore[return-value]
+
+
+def _read_config(folder: Path) -> DictConfig:
+    """Return the configuration that a run left in its folder."""
+    try:
+        config = OmegaConf.load(folder / "config.yaml")
+    except (OSError, ValueError, YAMLError) as error:
+        raise SettingsError(f"resume={folder}: its config.yaml cannot be read ({_first_line(error)})") from error
+    if not isinstance(config, DictConfig) or "strategy" not in config:
+        raise SettingsError(f"resume={folder}: its config.yaml is not the configuration of a run")
+    return config
 
 
 def _compose(overrides: Sequence[str]) -> dict[str, Any]:
@@ -134,7 +184,11 @@ def _is_hydras(override: Override) -> bool:
 
 def search_path(args: Namespace) -> list[str]:
     """Return the override that stands for ``--config-dir``, a folder with groups and options of the user's own."""
-    return [f"hydra.searchpath=[file://{Path(args.config_dir).resolve()}]"] if args.config_dir else []
+    if not args.config_dir:
+        return []
+    if not Path(args.config_dir).is_dir():
+        raise SettingsError(f"--config-dir {args.config_dir}: there is no such folder")
+    return [f"hydra.searchpath=[file://{Path(args.config_dir).resolve()}]"]
 
 
 def _check_option(override: Override, options: Sequence[str]) -> None:

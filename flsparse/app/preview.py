@@ -1,11 +1,10 @@
 """Bytes of a run, without running it: the data are loaded, the initial model is coded, nothing is trained."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from rich.table import Table
 
 from flsparse import rng
@@ -17,11 +16,13 @@ from flsparse.configs import sampled_nodes
 from flsparse.nets.arrays import Arrays, state_arrays
 from flsparse.report.tables import human_bytes, ratio
 from flsparse.runtime.federation import make_strategy
+from flsparse.schedules import batches_of_a_pass
 from flsparse.sparsity import prunable_names, sparsity_of
 from flsparse.strategies import STRATEGIES
 from flsparse.strategies.core.gossip import Gossip
 from flsparse.strategies.core.loop import RoundLoop
-from flsparse.tasks import Task, build_task
+from flsparse.strategies.parts.sparse import SparseModel
+from flsparse.tasks import build_task
 
 _CHANGE = 0.02  # of a weight's size: how far a local training is taken to move it
 
@@ -44,6 +45,9 @@ class Preview:
         To and from one node, once the target sparsity is reached: the whole sparse model down, an update up.
     sparsity : float
         The target, 0 for strategies without one.
+    run_downlink_bytes, run_uplink_bytes : int
+        Of all nodes in all rounds, estimated: the sparsity rises as the strategy's does, sizes with the density, and
+        every broadcast is taken for a whole model.
     """
 
     nodes: int
@@ -55,28 +59,8 @@ class Preview:
     downlink_bytes: int
     uplink_bytes: int
     sparsity: float
-
-
-def rehearse(cfg: Mapping[str, Any]) -> Task:
-    """Build all that a run needs and send two images through the model, so that a run fails now or not for this.
-
-    Returns
-    -------
-    Task
-        While it is kept, the run that follows need not load the data again.
-
-    Raises
-    ------
-    ValueError, OSError, ImportError, RuntimeError, TypeError
-        The configuration is impossible, or the data set's files are missing.
-    """
-    task = build_task(cfg)
-    plain = task.model()
-    model = make_strategy(cfg, prunable_names(plain)).prepare(plain).eval()
-    data = task.validation_data() if cfg["evaluate"]["on"] == "validation" else task.test_data()
-    with torch.no_grad():
-        model(data.prepare(data.all_inputs[data.index[:2]].to(task.device)))
-    return task
+    run_downlink_bytes: int
+    run_uplink_bytes: int
 
 
 def dry_run_table(cfg: Mapping[str, Any]) -> Table:
@@ -112,26 +96,52 @@ def preview(cfg: Mapping[str, Any]) -> Preview:
     stream = rng.stream(int(cfg["seed"]), 0, -1, "preview")
     first, middle = strategy.preview(arrays, stream)
     broadcast = down.encode(middle, rng=stream)
-    received = decode(broadcast, like=middle)
-    sent = strategy.preview_update(_trained(received, stream), received)
-    update = up.encode(sent, reference=Reference(received), rng=stream)
+
+    def update_of(payload: bytes, model: Arrays) -> int:
+        received = decode(payload, like=model)
+        sent = strategy.preview_update(_trained(received, stream), received)
+        return len(up.encode(sent, reference=Reference(received), rng=stream))
+
+    whole = down.encode(first, rng=stream)
+    uplink, first_uplink = update_of(broadcast, middle), update_of(whole, first)
+    sampled, num_rounds = sampled_nodes(cfg), int(cfg["num_rounds"])
+    shares = _dense_shares(strategy, num_rounds)
     return Preview(
         nodes=task.num_nodes,
-        sampled=sampled_nodes(cfg),
-        num_rounds=int(cfg["num_rounds"]),
+        sampled=sampled,
+        num_rounds=num_rounds,
         parameters=parameters,
         dense_bytes=sum(array.nbytes for array in first.values()),
-        first_downlink_bytes=len(down.encode(first, rng=stream)),
+        first_downlink_bytes=len(whole),
         downlink_bytes=len(broadcast),
-        uplink_bytes=len(update),
+        uplink_bytes=uplink,
         sparsity=float(sparsity_of(middle, names)),
+        run_downlink_bytes=sampled * _summed([1.0, *shares[:-1]], len(whole), len(broadcast)),
+        run_uplink_bytes=sampled * _summed(shares, first_uplink, uplink),
     )
+
+
+def _dense_shares(strategy: RoundLoop, num_rounds: int) -> list[float]:
+    """Return for each round how far its sparsity is from the target, in [0, 1]; 1 is dense."""
+    sparse = next((part for part in strategy.parts if isinstance(part, SparseModel)), None)
+    if sparse is None or not sparse.sparsity:
+        return [0.0] * num_rounds
+    return [1 - sparse.target(each, num_rounds) / sparse.sparsity for each in range(1, num_rounds + 1)]
+
+
+def _summed(shares: Sequence[float], dense: int, sparse: int) -> int:
+    return round(sum(sparse + share * (dense - sparse) for share in shares))
 
 
 def preview_table(found: Preview) -> Table:
     """Return a preview as a table; estimates are marked."""
     each = f"{found.sampled} of {found.nodes} nodes a round, {found.num_rounds} rounds"
-    table = Table(title=f"dry run: {found.parameters:,} parameters; {each}")
+    dense = found.dense_bytes * found.sampled * found.num_rounds
+    up, down = (f"{human_bytes(n)} ({ratio(dense / n)})" for n in (found.run_uplink_bytes, found.run_downlink_bytes))
+    table = Table(
+        title=f"dry run: {found.parameters:,} parameters; {each}",
+        caption=f"the run, dense: {human_bytes(dense)} each way\nas configured: about {up} up, at most {down} down",
+    )
     table.add_column("one message to or from one node")
     for column in ("bytes", "ratio", "a round"):
         table.add_column(column, justify="right")
@@ -171,7 +181,12 @@ def graph_preview(cfg: Mapping[str, Any]) -> Table:
     payload, _ = codec.encode(x, copy, Stamp(0, 1, copy_checksum(copy)), stream)
     graph, dense = strategy.topology, sum(array.nbytes for array in arrays.values())
     links = int(graph.adjacency.sum())
-    table = Table(title=f"dry run: {graph.name} of {graph.nodes} nodes, {links // 2} links, {cfg['num_rounds']} rounds")
+    rounds, whole = int(cfg["num_rounds"]), len(payload) * links
+    table = Table(
+        title=f"dry run: {graph.name} of {graph.nodes} nodes, {links // 2} links, {rounds} rounds",
+        caption=f"the run, dense: {human_bytes(dense * links * rounds)} over the links\nas configured: about "
+        f"{human_bytes(whole * rounds)} ({ratio(dense * links / whole)}) over the links, without evaluations",
+    )
     table.add_column("one message")
     for column in ("bytes", "ratio", "times a round", "a round"):
         table.add_column(column, justify="right")
@@ -200,7 +215,15 @@ def cut_preview(cfg: Mapping[str, Any]) -> Table:
     settings = cfg["strategy"]
     coding = MaskEncoding(float(settings["sparsity"]), int(settings["bits"]), str(settings["mask_rounding"]))
     inputs = data.prepare(data.all_inputs[chosen].to(task.device))
-    return advice_table(advise(task.model(), inputs, coding), len(chosen))
+    rows = advise(task.model(), inputs, coding)
+    table = advice_table(rows, len(chosen))
+    if here := next((each for each in rows if each.cut == str(settings["cut"])), None):
+        most = max(len(task.train_data(node)) for node in range(task.num_nodes))
+        batches = settings["steps_per_round"] * settings["batches_per_message"] or batches_of_a_pass(most, wanted)
+        times = batches * sampled_nodes(cfg) * int(cfg["num_rounds"])
+        coded, dense = human_bytes(times * here.coded_bytes), human_bytes(times * here.dense_bytes)
+        table.caption = f"{table.caption}\nthe run, cut at {here.cut}: about {coded} of activations up, {dense} dense"
+    return table
 
 
 def _trained(arrays: Arrays, stream: np.random.Generator) -> Arrays:

@@ -10,7 +10,7 @@ from flsparse.codec.errors import PayloadError
 from flsparse.codec.models.accumulate import Accumulator
 from flsparse.codec.models.decoder import Layer, decode, decode_layers
 from flsparse.codec.models.encoder import Codec
-from flsparse.codec.specs import ArraySpec, Reference, Specs, specs_of
+from flsparse.codec.specs import ArraySpec, Reference, Specs, exact_names, specs_of
 from flsparse.codec.wire import PayloadInfo, payload_info
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "decode_gradient",
     "decode_layers",
     "encode_gradient",
+    "exact_names",
     "make_activation_codec",
     "payload_info",
     "specs_of",

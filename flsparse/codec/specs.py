@@ -1,8 +1,8 @@
 """Specs and references, known to both ends of a payload: names, shapes and dtypes, and the reference model."""
 
 import hashlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
 from types import MappingProxyType
@@ -13,25 +13,32 @@ from numpy.typing import NDArray
 
 FLOATS = ("float16", "float32", "float64")
 INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
-DTYPES = (*FLOATS, *INTEGERS, "bool")  # a dtype's place in this list is its id in fingerprints
+COMPLEX = {"complex64": "float32", "complex128": "float64"}  # and the dtype of their real and imaginary parts
+DTYPES = (*FLOATS, *INTEGERS, "bool", *COMPLEX)  # a dtype's place in this list is its id in fingerprints
 Derived = TypeVar("Derived")
 _IDS = {np.dtype(name): i for i, name in enumerate(DTYPES)}
+_PARTS = {np.dtype(name): np.dtype(part) for name, part in COMPLEX.items()}
+_EXACT = 0x80  # beside a dtype's id
 
 
 @dataclass(frozen=True)
 class ArraySpec:
-    """Shape and dtype of one array.
+    """Shape and dtype of one array, and whether its values may be rounded.
 
     Parameters
     ----------
     shape : tuple of int
         Empty for a 0-d array; a dimension may be 0.
     dtype : np.dtype
-        One of float16/32/64, (u)int8/16/32/64 and bool, in native byte order.
+        One of float16/32/64, complex64/128, (u)int8/16/32/64 and bool, in native byte order.
+    exact : bool
+        Floating or complex, and yet no weight: it travels bit for bit, NaN and infinity included. Integers and
+        booleans always do.
     """
 
     shape: tuple[int, ...]
     dtype: np.dtype
+    exact: bool = False
 
     @property
     def size(self) -> int:
@@ -47,13 +54,15 @@ class ArraySpec:
 Specs = Mapping[str, ArraySpec]
 
 
-def specs_of(arrays: Mapping[str, np.ndarray | ArraySpec]) -> dict[str, ArraySpec]:
+def specs_of(arrays: Mapping[str, np.ndarray | ArraySpec], exact: Collection[str] = ()) -> dict[str, ArraySpec]:
     """Return the specs of named arrays, in order.
 
     Parameters
     ----------
     arrays : mapping of str to np.ndarray or ArraySpec
         Ordered; specs pass through.
+    exact : collection of str
+        Names of the floating and complex arrays that travel bit for bit; others are of no account.
 
     Raises
     ------
@@ -70,8 +79,22 @@ def specs_of(arrays: Mapping[str, np.ndarray | ArraySpec]) -> dict[str, ArraySpe
         dtype = np.dtype(array.dtype).newbyteorder("=")
         if dtype not in _IDS:
             raise ValueError(f"array {name!r} has dtype {array.dtype}; the codec carries {', '.join(DTYPES)}")
-        specs[name] = ArraySpec(tuple(int(n) for n in array.shape), dtype)
+        kept = array.exact if isinstance(array, ArraySpec) else name in exact and dtype.kind in "fc"
+        specs[name] = ArraySpec(tuple(int(n) for n in array.shape), dtype, kept)
     return specs
+
+
+def exact_names(specs: Specs) -> frozenset[str]:
+    """Return the names of the floating and complex arrays that travel bit for bit."""
+    return frozenset(name for name, spec in specs.items() if spec.exact)
+
+
+def in_parts(specs: Specs) -> dict[str, ArraySpec]:
+    """Return specs in which a complex array is a floating one of real and imaginary parts, a dimension more."""
+    return {
+        name: replace(spec, shape=(*spec.shape, 2), dtype=_PARTS[spec.dtype]) if spec.dtype in _PARTS else spec
+        for name, spec in specs.items()
+    }
 
 
 def describe(specs: Specs) -> bytes:
@@ -79,7 +102,8 @@ def describe(specs: Specs) -> bytes:
     parts = [len(specs).to_bytes(4, "little")]
     for name, spec in specs.items():
         label = name.encode("utf-8", "surrogatepass")
-        parts += [len(label).to_bytes(4, "little"), label, bytes([_IDS[spec.dtype], len(spec.shape)])]
+        kind = _IDS[spec.dtype] | (_EXACT if spec.exact else 0)
+        parts += [len(label).to_bytes(4, "little"), label, bytes([kind, len(spec.shape)])]
         parts += [n.to_bytes(8, "little") for n in spec.shape]
     return b"".join(parts)
 
@@ -90,8 +114,13 @@ def fingerprint(specs: Specs) -> bytes:
 
 
 def flatten(arrays: Mapping[str, np.ndarray], specs: Specs) -> dict[str, np.ndarray]:
-    """Return every array as 1-D, contiguous and in native byte order; a view where that is possible."""
-    return {name: np.ravel(np.asarray(arrays[name], dtype=spec.dtype)) for name, spec in specs.items()}
+    """Return every array as 1-D, contiguous, in native byte order, complex ones in parts; a view where possible."""
+    return {name: _flat(np.asarray(arrays[name], dtype=spec.dtype)) for name, spec in specs.items()}
+
+
+def _flat(array: np.ndarray) -> np.ndarray:
+    flat = np.ravel(array)
+    return flat.view(_PARTS.get(flat.dtype, flat.dtype))
 
 
 class Reference:
@@ -101,19 +130,21 @@ class Reference:
     ----------
     arrays : mapping of str to np.ndarray
         Ordered. They are copied, so later changes to the originals do no harm.
+    exact : collection of str
+        Names of the arrays that travel bit for bit (:attr:`ArraySpec.exact`).
 
     Raises
     ------
     ValueError
-        For an unknown dtype, or NaN or infinity in an array.
+        For an unknown dtype, or NaN or infinity in an array that is not exact.
     """
 
-    def __init__(self, arrays: Mapping[str, np.ndarray]) -> None:
-        self.specs: Specs = MappingProxyType(specs_of(arrays))
+    def __init__(self, arrays: Mapping[str, np.ndarray], exact: Collection[str] = ()) -> None:
+        self.specs: Specs = MappingProxyType(specs_of(arrays, exact))
         frozen = {}
         for name, spec in self.specs.items():
             array = np.array(arrays[name], dtype=spec.dtype, order="C")
-            if spec.dtype.kind == "f" and not np.isfinite(array).all():
+            if spec.dtype.kind in "fc" and not spec.exact and not np.isfinite(array).all():
                 raise ValueError(f"array {name!r} of the reference holds NaN or infinity")
             array.flags.writeable = False
             frozen[name] = array
@@ -146,7 +177,7 @@ class Reference:
         found = self._supports.get(name)
         if found is None:
             found = np.flatnonzero(self.flat(name) != 0)
-            if 2 * found.size <= self.specs[name].size:
+            if 2 * found.size <= self.flat(name).size:
                 self._supports[name] = found
         return found
 
@@ -169,8 +200,20 @@ class Reference:
         return cast(Derived, derived)
 
     def flat(self, name: str) -> np.ndarray:
-        """Return one array as 1-D, without a copy."""
-        return self.arrays[name].reshape(-1)
+        """Return one array as 1-D, a complex one in parts, without a copy."""
+        return _flat(self.arrays[name])
+
+    def reshaped(self, specs: Specs) -> "Reference":
+        """Return the reference of arrays of other names, shapes or dtypes: zeros where this one has no such array."""
+        if list(self.specs.items()) == list(specs.items()):
+            return self
+        return Reference({name: self._as(name, spec) for name, spec in specs.items()}, exact_names(specs))
+
+    def _as(self, name: str, spec: ArraySpec) -> np.ndarray:
+        own = self.specs.get(name)
+        if own is None or own.shape != spec.shape or own.dtype.kind != spec.dtype.kind:
+            return np.zeros(spec.shape, spec.dtype)
+        return self.arrays[name].astype(spec.dtype, copy=False)
 
     def __repr__(self) -> str:
         return f"Reference(id={self.id[:8]}, arrays={len(self.specs)}, nbytes={self.nbytes})"

@@ -1,7 +1,6 @@
 """Byte ledger: every message of a run, counted once, in both directions."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 Direction = Literal["uplink", "downlink", "evaluation"]
@@ -37,8 +36,16 @@ class Traffic:
         return Traffic(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
 
 
+@dataclass
 class Ledger:
     """Counts the traffic of a run, by round and direction.
+
+    Attributes
+    ----------
+    traffic : dict[tuple[str, int], Traffic]
+        By direction and round.
+    lines : dict[tuple[str, int, str], int]
+        Payload bytes of itemized payloads, by direction, round and line.
 
     Examples
     --------
@@ -48,9 +55,8 @@ class Ledger:
     4.0
     """
 
-    def __init__(self) -> None:
-        self._traffic: dict[tuple[str, int], Traffic] = {}
-        self._lines: dict[tuple[str, int, str], int] = {}
+    traffic: dict[tuple[str, int], Traffic] = field(default_factory=dict)
+    lines: dict[tuple[str, int, str], int] = field(default_factory=dict)
 
     def count(
         self, direction: Direction, server_round: int, *, payload_bytes: int, wire_bytes: int, dense_bytes: int
@@ -67,36 +73,21 @@ class Ledger:
             Sizes in bytes (see :class:`Traffic`); a message without payload has 0 payload and dense bytes.
         """
         sent = Traffic(int(payload_bytes > 0), payload_bytes, wire_bytes, dense_bytes)
-        self._traffic[direction, server_round] = self.of_round(direction, server_round) + sent
+        self.traffic[direction, server_round] = self.of_round(direction, server_round) + sent
 
     def of_round(self, direction: Direction, server_round: int) -> Traffic:
         """Return the traffic of one direction in one round."""
-        return self._traffic.get((direction, server_round), Traffic())
+        return self.traffic.get((direction, server_round), Traffic())
 
     def total(self, direction: Direction) -> Traffic:
         """Return the traffic of one direction over all rounds."""
-        return sum((t for (d, _), t in self._traffic.items() if d == direction), Traffic())
+        return sum((t for (d, _), t in self.traffic.items() if d == direction), Traffic())
 
     def itemize(self, direction: Direction, server_round: int, line: str, payload_bytes: int) -> None:
         """Add a part of a counted payload to a line, such as ``"labels"``, in bytes."""
         key = (direction, server_round, line)
-        self._lines[key] = self._lines.get(key, 0) + payload_bytes
+        self.lines[key] = self.lines.get(key, 0) + payload_bytes
 
     def lines_of_round(self, direction: Direction, server_round: int) -> dict[str, int]:
         """Return the payload bytes of each line, for methods that itemize their payloads."""
-        return {line: n for (d, r, line), n in self._lines.items() if (d, r) == (direction, server_round)}
-
-    def state_dict(self) -> dict[str, list[int]]:
-        """Return the counts as plain lists, keyed ``direction/round`` and ``direction/round/line``."""
-        counts = {f"{d}/{r}": [getattr(t, f.name) for f in fields(t)] for (d, r), t in self._traffic.items()}
-        return counts | {f"{d}/{r}/{line}": [n] for (d, r, line), n in self._lines.items()}
-
-    def load_state_dict(self, state: Mapping[str, list[int]]) -> None:
-        """Restore the counts of :meth:`state_dict`."""
-        self._traffic, self._lines = {}, {}
-        for key, counts in state.items():
-            direction, server_round, *line = key.split("/", 2)
-            if line:
-                self._lines[direction, int(server_round), line[0]] = counts[0]
-            else:
-                self._traffic[direction, int(server_round)] = Traffic(*counts)
+        return {line: n for (d, r, line), n in self.lines.items() if (d, r) == (direction, server_round)}

@@ -10,28 +10,44 @@ Arrays = dict[str, np.ndarray]
 _SEPARATOR = "|"
 
 
+def to_array(tensor: torch.Tensor) -> np.ndarray:
+    """Return a tensor as a NumPy array of its own; bfloat16, which NumPy lacks, as float32."""
+    tensor = tensor.detach().cpu()
+    return np.array((tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy())
+
+
 def state_arrays(model: nn.Module) -> Arrays:
-    """Return a module's state as NumPy arrays of their own, by state-dict key."""
-    return {name: np.array(tensor.detach().cpu().numpy()) for name, tensor in model.state_dict().items()}
+    """Return a module's state as NumPy arrays of their own, by state-dict key.
+
+    An extra state that is no tensor is left out: it stays the module's own.
+    """
+    state = model.state_dict().items()
+    return {name: to_array(value) for name, value in state if isinstance(value, torch.Tensor)}
 
 
 def load_arrays(model: nn.Module, arrays: Mapping[str, np.ndarray]) -> None:
     """Load NumPy arrays into a module; names and shapes must be the module's own.
+
+    The versions that a state dict carries (``_metadata``), and an extra state that is no tensor, are the module's own.
 
     Raises
     ------
     ValueError
         A name is missing or unknown, or a shape differs.
     """
+    state = model.state_dict()
+    for name in [name for name, value in state.items() if isinstance(value, torch.Tensor)]:
+        del state[name]
+    state.update({name: torch.from_numpy(np.array(array)) for name, array in arrays.items()})
     try:
-        model.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in arrays.items()})
+        model.load_state_dict(state)
     except RuntimeError as error:
         raise ValueError(f"the arrays do not fit the model: {error}") from error
 
 
 def parameter_arrays(model: nn.Module) -> Arrays:
     """Return a module's parameters, without its buffers, as NumPy arrays of their own."""
-    return {name: np.array(p.detach().cpu().numpy()) for name, p in model.named_parameters()}
+    return {name: to_array(p) for name, p in model.named_parameters()}
 
 
 def load_parameters(model: nn.Module, arrays: Arrays) -> None:
@@ -44,7 +60,7 @@ def load_parameters(model: nn.Module, arrays: Arrays) -> None:
 def optimizer_arrays(model: nn.Module, optimizer: torch.optim.Optimizer) -> Arrays:
     """Return an optimizer's tensors as ``{"momentum_buffer|conv.weight": array}``."""
     return {
-        f"{key}{_SEPARATOR}{name}": np.array(value.detach().cpu().numpy())
+        f"{key}{_SEPARATOR}{name}": to_array(value)
         for name, parameter in model.named_parameters()
         for key, value in optimizer.state.get(parameter, {}).items()
         if isinstance(value, torch.Tensor)

@@ -6,11 +6,14 @@ A run that measured its valley gets a plot of the last one, too.
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
+from rich.table import Table
 
+from flsparse.report.comparison import comparison, read_job, swept_keys
 from flsparse.report.plots import accuracy_against_bytes, loss_along_directions
 from flsparse.report.tables import comparison_table, read_summary, run_table
 from flsparse.runs.folder import read_rows
@@ -40,6 +43,16 @@ def labels_of(folders: Sequence[Path]) -> list[str]:
     return labels
 
 
+def _table(folders: Sequence[Path], summaries: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> Table:
+    """Return the table of one run, of a sweep's by what was swept, or of any runs by their folders."""
+    if len(folders) == 1:
+        return run_table(summaries[0])
+    jobs = [read_job(folder) for folder in folders]
+    if len({folder.parent for folder in folders}) == 1 and swept_keys([job.overrides for job in jobs]):
+        return comparison(jobs)
+    return comparison_table([[summary] for summary in summaries], labels)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the table, draw the plot; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m flsparse.report", description=__doc__)
@@ -50,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         summaries = [read_summary(folder) for folder in folders]
         labels = labels_of(folders)
-        Console().print(run_table(summaries[0]) if len(folders) == 1 else comparison_table(summaries, labels))
+        Console().print(_table(folders, summaries, labels))
         rows = [read_rows(folder / "metrics.jsonl") for folder in folders]
         plot = accuracy_against_bytes(
             dict(zip(labels, rows, strict=True)), args.plot or args.folders[0] / "accuracy_against_bytes.png"
@@ -60,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for folder, own in zip(folders, rows, strict=True)
             if (measured := [row for row in own if row.get("valley_losses")])
         ]
-    except (FileNotFoundError, ModuleNotFoundError) as error:
+    except (OSError, ValueError, ModuleNotFoundError) as error:
         print(error, file=sys.stderr)
         return 1
     for path in (plot, *valleys):

@@ -1,21 +1,17 @@
-"""The live display of a run: an observer that shows each round as it ends.
+"""The live display of a run: an observer that prints a line a round as it ends, and on a terminal what is left."""
 
-On a terminal a table of the last rounds and a progress line, redrawn in place; elsewhere one plain line a round.
-"""
-
+import sys
 import time
-from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-from rich.table import Table
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
 
 from flsparse.report.tables import human_bytes, human_seconds, percent, ratio
 
-_SHOWN = 8  # rounds on the screen
+_WIDTHS = {"round": 5, "accuracy": 8, "loss": 7, "up": 7, "ratio": 6, "down": 7, "ratio ": 6, "sparsity": 8}
 
 
 class Display:
@@ -34,9 +30,12 @@ class Display:
 
     def __init__(self, console: Console | None = None) -> None:
         self._console = console or Console()
-        self._rows: deque[Mapping[str, Any]] = deque(maxlen=_SHOWN)
         self._progress = Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[left]}")
+            SpinnerColumn("line"),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[left]}"),
         )
         self._live: Live | None = None
         self._rounds = 0
@@ -62,7 +61,14 @@ class Display:
         self._started = time.monotonic()
         self._progress.add_task("rounds", total=self._rounds, completed=self._first - 1, left="")
         if self._console.is_terminal:
-            self._live = Live(self._screen(), console=self._console, transient=True, refresh_per_second=4)
+            self._print("  ".join(name.strip().rjust(width) for name, width in _WIDTHS.items()))
+            self._live = Live(
+                self._screen(),
+                console=self._console,
+                transient=True,
+                refresh_per_second=4,
+                redirect_stderr=sys.stderr.isatty(),  # elsewhere, such as to a file, it is not on this screen
+            )
             self._live.start()
 
     def on_round(self, row: Mapping[str, Any]) -> None:
@@ -73,15 +79,16 @@ class Display:
         row : Mapping[str, Any]
             A row of ``metrics.jsonl``.
         """
-        self._rows.append(row)
         for key in self._totals:
             self._totals[key] += int(row.get(key) or 0)
         server_round = int(row["server_round"])
         elapsed = time.monotonic() - self._started
         left = elapsed / (server_round - self._first + 1) * (self._rounds - server_round)
         if self._live is None:
-            self._console.print(plain_line(row, self._rounds, left), highlight=False, soft_wrap=True)
+            self._print(plain_line(row, self._rounds, left))
             return
+        cells = zip(_cells(row), _WIDTHS.values(), strict=True)
+        self._print("  ".join(cell.rjust(width) for cell, width in cells) + _lost(row))
         self._progress.update(self._progress.task_ids[0], completed=server_round, left=f"{human_seconds(left)} left")
         self._live.update(self._screen())
 
@@ -94,17 +101,15 @@ class Display:
             self._live.stop()
             self._live = None
 
+    def _print(self, line: str) -> None:
+        self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+
     def _screen(self) -> Group:
-        table = Table(box=None, pad_edge=False)
-        for column in ("round", "accuracy", "loss", "up", "ratio", "down", "ratio", "sparsity"):
-            table.add_column(column, justify="right")
-        for row in self._rows:
-            table.add_row(*_cells(row))
         total = ", ".join(
             f"{human_bytes(self._totals[key])} {word}"
             for key, word in (("uplink_bytes", "up"), ("downlink_bytes", "down"))
         )
-        return Group(table, self._progress.get_renderable(), f"so far {total}")
+        return Group(self._progress, f"so far {total}")
 
 
 def plain_line(row: Mapping[str, Any], num_rounds: int, seconds_left: float) -> str:
@@ -112,8 +117,15 @@ def plain_line(row: Mapping[str, Any], num_rounds: int, seconds_left: float) -> 
     server_round, accuracy, loss, up, up_ratio, down, down_ratio, sparsity = _cells(row)
     return (
         f"round {server_round}/{num_rounds}  accuracy {accuracy}  loss {loss}  up {up} ({up_ratio})  "
-        f"down {down} ({down_ratio})  sparsity {sparsity}  {human_seconds(seconds_left)} left"
+        f"down {down} ({down_ratio})  sparsity {sparsity}  {human_seconds(seconds_left)} left{_lost(row)}"
     )
+
+
+def _lost(row: Mapping[str, Any]) -> str:
+    """Return how many of the asked nodes the round could use, where some were lost."""
+    lost = sum(int(row.get(key) or 0) for key in ("failures", "rejected_payloads"))
+    replies = int(row.get("replies") or 0)
+    return f"  {replies} of {replies + lost} replies" if lost else ""
 
 
 def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
@@ -121,7 +133,7 @@ def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
     return (
         str(row["server_round"]),
         percent(row.get("accuracy")),
-        "-" if loss is None else f"{loss:.4f}",
+        "-" if loss is None else f"{loss:.4f}" if loss < 10 else f"{loss:.4g}",
         human_bytes(row.get("uplink_bytes") or 0),
         ratio(row.get("uplink_ratio")),
         human_bytes(row.get("downlink_bytes") or 0),

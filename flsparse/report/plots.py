@@ -1,4 +1,4 @@
-"""Plots from run folders; matplotlib is imported when one is drawn (``pip install 'flsparse[report]'``)."""
+"""Plots from run folders; matplotlib is imported when one is drawn (the extra ``report``)."""
 
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
@@ -84,7 +84,7 @@ def _figure() -> tuple[Any, Any]:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("plots need matplotlib: pip install 'flsparse[report]'") from error
+        raise ModuleNotFoundError("plots need matplotlib: pip install matplotlib") from error
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     return figure, figure.subplots()

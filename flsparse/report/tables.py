@@ -5,8 +5,10 @@ payload.
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 from rich import box
@@ -58,11 +60,16 @@ def read_summary(run_folder: Path | str) -> dict[str, Any]:
     ------
     FileNotFoundError
         The folder holds none: it is not a run folder, or the run has not ended.
+    ValueError
+        It is damaged.
     """
     path = Path(run_folder) / "summary.json"
     if not path.is_file():
         raise FileNotFoundError(f"{run_folder} holds no summary.json: not a run folder, or the run has not ended")
-    summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
     return summary
 
 
@@ -94,7 +101,7 @@ def run_table(summary: Mapping[str, Any]) -> Table:
     for direction in ("uplink", "downlink"):
         sent, framed = summary.get(f"{direction}_bytes", 0), summary.get(f"{direction}_wire_bytes", 0)
         times = summary.get(f"{direction}_ratio")
-        smaller = f"{ratio(times)} smaller than dense{baseline}; " if times else ""
+        smaller = f"{ratio(times)} smaller than dense{baseline}; " if times and ratio(times) != "1.0x" else ""
         note = f"{smaller}{human_bytes(framed)} framed"
         table.add_row(direction, human_bytes(sent), note)
     if "evaluation_bytes" in summary:
@@ -110,41 +117,82 @@ def run_table(summary: Mapping[str, Any]) -> Table:
 
 
 def comparison_table(
-    summaries: Sequence[Mapping[str, Any]], labels: Sequence[str] | None = None, what: str = "run"
+    rows: Sequence[Sequence[Mapping[str, Any]]], labels: Sequence[str] | None = None, what: str = "run"
 ) -> Table:
-    """Return one row a run, in the given order; bytes with Flower's framing stand below the payloads'.
+    """Return the runs side by side, in the given order; bytes with Flower's framing stand below the payloads'.
 
     Parameters
     ----------
-    summaries : Sequence[Mapping[str, Any]]
-        Contents of ``summary.json`` files.
+    rows : Sequence[Sequence[Mapping[str, Any]]]
+        Contents of ``summary.json`` files: those of one row are of one setting, and give means, with the accuracy's
+        sample standard deviation below. The summary of a run that did not complete may be empty.
     labels : Sequence[str], optional
-        Labels of the runs; default: the strategy's name.
+        Labels of the rows; default: the strategy's name.
     what : str
         Heading of the labels' column.
     """
-    labels = labels or [summary["strategy"] for summary in summaries]
+    labels = labels or [str(row[0]["strategy"]) for row in rows]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    table.add_column(what, overflow="fold")
+    table.add_column("\n".join(map(_breakable, what.split())), overflow="fold")
     for column in ("accuracy", "sparsity", "up\n(framed)", "ratio", "down\n(framed)", "ratio", "time"):
         table.add_column(column, justify="right", no_wrap=True)
-    for label, summary in zip(labels, summaries, strict=True):
+    for label, row in zip(labels, rows, strict=True):
+        status = row[0].get("status", "failed" if not row[0] else "completed")
         table.add_row(
-            escape(label),  # of a sweep over lists it has brackets
-            percent(summary.get("final_accuracy")),
-            percent(summary.get("final_sparsity")),
-            _both(summary, "uplink"),
-            ratio(summary.get("uplink_ratio")),
-            _both(summary, "downlink"),
-            ratio(summary.get("downlink_ratio")),
-            human_seconds(summary.get("wall_seconds", 0.0)),
+            escape(_breakable(label)),  # of a sweep over lists it has brackets
+            _accuracy(row) if status == "completed" else str(status),
+            percent(_mean(row, "final_sparsity")),
+            _both(row, "uplink"),
+            ratio(_mean(row, "uplink_ratio")),
+            _both(row, "downlink"),
+            ratio(_mean(row, "downlink_ratio")),
+            "-" if (seconds := _mean(row, "wall_seconds")) is None else human_seconds(seconds),
         )
     return table
 
 
-def _both(summary: Mapping[str, Any], direction: str) -> str:
-    sent, framed = summary.get(f"{direction}_bytes", 0), summary.get(f"{direction}_wire_bytes", 0)
-    return f"{human_bytes(sent)}\n({human_bytes(framed)})"
+_LABEL = 12  # characters that 80 columns leave to a label
+
+
+def _breakable(label: str) -> str:
+    """Return a label in lines of 12 characters at most: broken at spaces, and a long word behind one of ``-_/.,=``.
+
+    >>> _breakable("0-fashion_mnist-seed0 0.95")
+    '0-fashion_\\nmnist-seed0\\n0.95'
+    """
+    lines = []
+    for line in label.split("\n"):
+        lines.append("")
+        for word in line.split():
+            pieces = [word] if len(word) <= _LABEL else re.findall(r"[^-_/.,=]*[-_/.,=]|[^-_/.,=]+", word)
+            space = " " * bool(lines[-1])
+            for piece in pieces:
+                if lines[-1] and len(lines[-1] + space + piece) > _LABEL:
+                    lines.append(piece)
+                else:
+                    lines[-1] += space + piece
+                space = ""
+    return "\n".join(lines)
+
+
+def _values(row: Sequence[Mapping[str, Any]], key: str) -> list[float]:
+    return [float(summary[key]) for summary in row if summary.get(key) is not None]
+
+
+def _mean(row: Sequence[Mapping[str, Any]], key: str) -> float | None:
+    values = _values(row, key)
+    return fmean(values) if values else None
+
+
+def _accuracy(row: Sequence[Mapping[str, Any]]) -> str:
+    values = _values(row, "final_accuracy")
+    spread = f"\n± {100 * stdev(values):.1f} %" if len(values) > 1 else ""
+    return percent(_mean(row, "final_accuracy")) + spread
+
+
+def _both(row: Sequence[Mapping[str, Any]], direction: str) -> str:
+    sent, framed = (_mean(row, f"{direction}{kind}_bytes") for kind in ("", "_wire"))
+    return "-" if sent is None else f"{human_bytes(sent)}\n({human_bytes(framed or 0)})"
 
 
 def _number(value: float | None) -> str:

@@ -1,8 +1,8 @@
 """Run a federation over a Flower SuperLink: real processes, real sockets.
 
 Without an address, a SuperLink and one SuperNode per client are started on this machine, for the run alone. With one,
-the run is handed to the SuperLink that listens there, whose nodes must have flsparse installed. Either way the app that
-is sent is a few lines: its components are the installed library's, and the configuration is one run-config key.
+the run is handed to the SuperLink that listens there, whose nodes must have flsparse installed. Either way the app of
+:mod:`flsparse.runtime.sent_app` is sent, and the configuration is one run-config key.
 """
 
 import json
@@ -23,6 +23,7 @@ from typing import IO, Any
 from flsparse._flwr import log
 from flsparse.runs.folder import SCHEMA_VERSION, RunFolder, read_rows
 from flsparse.runtime.federation import Observer
+from flsparse.runtime.sent_app import write_app
 
 _CONNECTION = "flsparse"
 _SUPERLINK = "superlink"
@@ -30,28 +31,6 @@ _PATIENCE = 6  # looks in a row that a SuperLink may leave unanswered
 _POLL_S, _STATUS_POLL_S, _START_S = 0.5, 10.0, 60.0
 _REACH_S = 10.0  # for a SuperLink that is said to be up
 _STOP_S = 60.0  # a ServerApp learns that it is to stop with its next request, or by its next heartbeat
-_APP = """\
-[build-system]
-requires = ["hatchling"]
-build-backend = "hatchling.build"
-
-[project]
-name = "flsparse-run"
-version = "1.0.0"
-description = "A federation run by flsparse"
-license = "Apache-2.0"
-dependencies = ["flsparse"]
-
-[tool.flwr.app]
-publisher = "flsparse"
-
-[tool.flwr.app.components]
-serverapp = "flsparse.runtime.apps:server"
-clientapp = "flsparse.runtime.apps:client"
-
-[tool.flwr.app.config]
-cfg = "{}"
-"""
 
 
 class DeploymentError(RuntimeError):
@@ -128,7 +107,6 @@ class Processes:
             "FLSPARSE_STATE_DIR": str(work / "nodes"),
             "FLWR_TELEMETRY_ENABLED": "0",
             "FLWR_DISABLE_UPDATE_CHECK": "1",
-            "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
         }
         self._running: dict[str, tuple[subprocess.Popen[bytes], IO[bytes]]] = {}
@@ -186,9 +164,7 @@ class Cli:
 
     def start(self, cfg: Mapping[str, Any], patience_s: float) -> str:
         """Send the app and start a run, with retries until a timeout; return its id."""
-        app = self._work / "app"
-        app.mkdir()
-        (app / "pyproject.toml").write_text(_APP)
+        app = write_app(self._work / "app")
         override = self._work / "override.toml"
         override.write_text(f"cfg = {json.dumps(json.dumps(cfg))}\n")  # a JSON string is a TOML basic string
         began, told = time.monotonic(), False
@@ -278,8 +254,7 @@ def _start_federation(processes: Processes, num_nodes: int) -> str:
     """Start a SuperLink and its SuperNodes on loopback; return the SuperLink's address."""
     port, *node_ports = _free_ports(num_nodes + 1)
     address = f"127.0.0.1:{port}"
-    offline = "--disable-runtime-dependency-installation"
-    processes.start(_SUPERLINK, "flower-superlink", "--insecure", offline, "--host", "127.0.0.1", "--port", str(port))
+    processes.start(_SUPERLINK, "flower-superlink", "--insecure", "--host", "127.0.0.1", "--port", str(port))
     end = time.monotonic() + _START_S
     while not _listens(port):
         processes.check()
@@ -355,7 +330,9 @@ def _finish(
             for observer in observers:
                 observer.on_end(known)
             return known
-        details = record.get("status-details", "")
+        details = str(record.get("status-details", ""))
+        if "No module named 'flsparse'" in details:
+            details += ": install flsparse in the environment of the SuperLink"
         text = processes.logs / "superlink.log"
         where = f"{text}:\n{_tail(text)}" if text.exists() else "the logs where the SuperLink runs"
         raise DeploymentError(f"the run is {status} {details}; see {where}")

@@ -42,7 +42,7 @@ def launch(cfg: Mapping[str, Any], observers: Sequence[Observer] = ()) -> dict[s
 
         with _terminable():
             return run_deployed(cfg, observers)
-    with _terminable(), _node_files(cfg.get("resume") or cfg.get("output_dir")):
+    with _terminable(), node_files(cfg.get("resume") or cfg.get("output_dir")):
         if name == "simulation":
             from flsparse.runtime.simulation import run_simulated
 
@@ -53,7 +53,7 @@ def launch(cfg: Mapping[str, Any], observers: Sequence[Observer] = ()) -> dict[s
 
 
 @contextmanager
-def _node_files(run_folder: str | Path | None) -> Iterator[None]:
+def node_files(run_folder: str | Path | None) -> Iterator[None]:
     """Let nodes keep large state below the run folder, or in a temporary one, for as long as the run lasts."""
     if STATE_DIR in os.environ:
         yield

@@ -6,6 +6,7 @@ import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -53,11 +54,8 @@ def run_simulated(cfg: Mapping[str, Any], observers: Sequence[Observer] = ()) ->
     check_resources(cfg.get("runtime") or {})
     for key, value in _QUIET.items():
         os.environ.setdefault(key, value)
-    try:
-        import ray  # noqa: F401
-        from flwr.simulation import run_simulation
-    except ImportError as error:
-        raise ImportError("runtime=simulation needs Ray: pip install 'flsparse[simulation]'") from error
+    from flwr.simulation import run_simulation
+
     from flsparse.runtime.apps import client_app  # it imports this package's siblings
 
     summaries: list[dict[str, Any]] = []
@@ -90,13 +88,17 @@ def run_simulated(cfg: Mapping[str, Any], observers: Sequence[Observer] = ()) ->
 
 
 def check_resources(runtime: Mapping[str, Any]) -> None:
-    """Refuse a node that does not fit this machine: the engine would try for minutes, and not say why in the end.
+    """Refuse a simulation without Ray, or a node that does not fit this machine: the engine would try for minutes.
 
     Raises
     ------
+    ImportError
+        Ray is not installed.
     ValueError
         ``num_cpus`` or ``num_gpus`` of one node is more than this machine has. A cluster's are not known here.
     """
+    if find_spec("ray") is None:
+        raise ImportError("runtime=simulation needs Ray: pip install 'flwr[simulation]'")
     if runtime.get("ray_address"):
         return
     for key, there, mend in (

@@ -52,7 +52,10 @@ def _from_torchvision(
         test = dataset_class(path, train=False, download=download)
     except (RuntimeError, OSError) as error:
         if download:
-            raise OSError(f"{name} could not be downloaded to {path.resolve()}: {error}") from error
+            raise OSError(
+                f"{name} could not be downloaded to {path.resolve()} ({' '.join(str(error).split())}): check the "
+                f"network, or put {folder} there by other means"
+            ) from error
         raise FileNotFoundError(
             f"no {name} files in {(path / folder).resolve()}: set dataset.root to the folder that holds {folder}, "
             f"or dataset.download=true to fetch them"

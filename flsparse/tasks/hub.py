@@ -1,5 +1,7 @@
 """Any image data set of the Hugging Face hub, through flwr-datasets."""
 
+import itertools
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -33,7 +35,8 @@ def hub_images(
     subset : str, optional
         The configuration to take of a data set that has several.
     image, label : str
-        Column names.
+        Column names. A label is a whole number, a text or a boolean, one for each image; as many classes as there are
+        different ones.
     natural_id : str, optional
         Column with the natural node of each sample, for ``partition.kind=natural``.
     train_split, test_split : str
@@ -55,13 +58,14 @@ def hub_images(
     OSError
         If the data set cannot be fetched.
     ValueError
-        If a split or column is missing, or images differ in size.
+        If a split or column is missing, a row has no image or no label, a label is something else than one class, or
+        images differ in size.
     """
     try:
         from datasets import Image
         from flwr_datasets import FederatedDataset
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("dataset=hf needs flwr-datasets: pip install 'flsparse[simulation]'") from error
+        raise ModuleNotFoundError("dataset=hf needs flwr-datasets: pip install flwr-datasets") from error
     try:
         fetched = FederatedDataset(dataset=repo, subset=subset, shuffle=False, partitioners={train_split: 1})
         train, test = fetched.load_split(train_split), fetched.load_split(test_split)
@@ -77,27 +81,69 @@ def hub_images(
                 f"{repo} has no column {column!r}; it has {', '.join(train.column_names)} "
                 f"(dataset.image, dataset.label, dataset.natural_id)"
             )
-    train, test = (split.cast_column(image, Image()) for split in (train, test))
-    labels = {value: code for code, value in enumerate(sorted(set(train[label]) | set(test[label])))}
-    people = {value: code for code, value in enumerate(sorted(set(train[natural_id])))} if natural_id else {}
-
-    def codes(column: Any, table: dict[Any, int]) -> np.ndarray:
-        return np.array([table.get(value, -1) for value in column], dtype=np.int64)
-
-    mode = "L" if train[0][image].mode in ("1", "L") else "RGB"
+    splits = {train_split: train, test_split: test}
+    (train_labels, test_labels), classes = _codes("dataset.label", label, splits)
+    people = _codes("dataset.natural_id", natural_id, {train_split: train})[0][0] if natural_id else None
+    for name, split in splits.items():
+        try:
+            splits[name] = split.cast_column(image, Image())
+            splits[name][0]
+        except Exception as error:  # of pyarrow, the file system or the decoder
+            raise ValueError(
+                f"dataset.image={image}: row 0 of {name} cannot be read as an image; name another of "
+                f"{', '.join(split.column_names)}"
+            ) from error
+    train, test = splits.values()
+    mode = "L" if train[0][image] is not None and train[0][image].mode in ("1", "L") else "RGB"
     return Source(
         _pixels(train, image, mode, image_size),
-        torch.from_numpy(codes(train[label], labels)),
+        torch.from_numpy(train_labels),
         _pixels(test, image, mode, image_size),
-        torch.from_numpy(codes(test[label], labels)),
-        len(labels),
+        torch.from_numpy(test_labels),
+        classes,
         Normalize.of(mean, std),
-        train_groups=codes(train[natural_id], people) if natural_id else None,
+        train_groups=people,
     )
+
+
+def _codes(key: str, column: str, splits: Mapping[str, Any]) -> tuple[list[np.ndarray], int]:
+    """Number the different values of a column in their order, over all splits.
+
+    Returns
+    -------
+    codes : list of np.ndarray
+        int64 (samples,) for each split, in [0, count).
+    count : int
+        Different values.
+
+    Raises
+    ------
+    ValueError
+        A row has no value, or one that is no whole number, text or boolean, or of another kind than the first.
+    """
+    values = {name: list(split[column]) for name, split in splits.items()}
+    kinds = {type(each[0]) for each in values.values() if each} & {int, str, bool}
+    for name, each in values.items():
+        unlabeled = -1 if hasattr(splits[name].features[column], "names") else None  # of a ClassLabel: no class
+        for row, value in enumerate(each):
+            if value is None or value == unlabeled or value != value:  # NaN is not itself
+                raise ValueError(
+                    f"{key}={column}: row {row} of {name} has no value; leave such rows out, or name another column"
+                )
+            if type(value) not in kinds or len(kinds) > 1:
+                raise ValueError(
+                    f"{key}={column}: row {row} of {name} is {str(value)[:40]} ({type(value).__name__}), not one whole "
+                    f"number or text as in a column of classes; name another of {', '.join(splits[name].column_names)}"
+                )
+    numbers = {value: code for code, value in enumerate(sorted(set(itertools.chain(*values.values()))))}
+    return [np.array([numbers[value] for value in each], np.int64) for each in values.values()], len(numbers)
 
 
 def _pixels(split: Any, column: str, mode: str, size: int | None) -> torch.Tensor:
     """Decode a split's images into uint8 (samples, channels, height, width), a chunk at a time."""
+    for row, missing in enumerate(split.data.column(column).is_null().to_pylist()):
+        if missing:
+            raise ValueError(f"dataset.image={column}: row {row} has no image; leave such rows out")
     first = split[0][column]
     width, height = (size, size) if size else first.size
     pixels = torch.empty((len(split), len(mode), height, width), dtype=torch.uint8)

@@ -153,8 +153,7 @@ def dirichlet(labels: np.ndarray, nodes: int, alpha: float, stream: np.random.Ge
         from flwr_datasets.partitioner import DirichletPartitioner
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            "partition.kind=dirichlet needs flwr-datasets (pip install 'flsparse[simulation]'); "
-            "dirichlet_equal and iid do not"
+            "partition.kind=dirichlet needs flwr-datasets (pip install flwr-datasets); dirichlet_equal and iid do not"
         ) from error
     partitioner = DirichletPartitioner(
         num_partitions=nodes,

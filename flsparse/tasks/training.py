@@ -42,7 +42,7 @@ def make_optimizer(model: nn.Module, config: Mapping[str, "Scalar"]) -> torch.op
     rate = learning_rate(
         int(config.get("server-round", 1)),
         int(config.get("num-rounds", 1)),
-        float(config["lr"]),
+        float(_asked(config, "lr")),
         float(config.get("lr-final", 0.0)),
         str(config.get("lr-schedule", "geometric")),
     )
@@ -52,6 +52,15 @@ def make_optimizer(model: nn.Module, config: Mapping[str, "Scalar"]) -> torch.op
         momentum=float(config.get("momentum", 0.0)),
         weight_decay=float(config.get("weight-decay", 0.0)),
     )
+
+
+def _asked(config: Mapping[str, "Scalar"], key: str) -> "Scalar":
+    """Return a value that every training message must bring."""
+    if key not in config:
+        raise ValueError(
+            f"the message brings no {key!r}: strategy.start(..., train_config=ConfigRecord({{{key!r}: ...}}))"
+        )
+    return config[key]
 
 
 def train(fit: "Fit", method: "Hooks", data: Data, flops: TrainingFlops) -> dict[str, np.ndarray]:
@@ -81,9 +90,9 @@ def train(fit: "Fit", method: "Hooks", data: Data, flops: TrainingFlops) -> dict
     Raises
     ------
     ValueError
-        If the node has no data, or the batch size or the amount of work is not above 0.
+        If the node has no data, the batch size or the amount of work is not above 0, or training has diverged.
     """
-    batch_size, epochs = int(fit.config["batch-size"]), int(fit.config.get("local-epochs", 1))
+    batch_size, epochs = int(_asked(fit.config, "batch-size")), int(fit.config.get("local-epochs", 1))
     steps, clip = int(fit.config.get("local-steps", 0)), float(fit.config.get("clip-grad", 0.0))
     if len(data) == 0:
         raise ValueError(f"node {fit.node} has no training data")
@@ -122,6 +131,7 @@ def train(fit: "Fit", method: "Hooks", data: Data, flops: TrainingFlops) -> dict
         train_loss = float(loss_sum) / predictions  # waits for a GPU, so the time below is the work's
         elapsed = time.perf_counter() - started
         done = fit.step - first_step
+        _check_finite(model, done, float(optimizer.param_groups[0]["lr"]))
         per_example = flops(model, data.prepare(inputs[[0, -1]]))
         fit.metrics |= {
             "train-loss": train_loss,
@@ -134,6 +144,16 @@ def train(fit: "Fit", method: "Hooks", data: Data, flops: TrainingFlops) -> dict
             "flops-sparse": per_example.sparse * seen,
         }
         return method.after_fit(fit)
+
+
+def _check_finite(model: nn.Module, steps: int, rate: float) -> None:
+    """Refuse to send weights of a training that has diverged; a loss alone may be NaN for another reason."""
+    for name, parameter in model.named_parameters():
+        if not torch.isfinite(parameter.detach()).all():
+            raise ValueError(
+                f"training diverged: {name} is not finite after {steps} step{'s' * (steps != 1)} at learning rate "
+                f"{rate:g}; lower client.lr, or bound the gradients by client.clip_grad"
+            )
 
 
 def evaluate(model: nn.Module, data: Data) -> dict[str, float]:

@@ -1,19 +1,22 @@
 """How an update travels in a Flower message, on both sides.
 
 A message of ours carries one packed ``Array`` (each further array would cost Flower about 457 bytes and two requests)
-and one ``ConfigRecord`` named ``flsparse``. To the node::
+in place of the arrays of all its records, and one ``ConfigRecord`` named ``flsparse``. Other records travel as they
+are, as do records of what is no tensor. To the node::
 
     payload     the coded model                        Array, stype "flsparse.v1"
     reference   id of the model it is coded against; empty: none
     hold        whether the node is to keep the decoded model as its next reference
-    blueprint   names, shapes, dtypes and which arrays are prunable; only where the node holds no reference
+    blueprint   names, shapes, dtypes and which arrays are prunable or exact; only where the node holds no reference
+    records     names of the array records, where there is more than one
     values, rounding   how the node is to code its reply
     seed, round, node  seeds of the randomness; node is the partition id
     method, method.*   the local method and its hyper-parameters
     parts, NAME.*      names of the parts that compose with it, joined by commas, and their settings
 
 From the node: the payload, which names the reference it was coded against, and ``held``, the reference that the node
-now keeps; or ``status = "missing-reference"`` and no payload, upon which the server sends the full model.
+now keeps; ``blueprint`` where its arrays are not those that it received, and ``records`` as above. Or
+``status = "missing-reference"`` and no payload, upon which the server sends the full model.
 """
 
 import json
@@ -26,7 +29,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
 from flsparse.codec import ArraySpec, PayloadError
-from flsparse.codec.specs import DTYPES
+from flsparse.codec.specs import DTYPES, Specs
 
 Scalar = int | float | str | bool  # values of a record
 
@@ -37,6 +40,9 @@ PAYLOAD = "payload"
 MIRROR = "mirror"  # name of a node's mirror in its state
 CONTROL = "control/"  # prefix of arrays that travel behind the model and are no part of its state dict
 MISSING_REFERENCE = "missing-reference"
+_TENSOR = "numpy.ndarray"  # Flower's stype
+_EXACT = "exact"  # in a blueprint's row
+_OF = ":"  # between a record's name and an array's
 _MAX_BLUEPRINT_BYTES = 16 * 1024 * 1024
 _MAX_DIMENSIONS = 32
 
@@ -47,11 +53,15 @@ def pack(payload: bytes, stype: str = STYPE) -> ArrayRecord:
 
 
 def packed_payload(content: RecordDict, stype: str = STYPE) -> bytes | None:
-    """Return the payload of a message's content, or None where its one array record is not a packed array."""
-    for record in content.array_records.values():
-        if len(content.array_records) == 1 and list(record) == [PAYLOAD] and record[PAYLOAD].stype == stype:
-            return record[PAYLOAD].data
-    return None
+    """Return the payload of a message's content, or None where no array record of it is a packed array."""
+    key = packed_record(content, stype)
+    return None if key is None else content.array_records[key][PAYLOAD].data
+
+
+def packed_record(content: RecordDict, stype: str = STYPE) -> str | None:
+    """Return the name of the array record that is a packed array; None where there is none."""
+    packed = (key for key, r in content.array_records.items() if list(r) == [PAYLOAD] and r[PAYLOAD].stype == stype)
+    return next(packed, None)
 
 
 def opaque_payload(content: RecordDict) -> bytes | None:
@@ -76,6 +86,56 @@ def arrayrecord_key(content: RecordDict) -> str:
     if len(keys) != 1:
         raise ValueError(f"expected exactly one ArrayRecord in the message, found {len(keys)}: {keys}")
     return keys[0]
+
+
+def tensor_records(content: RecordDict, first: str = "") -> list[str]:
+    """Return the names of the array records that hold tensors and nothing else, the one named `first` in front.
+
+    Parameters
+    ----------
+    content : RecordDict
+        Of a message.
+    first : str
+        The record whose arrays keep their names (see :func:`joined`).
+    """
+    names = [key for key, record in content.array_records.items() if all(map(_is_tensor, record.values()))]
+    return sorted(names, key=lambda name: name != first)
+
+
+def _is_tensor(array: Array) -> bool:
+    return array.stype == _TENSOR and array.dtype in DTYPES
+
+
+def joined(content: RecordDict, records: Sequence[str]) -> dict[str, np.ndarray]:
+    """Return the arrays of several records as those of one: names of all but the first have their record's before them.
+
+    Examples
+    --------
+    >>> one, two = to_record({"w": np.zeros(2)}), to_record({"w": np.ones(2)})
+    >>> list(joined(RecordDict({"arrays": one, "control": two}), ["arrays", "control"]))
+    ['w', 'control:w']
+    """
+    arrays = to_numpy(content.array_records[records[0]])
+    if doubtful := [name for name in (*arrays, *records) if is_joined(name, records)]:
+        others = " or ".join(records[1:])
+        raise ValueError(f"{doubtful[0]!r} begins as the name of the record {others} does: rename one")
+    for record in records[1:]:
+        arrays |= {f"{record}{_OF}{name}": a for name, a in to_numpy(content.array_records[record]).items()}
+    return arrays
+
+
+def parted(arrays: Mapping[str, np.ndarray], records: Sequence[str]) -> dict[str, ArrayRecord]:
+    """Return the records that :func:`joined` joined."""
+    found: dict[str, dict[str, np.ndarray]] = {record: {} for record in records}
+    for name, array in arrays.items():
+        record = next((r for r in records[1:] if name.startswith(f"{r}{_OF}")), records[0])
+        found[record][name.removeprefix(f"{record}{_OF}") if record != records[0] else name] = array
+    return {record: to_record(of) for record, of in found.items()}
+
+
+def is_joined(name: str, records: Sequence[str]) -> bool:
+    """Tell whether an array is of a record beside the first."""
+    return any(name.startswith(f"{record}{_OF}") for record in records[1:])
 
 
 def record_of(content: RecordDict) -> ConfigRecord:
@@ -166,7 +226,7 @@ class Blueprint:
     specs : dict[str, ArraySpec]
         Shape and dtype by state-dict key, in order.
     prunable : list[str]
-        Keys of the arrays that may be pruned.
+        Keys of the arrays that may be pruned; no exact ones.
     """
 
     specs: dict[str, ArraySpec]
@@ -174,7 +234,8 @@ class Blueprint:
 
     def to_bytes(self) -> bytes:
         """Serialize, compressed."""
-        rows = [[n, list(s.shape), _name(s.dtype), n in set(self.prunable)] for n, s in self.specs.items()]
+        prunable = set(self.prunable)
+        rows = [[n, list(s.shape), _name(s.dtype), _EXACT if s.exact else n in prunable] for n, s in self.specs.items()]
         return zlib.compress(json.dumps(rows, separators=(",", ":")).encode(), 9)
 
     @classmethod
@@ -193,9 +254,9 @@ class Blueprint:
             text = inflater.decompress(data, _MAX_BLUEPRINT_BYTES)
             if not inflater.eof or inflater.unused_data:
                 raise ValueError("it is cut short, too large, or followed by other bytes")
-            rows: Sequence[tuple[str, list[int], str, bool]] = json.loads(text)
-            specs = {str(name): ArraySpec(_shape(shape), _dtype(dtype)) for name, shape, dtype, _ in rows}
-            prunable = [str(name) for name, _, _, is_prunable in rows if is_prunable]
+            rows: Sequence[tuple[str, list[int], str, bool | str]] = json.loads(text)
+            specs = {str(n): ArraySpec(_shape(shape), _dtype(dtype), kind == _EXACT) for n, shape, dtype, kind in rows}
+            prunable = [str(name) for name, _, _, kind in rows if kind is True]
         except (zlib.error, ValueError, TypeError, RecursionError) as error:
             raise PayloadError(f"the blueprint of the model cannot be read: {error}") from error
         return cls(specs, prunable)
@@ -204,6 +265,28 @@ class Blueprint:
     def nbytes(self) -> int:
         """Size of the model as plain arrays, in bytes."""
         return sum(spec.nbytes for spec in self.specs.values())
+
+
+def misfit(specs: Specs, wanted: Specs) -> str | None:
+    """Return how specs differ from the wanted ones, by the first array that does; None where they do not.
+
+    Examples
+    --------
+    >>> misfit({"b": ArraySpec((5,), np.dtype("f4"))}, {"b": ArraySpec((10,), np.dtype("f4"))})
+    "array 'b' is float32 (5,), not float32 (10,)"
+    """
+    for name in (*wanted, *specs):
+        if name not in specs:
+            return f"array {name!r}, {_kind(wanted[name])}, is missing"
+        if name not in wanted:
+            return f"array {name!r}, {_kind(specs[name])}, is unknown"
+        if (specs[name].shape, specs[name].dtype) != (wanted[name].shape, wanted[name].dtype):
+            return f"array {name!r} is {_kind(specs[name])}, not {_kind(wanted[name])}"
+    return None if list(specs) == list(wanted) else "the arrays are in another order"
+
+
+def _kind(spec: ArraySpec) -> str:
+    return f"{spec.dtype} {spec.shape}"
 
 
 def _name(dtype: np.dtype) -> str:

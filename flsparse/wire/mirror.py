@@ -16,7 +16,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from flsparse.codec import Reference
+from flsparse.codec import Reference, exact_names
 from flsparse.sparsity import default_prunable, prune_global
 from flsparse.wire.messages import CONTROL
 
@@ -57,7 +57,8 @@ def towards(arrays: Mapping[str, np.ndarray], mirror: Mapping[str, np.ndarray], 
 
 def reference_with(mirror: Mapping[str, np.ndarray], received: Reference) -> Reference:
     """Return the reference of a reply: the mirror, and for control variates the broadcast."""
-    return Reference({n: a if n.startswith(CONTROL) else mirror.get(n, a) for n, a in received.arrays.items()})
+    arrays = {n: a if n.startswith(CONTROL) else mirror.get(n, a) for n, a in received.arrays.items()}
+    return Reference(arrays, exact_names(received.specs))
 
 
 def dated(control: Mapping[str, np.ndarray], server_round: int) -> Arrays:

@@ -1,7 +1,7 @@
 """Models packed, messages counted, updates decoded: the server's end of the wire, once for all strategies."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from logging import WARNING
 
 import numpy as np
@@ -9,27 +9,31 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from flsparse._flwr import log, wire_size
-from flsparse.codec import ArraySpec, Codec, Layer, PayloadError, Reference, decode_layers, payload_info, specs_of
+from flsparse.codec import Codec, Layer, PayloadError, Reference, Specs, decode_layers, payload_info, specs_of
 from flsparse.metering.ledger import Direction, Ledger
+from flsparse.nets.exact import LARGEST_WEIGHT, exact_arrays
 from flsparse.sparsity import default_prunable, match_prunable
-from flsparse.strategies.core.downlink import LARGEST_WEIGHT, Broadcast, Downlink
+from flsparse.strategies.core.downlink import Broadcast, Downlink
 from flsparse.strategies.core.exchange import Asks, Exchange, Node, Reply
 from flsparse.wire.messages import (
     CONTROL,
     RECORD,
     Blueprint,
-    arrayrecord_key,
+    is_joined,
+    joined,
+    misfit,
     opaque_payload,
     pack,
     packed_payload,
     payload_size,
     record_of,
-    to_numpy,
+    tensor_records,
 )
 from flsparse.wire.mirror import reference_with
 
 _LONGEST_REASON = 300
 _MOST_MODELS = 1 << 16  # that one opaque payload stands for
+_MOST_NEW_BYTES, _MOST_EXPANSION = 1 << 26, 64  # of arrays that a node was not sent, and by byte of its payload
 
 
 class Wire:
@@ -43,11 +47,15 @@ class Wire:
         Codes the broadcast.
     prunable_patterns : list[str] or None
         Patterns of the arrays that may be pruned; None: floating arrays of two or more dimensions.
+    exact_patterns : Sequence[str]
+        Patterns of arrays that travel bit for bit, beside those that are no weights (:mod:`flsparse.nets.exact`).
     seed : int
         Seed of the nodes' stochastic rounding.
 
     Attributes
     ----------
+    buffers : list[str] or None
+        Arrays of the model that are no weights; None: the model is not known.
     ledger : Ledger
         Bytes of every message, both ways.
     counts : Counter
@@ -57,24 +65,32 @@ class Wire:
     """
 
     def __init__(
-        self, values: str, rounding: str, downlink: Downlink, prunable_patterns: list[str] | None, seed: int
+        self,
+        values: str,
+        rounding: str,
+        downlink: Downlink,
+        prunable_patterns: list[str] | None,
+        exact_patterns: Sequence[str],
+        seed: int,
     ) -> None:
         Codec(values=values, rounding=rounding)  # refuses unknown names before anything starts
         self.values, self.rounding, self.downlink, self.seed = values, rounding, downlink, seed
         self.ledger = Ledger()
         self.counts: Counter[str] = Counter(failures=0, rejected_payloads=0)
         self.problems: list[str] = []
-        self._patterns = prunable_patterns
+        self.buffers: list[str] | None = None
+        self._patterns, self.exact_patterns = prunable_patterns, exact_patterns
+        self._exact: dict[str, bool] = {}  # by name, as it was when the array was first sent
         self._blueprint = Blueprint({}, [])
-        self._model_record: ArrayRecord | None = None
+        self._sent: list[ArrayRecord] = []
 
     def __str__(self) -> str:
         whole, delta = self.downlink.codec.values, self.downlink.delta_codec.values
         return f"{self.values} ({self.rounding}) up, {whole}{'' if delta == whole else f' (deltas {delta})'} down"
 
     @property
-    def specs(self) -> dict[str, ArraySpec]:
-        """Shapes and dtypes of the global model's arrays, by name; empty before the first broadcast."""
+    def specs(self) -> Specs:
+        """Shapes and dtypes of the model that was sent last, by name; empty before the first broadcast."""
         return self._blueprint.specs
 
     @property
@@ -107,17 +123,19 @@ class Wire:
         broadcasts = {} if broadcasts is None else broadcasts
         return Exchange(self, grid, asks, server_round, timeout_s, uplink, broadcasts).send(messages, nodes)
 
-    def count(self, direction: Direction, server_round: int, message: Message) -> None:
-        """Enter one message into the ledger."""
+    def count(
+        self, direction: Direction, server_round: int, message: Message, broadcast: Broadcast | None = None
+    ) -> None:
+        """Enter one message into the ledger: the broadcast, or the reply to it."""
         self.ledger.count(
             direction,
             server_round,
             payload_bytes=payload_size(message.content) if message.has_content() else 0,
             wire_bytes=wire_size(message),
-            dense_bytes=self._stands_for(message),
+            dense_bytes=self._stands_for(message, broadcast),
         )
 
-    def _stands_for(self, message: Message) -> int:
+    def _stands_for(self, message: Message, broadcast: Broadcast | None) -> int:
         """Return the dense bytes of a message's payload."""
         if not message.has_content():
             return 0
@@ -125,16 +143,24 @@ class Wire:
         if opaque_payload(content) is not None:
             said = record_of(content).get("models", 1)
             return self._blueprint.nbytes * (said if type(said) is int and 0 <= said <= _MOST_MODELS else 1)
-        return self._blueprint.nbytes if packed_payload(content) is not None else payload_size(content)
+        if (payload := packed_payload(content)) is None or broadcast is None:
+            return payload_size(content)
+        nbytes = broadcast.reference.nbytes
+        if message.metadata.reply_to_message_id and "blueprint" in record_of(content):
+            try:
+                nbytes = sum(spec.nbytes for spec in _specs_said(content, broadcast).values())
+            except PayloadError:
+                nbytes = 0
+        return nbytes + payload_size(content) - len(payload)
 
     def refuse(self, reply: Reply, reason: str) -> None:
         """Drop a reply: its bytes count, its model does not."""
-        self._take_back(reply.uplink, reply.server_round, self._stands_for(reply.message))
+        self._take_back(reply.uplink, reply.server_round, self._stands_for(reply.message, reply.broadcast))
         self.drop(reply.node, reason, "rejected_payloads", reply.server_round)
 
-    def take_back_model(self, server_round: int) -> None:
+    def take_back_model(self, server_round: int, broadcast: Broadcast) -> None:
         """Take a model that its receiver could not decode out of the ledger's dense bytes."""
-        self._take_back("downlink", server_round, self._blueprint.nbytes)
+        self._take_back("downlink", server_round, broadcast.reference.nbytes)
 
     def _take_back(self, direction: Direction, server_round: int, dense_bytes: int) -> None:
         self.ledger.count(direction, server_round, payload_bytes=0, wire_bytes=0, dense_bytes=-dense_bytes)
@@ -142,14 +168,14 @@ class Wire:
     def packed(self, message: Message, node: Node, exchange: Exchange) -> Message:
         """Return the message with its dense arrays packed, coded against the reference that the node holds."""
         content = message.content
-        if not content.array_records or packed_payload(content) is not None or opaque_payload(content) is not None:
+        if packed_payload(content) is not None or opaque_payload(content) is not None:
             return message
-        key = arrayrecord_key(content)
-        self._set_model(content.array_records[key])
+        if not (records := tensor_records(content)):
+            return message
+        self._set_model(content, records)
         broadcast = self.downlink.to(node.held)
         record = ConfigRecord(
             {
-                "reference": broadcast.coded_against,
                 "hold": self.downlink.uses_references,
                 "values": self.values,
                 "rounding": self.rounding,
@@ -159,30 +185,55 @@ class Wire:
                 **exchange.asks(node),
             }
         )
-        if not broadcast.coded_against:
+        if broadcast.coded_against:
+            record["reference"] = broadcast.coded_against
+        else:
             record["blueprint"] = self._blueprint.to_bytes()
+        if len(records) > 1:
+            record["records"] = records
         exchange.broadcasts[node.node_id] = broadcast
-        others = {name: value for name, value in content.items() if name != key}
-        packed = RecordDict({key: pack(broadcast.payload), **others, RECORD: record})
+        others = {name: value for name, value in content.items() if name not in records}
+        packed = RecordDict({records[0]: pack(broadcast.payload), **others, RECORD: record})
         return Message(packed, node.node_id, message.metadata.message_type, ttl=message.metadata.ttl)
 
-    def _set_model(self, record: ArrayRecord) -> None:
-        if record is self._model_record:
+    def _set_model(self, content: RecordDict, records: list[str]) -> None:
+        sent = [content.array_records[record] for record in records]
+        if len(sent) == len(self._sent) and all(a is b for a, b in zip(sent, self._sent, strict=True)):
             return
-        self._model_record = record
-        arrays = to_numpy(record)
-        self.downlink.set_model(arrays)
-        self.describe(arrays)
+        arrays = joined(content, records)
+        self.describe(arrays, records)
+        self.downlink.set_model(arrays, self.specs)
+        self._sent = sent
 
-    def describe(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Learn the names, shapes and dtypes of the model, once, and which of its arrays may be pruned."""
-        if not self._blueprint.specs:
-            model = {name: array for name, array in arrays.items() if not name.startswith(CONTROL)}
-            default = self._patterns is None
-            prunable = default_prunable(model) if default else match_prunable(model, self._patterns or [])
-            self._blueprint = Blueprint(specs_of(arrays), prunable)
+    def describe(self, arrays: Mapping[str, np.ndarray], records: Sequence[str] = ()) -> None:
+        """Learn the names, shapes and dtypes of a model, and which of its arrays may be pruned or are exact."""
+        new = {name: array for name, array in arrays.items() if name not in self._exact}
+        exact = self._exact_of(new)
+        self._exact |= {name: name in exact for name in new}
+        specs = specs_of(arrays, [name for name in arrays if self._exact[name]])
+        if specs == self._blueprint.specs:
+            return
+        weights = {
+            name: spec
+            for name, spec in specs.items()
+            if not (spec.exact or name.startswith(CONTROL) or is_joined(name, records))
+        }
+        default = self._patterns is None
+        prunable = default_prunable(weights) if default else match_prunable(weights, self._patterns or [])
+        self._blueprint = Blueprint(specs, prunable)
 
-    def update(self, reply: Reply, mirror: Mapping[str, np.ndarray] | None = None) -> list[Layer] | None:
+    def _exact_of(self, new: Mapping[str, np.ndarray]) -> frozenset[str]:
+        return exact_arrays(new, buffers=self.buffers, patterns=self.exact_patterns)
+
+    def cannot_send(self, arrays: Mapping[str, np.ndarray]) -> str | None:
+        """Return why a model cannot be broadcast, or None (see :meth:`Downlink.cannot_send`)."""
+        new = {name: array for name, array in arrays.items() if name not in self._exact}
+        exact = {name for name, is_exact in self._exact.items() if is_exact} | self._exact_of(new)
+        return self.downlink.cannot_send(arrays, exact)
+
+    def update(
+        self, reply: Reply, mirror: Mapping[str, np.ndarray] | None = None, *, any_arrays: bool = False
+    ) -> list[Layer] | None:
         """Check and decode the update of a training reply; None where it is refused, which is logged and counted.
 
         Parameters
@@ -191,6 +242,8 @@ class Wire:
             Its broadcast is the model that the node had received.
         mirror : Mapping[str, np.ndarray], optional
             The node's mirror, where the server has one: the reply may be coded against it, or against the broadcast.
+        any_arrays : bool
+            Take other arrays than the node was sent: a part of them, others, or other shapes.
 
         Returns
         -------
@@ -204,10 +257,16 @@ class Wire:
             return None
         reference = reply.broadcast.reference
         try:
-            base = reference if mirror is None else _named(payload, reference_with(mirror, reference), reference)
-            layers = decode_layers(payload, like=self.specs, reference=None if self.values == "raw" else base)
+            said = specs_of_reply(reply)
+            if not any_arrays and (fault := misfit(said, reference.specs)) is not None:
+                raise PayloadError(f"{fault} in the model that it was sent: return the whole state_dict")
+            base = reference.reshaped(said)
+            if mirror is not None:
+                base = _named(payload, reference_with(mirror, reference), reference)
+            layers = decode_layers(payload, like=said, reference=None if self.values == "raw" else base)
             for layer in layers:
-                if layer.values.dtype.kind == "f" and np.abs(layer.values).max(initial=0) > LARGEST_WEIGHT:
+                weights = layer.values.dtype.kind in "fc" and not said[layer.name].exact
+                if weights and np.abs(layer.values).max(initial=0) > LARGEST_WEIGHT:
                     raise PayloadError(f"array {layer.name!r} has weights beyond {LARGEST_WEIGHT:g}")
         except PayloadError as error:
             self.refuse(reply, f"its payload was refused: {error}")
@@ -221,6 +280,30 @@ class Wire:
         self.counts[counter] += 1
         self.problems.append(f"node {node.node_id}: {last_line}")
         log(WARNING, "Round %d: node %d dropped: %s", server_round, node.node_id, last_line)
+
+
+def specs_of_reply(reply: Reply) -> Specs:
+    """Return the specs of a reply's arrays: those of the broadcast, or others that it names.
+
+    Raises
+    ------
+    PayloadError
+        They cannot be read, or would take far more memory than the broadcast and the payload.
+    """
+    assert reply.broadcast is not None
+    return _specs_said(reply.content, reply.broadcast)
+
+
+def _specs_said(content: RecordDict, broadcast: Broadcast) -> Specs:
+    said, sent = record_of(content).get("blueprint"), broadcast.reference
+    if said is None:
+        return sent.specs
+    specs = Blueprint.from_bytes(said).specs
+    new = sum(spec.nbytes for name, spec in specs.items() if sent.specs.get(name) != spec)
+    most = _MOST_NEW_BYTES + _MOST_EXPANSION * len(packed_payload(content) or b"")
+    if new > most:
+        raise PayloadError(f"its arrays are to take {new} bytes that it was not sent, more than {most}")
+    return specs
 
 
 def _named(payload: bytes, mirrored: Reference, broadcast: Reference) -> Reference:

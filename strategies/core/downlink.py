@@ -12,11 +12,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from flsparse.codec import ArraySpec, Codec, Reference, decode, specs_of
+from flsparse.codec import Codec, Reference, Specs, decode, exact_names
 from flsparse.nets.batch_norm import statistics_names
+from flsparse.nets.exact import LARGEST_WEIGHT
 
 Arrays = dict[str, np.ndarray]
-LARGEST_WEIGHT = 1e9  # far beyond any network's; sums of such weights stay finite
+_EXACT = "!"  # before a name in a checkpoint
 
 
 @dataclass(frozen=True)
@@ -42,16 +43,16 @@ class Broadcast:
 
     def lost(self) -> Arrays:
         """Return ``x - r'``, the rounding error of the receiver's weights, by name."""
-        return {name: self.model[name] - self.reference.arrays[name] for name in rounded_names(self.model)}
+        return {name: self.model[name] - self.reference.arrays[name] for name in rounded_names(self.reference.specs)}
 
 
-def rounded_names(model: Mapping[str, np.ndarray]) -> list[str]:
-    """Return the names of the floating arrays without batch-norm statistics: their rounding is given back.
+def rounded_names(specs: Specs) -> list[str]:
+    """Return the names of the weights without batch-norm statistics: their rounding is given back.
 
     A node's statistics forget their start; a variance that has shrunk would be pushed below 0.
     """
-    statistics = set(statistics_names(model))
-    return [name for name, x in model.items() if x.dtype.kind == "f" and name not in statistics]
+    statistics = set(statistics_names(specs))
+    return [n for n, spec in specs.items() if spec.dtype.kind in "fc" and not spec.exact and n not in statistics]
 
 
 class Downlink:
@@ -70,7 +71,7 @@ class Downlink:
         self.max_reference_bytes = max_reference_bytes
         self._kept: OrderedDict[str, Reference] = OrderedDict()
         self._arrays: Mapping[str, np.ndarray] = {}
-        self._specs: dict[str, ArraySpec] = {}
+        self._specs: Specs = {}
         self._coded: dict[str, Broadcast] = {}
 
     @property
@@ -78,19 +79,22 @@ class Downlink:
         """Whether nodes are to keep the decoded model."""
         return self.codec.values != "raw"
 
-    def set_model(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Start a round with a new model."""
-        self._arrays, self._specs, self._coded = arrays, specs_of(arrays), {}
+    def set_model(self, arrays: Mapping[str, np.ndarray], specs: Specs) -> None:
+        """Take a new model to send."""
+        self._arrays, self._specs, self._coded = arrays, specs, {}
 
     def to(self, held: str) -> Broadcast:
         """Return the model coded for a node that holds the reference of this id ("": none)."""
         against = self._kept.get(held) if self.uses_references else None
+        if against and list(against.specs.items()) != list(self._specs.items()):
+            against = None
         key = against.id if against else ""
         if against:
             self._kept.move_to_end(key)
         if key not in self._coded:
-            payload = (self.delta_codec if against else self.codec).encode(self._arrays, reference=against)
-            reference = Reference(decode(payload, like=self._specs, reference=against))
+            exact = exact_names(self._specs)
+            payload = (self.delta_codec if against else self.codec).encode(self._arrays, reference=against, exact=exact)
+            reference = Reference(decode(payload, like=self._specs, reference=against), exact)
             self._coded[key] = Broadcast(payload, key, reference, self._arrays)
             if self.uses_references:
                 self._keep(reference)
@@ -100,11 +104,11 @@ class Downlink:
         """Forget the references that no node holds any more; unknown ids are ignored."""
         self._kept = OrderedDict((key, reference) for key, reference in self._kept.items() if key in held)
 
-    def cannot_send(self, arrays: Mapping[str, np.ndarray]) -> str | None:
-        """Return why a model cannot be broadcast, or None: NaN, infinity, or values beyond what fp16 holds."""
+    def cannot_send(self, arrays: Mapping[str, np.ndarray], exact: Collection[str] = ()) -> str | None:
+        """Return why a model cannot be broadcast, or None: weights that are not finite, or beyond what fp16 holds."""
         limit = 65504.0 if self.codec.values == "fp16" else LARGEST_WEIGHT
         for name, array in arrays.items():
-            if array.dtype.kind == "f" and not bool((np.abs(array) <= limit).all()):
+            if array.dtype.kind in "fc" and name not in exact and not bool((np.abs(array) <= limit).all()):
                 return f"has values in {name!r} that are not finite or beyond {limit:g}"
         return None
 
@@ -115,9 +119,14 @@ class Downlink:
             self._kept.popitem(last=False)
 
     def state_dict(self) -> dict[str, Arrays]:
-        """Return the kept references, oldest first, by id."""
-        return {reference_id: dict(reference.arrays) for reference_id, reference in self._kept.items()}
+        """Return the kept references, oldest first, by id; exact arrays are marked in their names."""
+        return {key: {_EXACT * r.specs[n].exact + n: a for n, a in r.arrays.items()} for key, r in self._kept.items()}
 
     def load_state_dict(self, state: Mapping[str, Mapping[str, np.ndarray]]) -> None:
         """Restore the state of :meth:`state_dict`."""
-        self._kept = OrderedDict((reference_id, Reference(arrays)) for reference_id, arrays in state.items())
+        self._kept = OrderedDict((reference_id, _reference(arrays)) for reference_id, arrays in state.items())
+
+
+def _reference(marked: Mapping[str, np.ndarray]) -> Reference:
+    exact = [name.removeprefix(_EXACT) for name in marked if name.startswith(_EXACT)]
+    return Reference({name.removeprefix(_EXACT): array for name, array in marked.items()}, exact)

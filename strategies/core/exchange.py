@@ -85,13 +85,13 @@ class Post(Protocol):
     def packed(self, message: Message, node: Node, exchange: "Exchange") -> Message:
         """Return the message with its model coded for the node; enter the broadcast into the exchange."""
 
-    def count(self, direction: Direction, server_round: int, message: Message) -> None:
-        """Enter a message into the ledger."""
+    def count(self, direction: Direction, server_round: int, message: Message, broadcast: Broadcast | None) -> None:
+        """Enter a message into the ledger: the broadcast, or the reply to it."""
 
     def drop(self, node: Node, reason: str | None, counter: str, server_round: int) -> None:
         """Log and count a node's failure."""
 
-    def take_back_model(self, server_round: int) -> None:
+    def take_back_model(self, server_round: int, broadcast: Broadcast) -> None:
         """Take a model that its receiver could not decode out of the ledger's dense bytes."""
 
 
@@ -151,6 +151,16 @@ class Exchange:
         """Nodes that have not replied yet."""
         return list(self._pending.values())
 
+    @property
+    def message_ids(self) -> list[str]:
+        """Ids of the messages that have no reply yet."""
+        return list(self._pending)
+
+    @property
+    def asked(self) -> int:
+        """Number of messages sent."""
+        return len(self._order)
+
     def __iter__(self) -> Iterator[Reply]:
         waiting: dict[int, tuple[Message, Node]] = {}
         turn = 0
@@ -199,7 +209,7 @@ class Exchange:
                 stranger = Node(message.metadata.src_node_id, -1)
                 self.post.drop(stranger, "sent a reply nobody waited for", "rejected_payloads", self.server_round)
                 continue
-            self.post.count(self.uplink, self.server_round, message)
+            self.post.count(self.uplink, self.server_round, message, self.broadcasts.get(node.node_id))
             if message.has_content() and record_of(message.content).get("status") == MISSING_REFERENCE:
                 self._resend(node)
             else:
@@ -215,7 +225,7 @@ class Exchange:
         packed = self.post.packed(message, node, self)
         if packed is not message:
             self._dense[node.node_id] = message
-        self.post.count("downlink", self.server_round, packed)
+        self.post.count("downlink", self.server_round, packed, self.broadcasts.get(node.node_id))
         ids = [message_id for message_id in self.grid.push_messages([packed]) if message_id]
         if ids:
             self._pending[ids[0]] = node
@@ -225,7 +235,7 @@ class Exchange:
     def _resend(self, node: Node) -> None:
         message = self._dense.get(node.node_id)
         if message is not None:
-            self.post.take_back_model(self.server_round)
+            self.post.take_back_model(self.server_round, self.broadcasts[node.node_id])
         if message is None or node.node_id in self._resent:
             reason = "lacks its reference also after the full model was sent"
             self.post.drop(node, reason, "failures", self.server_round)

@@ -1,10 +1,8 @@
 """The server's side of decentralized training: rounds of relayed gossip, and a look at the nodes now and then.
 
 A training message brings a node its neighbors' residuals, the reply carries its own, which the server hands on unopened
-(:mod:`flsparse.strategies.core.relay`). The nodes' models, and the consensus model with them, are known from
-evaluation messages, which are counted apart::
-
-    xbar = mean_i x_i            consensus_error = sum_i ||x_i - xbar||^2 / n      over the parameters: they gossip
+(:mod:`flsparse.strategies.core.relay`). The nodes' models, and the consensus model with them
+(:mod:`flsparse.strategies.core.consensus`), are known from evaluation messages, which are counted apart.
 """
 
 import math
@@ -13,7 +11,6 @@ from dataclasses import dataclass, field, replace
 from logging import INFO, WARNING
 from typing import Any, ClassVar
 
-import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
 from flwr.serverapp import Grid
 from torch import nn
@@ -24,13 +21,13 @@ from flsparse.codec import Codec, PayloadError, Reference, decode
 from flsparse.configs import Fixed, settled
 from flsparse.nets.arrays import Arrays
 from flsparse.ranges import within
-from flsparse.sparsity import sparsity_of
+from flsparse.strategies.core.consensus import accuracies, consensus_error, mean_model, mean_sparsity
 from flsparse.strategies.core.exchange import Node, Reply
 from flsparse.strategies.core.loop import RoundLoop
-from flsparse.strategies.core.measures import numbers_of
-from flsparse.strategies.core.memory import Remembering
+from flsparse.strategies.core.measures import numbers_of, weighted_means
 from flsparse.strategies.core.part import OnDevice
 from flsparse.strategies.core.relay import Relay
+from flsparse.strategies.core.roster import sample, sample_size
 from flsparse.topology import Topology, make_topology
 from flsparse.wire.mail import NO_INITIAL, OK, Answer, Mail
 from flsparse.wire.messages import to_numpy, to_record
@@ -123,9 +120,11 @@ class Gossip(RoundLoop):
         self.gamma, self.decay_rounds = gamma, decay_rounds
         self.evaluate_every = evaluate_every
         self.fraction_train, self.min_train_nodes = fraction_train, min_train_nodes
+        self._at_least = max(1, min_train_nodes)
         self._min_available_nodes = min_available_nodes
         # a node that is not drawn is away, too; of fewer nodes a round, more rounds are as many payloads
-        self.relay = Relay(topology, math.ceil(max_backlog * topology.nodes / self._drawn(topology.nodes)))
+        drawn = sample_size(topology.nodes, fraction_train, self._at_least)
+        self.relay = Relay(topology, math.ceil(max_backlog * topology.nodes / drawn))
         self.wire.counts["resynchronized"] = 0
         self.memory: GossipMemory = GossipMemory()
         self._initial_id = ""
@@ -135,11 +134,14 @@ class Gossip(RoundLoop):
 
         for part in self.parts:
             if not isinstance(part, OnDevice) or part.part.reads_back:
-                raise ValueError(f"parts: {part.name!r} is for averaging methods: a residual keeps what was not sent")
+                raise ValueError(
+                    f"parts: {part.name!r} is for averaging methods: here no server averages, and a residual keeps "
+                    "what was not sent"
+                )
 
-    def _owners(self) -> list[Remembering]:
-        """Return the owners of a memory: the relay too."""
-        return [*super()._owners(), self.relay]
+    def memories(self) -> list[tuple[str, Any]]:
+        """Return the data classes that outlive a round: the relay's too."""
+        return [*super().memories(), ("relay", self.relay.memory)]
 
     @property
     def min_available_nodes(self) -> int:
@@ -209,17 +211,8 @@ class Gossip(RoundLoop):
         return [node for node in self.roster.in_partition_order() if node.partition < self.topology.nodes]
 
     def _sample(self, server_round: int) -> list[Node]:
-        nodes = self._present()
-        if self.fraction_train == 1.0:
-            return nodes
-        chosen = rng.stream(self.seed, server_round, -1, "sampling").choice(
-            len(nodes), self._drawn(len(nodes)), replace=False
-        )
-        return [nodes[i] for i in sorted(chosen)]
-
-    def _drawn(self, present: int) -> int:
-        """Return the number of nodes in a round, of those present."""
-        return min(present, max(int(self.fraction_train * present + 1e-9), self.min_train_nodes, 1))
+        generator = rng.stream(self.seed, server_round, -1, "sampling")
+        return sample(self._present(), self.fraction_train, self._at_least, generator)
 
     def _message(
         self, node: Node, mail: Mail, wanted: list[int], message_type: str, *, with_initial: bool = False
@@ -260,7 +253,7 @@ class Gossip(RoundLoop):
         self.round_metrics |= {"replies": len(rows), "links": int(self.topology.adjacency.sum())}
         if len(rows) < self.min_replies:
             return None, None
-        return self._arrays, MetricRecord(dict(_means(rows)))
+        return self._arrays, MetricRecord(dict(weighted_means([(1.0, row) for row in rows])))
 
     def _take_in(self, server_round: int, replies: Iterable[Reply], rows: list[dict[str, float]]) -> list[Node]:
         """Take in answers; return the nodes to mail again: they lack the initialization, or got a misfit."""
@@ -326,8 +319,7 @@ class Gossip(RoundLoop):
         """Every ``evaluate_every`` rounds, fetch the nodes' models and return their mean."""
         if server_round % self.evaluate_every and server_round != self._num_rounds:
             return arrays
-        nodes = [node for node in self.roster.in_partition_order() if node.partition < self.topology.nodes]
-        mails = [(node, self.relay.mail(node.partition, server_round + 1)) for node in nodes]
+        mails = [(node, self.relay.mail(node.partition, server_round + 1)) for node in self._present()]
         messages = [self._message(node, mail, [], MessageType.EVALUATE) for node, mail in mails if mail]
         replies = self.wire.exchange(
             grid, messages, self.nodes, lambda _: {}, server_round, timeout_s, uplink="evaluation"
@@ -335,8 +327,7 @@ class Gossip(RoundLoop):
         models = self._models(server_round, self._hear(server_round, replies, [], training=False))
         if not models:
             return arrays
-        self.node_models = models
-        mean = mean_model(models)
+        self.node_models, mean = models, mean_model(models)
         self.round_metrics |= self._metrics(server_round, models, mean)
         return to_record(mean)
 
@@ -347,7 +338,7 @@ class Gossip(RoundLoop):
                 continue
             try:
                 model = decode(answer.payload, like=self.memory.initial)
-                if (fault := self.wire.downlink.cannot_send(model)) is not None:
+                if (fault := self.wire.cannot_send(model)) is not None:
                     raise PayloadError(f"it {fault}")
                 models[node.partition] = model
             except PayloadError as error:
@@ -355,21 +346,16 @@ class Gossip(RoundLoop):
         return models
 
     def _metrics(self, server_round: int, models: Mapping[int, Arrays], mean: Arrays) -> dict[str, Any]:
-        names = self.wire.prunable
-        metrics: dict[str, Any] = {
+        def evaluate(arrays: Arrays) -> MetricRecord | None:
+            return self._evaluate_fn(server_round, to_record(arrays)) if self._evaluate_fn else None
+
+        return {
             "consensus_error": consensus_error(models, mean, list(self._parameters)),
-            "node_sparsity": float(np.mean([sparsity_of(arrays, names) for arrays in models.values()])),
+            "node_sparsity": mean_sparsity(models, self.wire.prunable),
             "evaluation_bytes": self.ledger.of_round("evaluation", server_round).payload_bytes,
             "link_bytes": {f"{i}-{j}": count for (i, j), count in sorted(self.relay.memory.link_bytes.items())},
+            **accuracies(models, evaluate),
         }
-        scores = []
-        for arrays in models.values():
-            found = self._evaluate_fn(server_round, to_record(arrays)) if self._evaluate_fn else None
-            if found is not None and isinstance(accuracy := found.get("accuracy"), float):
-                scores.append(accuracy)
-        if scores:
-            metrics |= {"mean_node_accuracy": float(np.mean(scores)), "worst_node_accuracy": min(scores)}
-        return metrics
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -384,29 +370,3 @@ class Gossip(RoundLoop):
     def nodes_are_new(self) -> None:
         """Let all start again: nobody has copies."""
         self.relay.lose_all()
-
-
-def mean_model(models: Mapping[int, Arrays]) -> Arrays:
-    """Return the mean of the nodes' models, array by array, in the arrays' own dtypes; integers are rounded."""
-    first = next(iter(models.values()))
-    mean = {}
-    for name, array in first.items():
-        exact = np.mean([np.asarray(arrays[name], np.float64) for arrays in models.values()], axis=0)
-        mean[name] = np.asarray(exact if array.dtype.kind == "f" else np.rint(exact), array.dtype)
-    return mean
-
-
-def consensus_error(models: Mapping[int, Arrays], mean: Arrays, names: list[str]) -> float:
-    """Return ``sum_i ||x_i - xbar||^2 / n`` over the arrays of these names."""
-    squares = sum(
-        float(np.square(np.asarray(arrays[name], np.float64) - mean[name]).sum())
-        for arrays in models.values()
-        for name in names
-    )
-    return squares / len(models)
-
-
-def _means(rows: list[dict[str, float]]) -> dict[str, float]:
-    """Average each metric over the nodes that report it: every node counts alike."""
-    keys = sorted({key for row in rows for key in row})
-    return {key: float(np.mean([row[key] for row in rows if key in row])) for key in keys}

@@ -4,6 +4,7 @@ Subclasses define a round in Flower's own four methods; the loop, the hello, the
 are here, the packing of messages is in :mod:`flsparse.strategies.core.courier`.
 """
 
+import math
 import time
 from abc import abstractmethod
 from collections import Counter
@@ -20,42 +21,49 @@ from torch import nn
 
 from flsparse._flwr import log
 from flsparse.clients.core.method import LocalMethod, written
-from flsparse.clients.core.part import Part, check_parts
+from flsparse.clients.core.part import Part
 from flsparse.codec import Codec, Layer
 from flsparse.configs import Fixed
 from flsparse.metering.ledger import Ledger
 from flsparse.nets.arrays import Arrays
+from flsparse.nets.exact import exact_buffers
 from flsparse.ranges import within
+from flsparse.strategies.core.chain import Chain
 from flsparse.strategies.core.courier import Wire
 from flsparse.strategies.core.downlink import Broadcast, Downlink
 from flsparse.strategies.core.exchange import Exchange, Node, Reply
-from flsparse.strategies.core.measures import SERVERS_OWN, from_nodes, measures_of
-from flsparse.strategies.core.memory import Remembering, lacking, restore_memories, saved_memories
-from flsparse.strategies.core.part import OnDevice, RoundPart
-from flsparse.strategies.core.roster import Roster, RoundFailed
-from flsparse.wire.messages import STYPE, Scalar, to_numpy, to_record
+from flsparse.strategies.core.measures import SERVERS_OWN, RoundReport, from_nodes, measures_of, sizes_of
+from flsparse.strategies.core.memory import lacking, restore_memories, saved_memories
+from flsparse.strategies.core.part import RoundPart
+from flsparse.strategies.core.roster import Roster, RoundFailed, no_quorum
+from flsparse.wire.messages import Scalar, to_numpy, to_record
 
 EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
 
 
-@dataclass(frozen=True)
-class RoundReport:
-    """Report of a round, for callbacks.
+@dataclass
+class LoopMemory:
+    """State of the round loop across rounds.
 
     Attributes
     ----------
-    server_round, num_rounds : int
-        This round, from 1, and the last one.
-    arrays : ArrayRecord
-        The global model after the round.
-    metrics : dict[str, Any]
-        Everything that was measured: plain numbers, by name, and dicts of numbers by layer.
+    next_round : int
+        The round to run next, from 1.
+    ledger : Ledger
+        Bytes of every message.
+    counts : dict[str, int]
+        Failures, refused payloads and the like, of the run.
+    references : dict[str, dict[str, np.ndarray]]
+        Broadcasts that nodes may hold, by reference id, the least recently used first.
+    held : dict[int, str]
+        Id of the reference that each node holds, by node id; empty with a hello, which asks for it again.
     """
 
-    server_round: int
-    num_rounds: int
-    arrays: ArrayRecord
-    metrics: dict[str, Any]
+    next_round: int
+    ledger: Ledger
+    counts: dict[str, int]
+    references: dict[str, Arrays]
+    held: dict[int, str]
 
 
 class RoundLoop(Strategy):
@@ -72,6 +80,8 @@ class RoundLoop(Strategy):
     prunable : list[str], optional
         Patterns (as in ``fnmatch``) of the arrays that may be pruned; default: floating arrays of two or more
         dimensions.
+    exact : Sequence[str]
+        Patterns of arrays that travel bit for bit, beside the model's buffers (:mod:`flsparse.nets.exact`).
     min_replies : int (default: 1)
         Valid replies without which a round fails.
     round_timeout_s : float, optional
@@ -97,7 +107,7 @@ class RoundLoop(Strategy):
     previewed_as: ClassVar[str] = "exchange"  # or "graph", "cut": view of a dry run
     measures: ClassVar[tuple[str, ...]] = ()  # metrics that the server alone reports; its parts have their own
     memory: Any = None
-    fixed: ClassVar[Fixed] = {}  # arguments of the base class that a method does not leave open
+    fixed: ClassVar[Fixed] = {}  # arguments of the base class, and parts, that a method does not leave open
     min_train_nodes: int = 1  # nodes asked in a round, where that many are connected
 
     def __init__(
@@ -107,6 +117,7 @@ class RoundLoop(Strategy):
         rounding: str = "nearest",
         downlink_values: str = "int8",
         prunable: list[str] | None = None,
+        exact: Sequence[str] = (),
         min_replies: int = 1,
         round_timeout_s: float | None = None,
         max_reference_bytes: int = 1024**3,
@@ -116,7 +127,8 @@ class RoundLoop(Strategy):
     ) -> None:
         within("[1, inf)", min_replies=min_replies)
         within("(0, inf)", round_timeout_s=round_timeout_s)
-        self.wire = Wire(values, rounding, Downlink(Codec(values=downlink_values), max_reference_bytes), prunable, seed)
+        downlink = Downlink(Codec(values=downlink_values), max_reference_bytes)
+        self.wire = Wire(values, rounding, downlink, prunable, exact, seed)
         self.min_replies = min_replies
         self.round_timeout_s = round_timeout_s
         self.hello = hello
@@ -125,17 +137,10 @@ class RoundLoop(Strategy):
         self.callbacks: list[Callable[[RoundReport], None]] = []
         self.node_models: dict[int, dict[str, np.ndarray]] = {}  # of methods without one model, by partition id
         self.round_metrics: dict[str, Any] = {}
-        self.parts: list[RoundPart] = []
-        self._own_parts = 0
-        for part in parts:
-            if isinstance(part, Part) and part.needs_server:
-                raise ValueError(
-                    f"parts: {part.name!r} needs its side on the server, which the methods add that use it"
-                )
-        self._add_parts(*(part if isinstance(part, RoundPart) else OnDevice(part) for part in parts))
-        self._own_parts = 0
-        self._num_rounds = 1
-        self._first_round = self._next_round = 1
+        self.parts = Chain(parts, hello=hello, fixed=self.fixed)
+        self._first_round = self._next_round = self._num_rounds = 1
+        self._evaluate_fn: EvaluateFn | None = None
+        self._exchange_s = math.inf
 
     @property
     def ledger(self) -> Ledger:
@@ -177,39 +182,17 @@ class RoundLoop(Strategy):
     def asks(self, node: Node, server_round: int) -> Mapping[str, Scalar]:
         """Return the entries of a message's record for a node: the local method and its parts."""
         method = self.method(server_round, node)
-        asked = {} if method is None else written(method)
-        names = []
-        for part in self.parts:
-            entries = dict(part.asks(node))
-            if name := entries.pop("parts", ""):
-                names.append(str(name))
-            asked |= entries
-        return asked | ({"parts": ",".join(names)} if names else {})
-
-    def _add_parts(self, *parts: RoundPart) -> None:
-        """Add the method's own parts, before the given ones."""
-        self.parts[self._own_parts : self._own_parts] = parts
-        self._own_parts += len(parts)
-        check_parts(self.parts)
-        for part in self.parts:
-            if part.by_partition and not self.hello:
-                raise ValueError(f"parts: {part.name!r} goes by partition ids, which the hello tells: say hello=True")
+        return {**({} if method is None else written(method)), **self.parts.asks(node)}
 
     def preview(self, arrays: Arrays, stream: np.random.Generator) -> tuple[Arrays, Arrays]:
         """Return the broadcast of round 1, and one as it will be in the middle of a run."""
-        first, middle = to_record(arrays), arrays
         self.wire.describe(arrays)
-        for part in self.parts:
-            first = part.joined(first)
-        for part in reversed(self.parts):
-            middle = part.preview(middle, self.wire.prunable, stream)
-        return to_numpy(first), middle
+        first = to_numpy(self.parts.joined(to_record(arrays)))
+        return first, self.parts.preview(arrays, self.wire.prunable, stream)
 
     def preview_update(self, trained: Arrays, received: Arrays) -> Arrays:
         """Return the arrays that a node will send for a trained model."""
-        for part in self.parts:
-            trained = part.preview_update(trained, received)
-        return trained
+        return self.parts.preview_update(trained, received)
 
     def prepare(self, model: nn.Module) -> nn.Module:
         """Turn a plain model into the one the nodes train, in place: the arrays to start from are its state."""
@@ -218,9 +201,9 @@ class RoundLoop(Strategy):
         return model if method is None else method.prepare(model)
 
     def bind(self, model: nn.Module) -> None:
-        """Read the structure of a plain model, such as its parameters' names."""
-        for part in self.parts:
-            part.bind(model)
+        """Read the structure of a plain model: the names of its parameters and buffers."""
+        self.wire.buffers = exact_buffers(model)
+        self.parts.bind(model)
 
     def open(self, initial_arrays: ArrayRecord) -> None:
         """Run before the first round; for subclasses."""
@@ -260,13 +243,14 @@ class RoundLoop(Strategy):
                 f"this strategy has run {self._next_round - 1} rounds already: make a new one to train anew, or ask "
                 f"for more than num_rounds={num_rounds} to go on"
             )
-        train_config = ConfigRecord() if train_config is None else train_config
-        self._evaluate_fn, self._exchange_s = evaluate_fn, min(timeout, self.round_timeout_s or timeout)
+        train_config, evaluate_config = train_config or ConfigRecord(), evaluate_config or ConfigRecord()
+        self._num_rounds, self._evaluate_fn = num_rounds, evaluate_fn
+        self._exchange_s = min(timeout, self.round_timeout_s or timeout)
         self.open(initial_arrays)
-        evaluate_config = ConfigRecord() if evaluate_config is None else evaluate_config
-        self._num_rounds = num_rounds
-        arrays, result = initial_arrays, Result()
-        result.arrays = arrays
+        result = Result()
+        if (fault := self.wire.cannot_send(to_numpy(initial_arrays))) is not None:
+            raise ValueError(f"the model to start from {fault}")
+        arrays = result.arrays = initial_arrays
         log(INFO, "Starting %s:", type(self).__name__)
         self.summary()
         if evaluate_fn and self._next_round == 1 and (metrics := evaluate_fn(0, arrays)) is not None:
@@ -277,61 +261,64 @@ class RoundLoop(Strategy):
             self.round_metrics, self.wire.problems = {}, []
             self.greet(grid, server_round, timeout)
             self.wire.downlink.keep({node.held for node in self.nodes.values()})
-
-            messages = self.configure_train(server_round, arrays, train_config, grid)
-            aggregated, train_metrics = self.aggregate_train(
-                server_round, cast("Iterable[Message]", self.exchange(grid, messages))
-            )
-            if aggregated is None:
-                raise RoundFailed(self._why_failed(server_round))
-            if (fault := self.wire.downlink.cannot_send(to_numpy(aggregated))) is not None:
-                raise RoundFailed(f"the model after round {server_round} {fault}; that of the round before is kept")
-            arrays = result.arrays = self.conclude(grid, server_round, aggregated, self._exchange_s)
-            if train_metrics is not None:
-                result.train_metrics_clientapp[server_round] = train_metrics
-
-            messages = self.configure_evaluate(server_round, arrays, evaluate_config, grid)
-            evaluated = self.aggregate_evaluate(server_round, cast("Iterable[Message]", self.exchange(grid, messages)))
-            if evaluated is not None:
-                result.evaluate_metrics_clientapp[server_round] = evaluated
+            arrays, trained = self._train(grid, server_round, arrays, train_config)
+            evaluated = self._evaluate(grid, server_round, arrays, evaluate_config)
             self._next_round = server_round + 1
             central = evaluate_fn(server_round, arrays) if evaluate_fn else None
-            if central is not None:
-                result.evaluate_metrics_serverapp[server_round] = central
-            self._report(server_round, arrays, train_metrics, evaluated, central, time.perf_counter() - started)
+
+            result.arrays = arrays
+            for kept, metrics in (
+                (result.train_metrics_clientapp, trained),
+                (result.evaluate_metrics_clientapp, evaluated),
+                (result.evaluate_metrics_serverapp, central),
+            ):
+                if metrics is not None:
+                    kept[server_round] = metrics
+            self._report(server_round, arrays, trained, evaluated, central, time.perf_counter() - started)
         return result
+
+    def _train(
+        self, grid: Grid, server_round: int, arrays: ArrayRecord, config: ConfigRecord
+    ) -> tuple[ArrayRecord, MetricRecord | None]:
+        messages = self.configure_train(server_round, arrays, config, grid)
+        exchange = self.exchange(grid, messages)
+        aggregated, metrics = self.aggregate_train(server_round, cast("Iterable[Message]", exchange))
+        if aggregated is None and exchange.asked == 0:
+            return arrays, metrics  # nobody was to train: the model is evaluated alone
+        if aggregated is None:
+            raise no_quorum(server_round, self.min_replies, self.wire.problems)
+        if (fault := self.wire.cannot_send(to_numpy(aggregated))) is not None:
+            raise RoundFailed(f"the model after round {server_round} {fault}; that of the round before is kept")
+        return self.conclude(grid, server_round, aggregated, self._exchange_s), metrics
+
+    def _evaluate(
+        self, grid: Grid, server_round: int, arrays: ArrayRecord, config: ConfigRecord
+    ) -> MetricRecord | None:
+        messages = self.configure_evaluate(server_round, arrays, config, grid)
+        return self.aggregate_evaluate(server_round, cast("Iterable[Message]", self.exchange(grid, messages)))
 
     def _report(
         self,
         server_round: int,
         arrays: ArrayRecord,
-        train: MetricRecord | None,
+        trained: MetricRecord | None,
         evaluated: MetricRecord | None,
         central: MetricRecord | None,
         seconds: float,
     ) -> None:
         own = SERVERS_OWN | measures_of(RoundLoop) | measures_of(RoundPart)
-        metrics = from_nodes("", train, own) | from_nodes("evaluate_", evaluated, own)
-        metrics |= {key.replace("-", "_"): value for key, value in (central or {}).items()}
-        for direction in ("uplink", "downlink"):
-            traffic = self.ledger.of_round(direction, server_round)
-            metrics |= {
-                f"{direction}_bytes": traffic.payload_bytes,
-                f"{direction}_wire_bytes": traffic.wire_bytes,
-                f"{direction}_ratio": traffic.ratio,
-            }
-        metrics |= self.round_metrics | {"round_seconds": seconds} | dict(self.wire.counts)
+        metrics = {
+            **from_nodes("", trained, own),
+            **from_nodes("evaluate_", evaluated, own),
+            **from_nodes("", central, ()),
+            **sizes_of(self.ledger, server_round),
+            **self.round_metrics,
+            "round_seconds": seconds,
+            **self.wire.counts,
+        }
         report = RoundReport(server_round, self._num_rounds, arrays, metrics)
         for callback in self.callbacks:
             callback(report)
-
-    def _why_failed(self, server_round: int) -> str:
-        reasons = "; ".join(self.wire.problems[:3]) or "no reply came before the deadline"
-        if f"Unsupported serialization type for numpy conversion: '{STYPE}'" in reasons:  # Flower's, from a node
-            reasons += ". The nodes' app lacks the mod that unpacks the model: ClientApp(mods=[CompressMod()])"
-        return f"round {server_round} had fewer than min_replies={self.min_replies} valid replies: {reasons}"
-
-    # -- nodes ------------------------------------------------------------------------------------------------------
 
     @property
     def nodes(self) -> dict[int, Node]:
@@ -377,20 +364,19 @@ class RoundLoop(Strategy):
 
     # -- state ------------------------------------------------------------------------------------------------------
 
-    def _owners(self) -> list[Remembering]:
-        """Return the owners of a memory."""
-        return [self, *self.parts]
+    def memories(self) -> list[tuple[str, Any]]:
+        """Return the data classes that outlive a round, of the strategy and its parts, with their keys."""
+        owners = [("", self.memory), *((part.saved_as, part.memory) for part in self.parts)]
+        return [(key, memory) for key, memory in owners if memory is not None]
+
+    def _loop_memory(self) -> LoopMemory:
+        held = {} if self.hello else {i: node.held for i, node in self.nodes.items()}
+        references = self.wire.downlink.state_dict()
+        return LoopMemory(self._next_round, self.ledger, self.wire.counts, references, held)
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything but the model that the next round depends on: numbers, strings and arrays, nested."""
-        return {
-            "next_round": self._next_round,
-            "ledger": self.ledger.state_dict(),
-            "counts": dict(self.wire.counts),
-            "references": self.wire.downlink.state_dict(),
-            "held": {} if self.hello else {str(i): node.held for i, node in self.nodes.items()},
-            **saved_memories(self._owners()),
-        }
+        return saved_memories([("", self._loop_memory()), *self.memories()])
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the state of :meth:`state_dict`; a hello asks the nodes for their references again.
@@ -400,17 +386,15 @@ class RoundLoop(Strategy):
         ValueError
             The state lacks keys, which are named; nothing is restored then.
         """
-        nested = [
-            key for owner in self._owners() if owner.memory is not None and (key := getattr(owner, "saved_as", ""))
-        ]
-        if absent := lacking({"held": {}, **state}, self.state_dict(), nested):
+        loop = self._loop_memory()
+        memories = [("", loop), *self.memories()]
+        if absent := lacking(memories, state):
             raise ValueError(
                 f"a saved state of {self.name!r} lacks {', '.join(absent)}: another version or other parts wrote it; "
                 "start a new run"
             )
-        self._first_round = self._next_round = state["next_round"]
-        self.ledger.load_state_dict(state["ledger"])
-        self.wire.counts = Counter(state["counts"])
-        self.wire.downlink.load_state_dict(state["references"])
-        self.roster.nodes = {int(i): Node(int(i), 0, held) for i, held in state.get("held", {}).items()}
-        restore_memories(self._owners(), state)
+        restore_memories(memories, state)
+        self._first_round = self._next_round = loop.next_round
+        self.wire.ledger, self.wire.counts = loop.ledger, Counter(loop.counts)
+        self.wire.downlink.load_state_dict(loop.references)
+        self.roster.nodes = {i: Node(i, 0, held) for i, held in loop.held.items()}

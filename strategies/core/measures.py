@@ -1,11 +1,14 @@
-"""Metrics of a round: the nodes' numbers, and names that only the server reports."""
+"""Metrics of a round: the nodes' numbers, the server's own, and their report."""
 
 from collections.abc import Collection
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from flwr.app import MetricRecord
+import numpy as np
+from flwr.app import ArrayRecord, MetricRecord
 
+from flsparse.metering.ledger import Ledger
 from flsparse.strategies.core.exchange import Reply
 
 LARGEST = 1e15  # of a metric or a weight that a node reports
@@ -21,11 +24,46 @@ SERVERS_OWN = frozenset(
 )
 
 
+@dataclass(frozen=True)
+class RoundReport:
+    """Report of a round, for callbacks.
+
+    Attributes
+    ----------
+    server_round, num_rounds : int
+        This round, from 1, and the last one.
+    arrays : ArrayRecord
+        The global model after the round.
+    metrics : dict[str, Any]
+        Everything that was measured: plain numbers, by name, and dicts of numbers by layer.
+    """
+
+    server_round: int
+    num_rounds: int
+    arrays: ArrayRecord
+    metrics: dict[str, Any]
+
+
 def numbers_of(reply: Reply) -> dict[str, float]:
     """Return a reply's scalar metrics that can be averaged, whatever the name of their record."""
     pairs = ((key, value) for record in reply.content.metric_records.values() for key, value in record.items())
     fit = ((key, value) for key, value in pairs if isinstance(value, int | float) and abs(value) <= LARGEST)
     return {key: float(value) for key, value in islice(fit, _MOST_METRICS) if len(key) <= _LONGEST_KEY}
+
+
+def weighted_means(rows: list[tuple[float, dict[str, float]]]) -> dict[str, float]:
+    """Average each metric over the rows that have it.
+
+    Parameters
+    ----------
+    rows : list[tuple[float, dict[str, float]]]
+        Weight (above 0) and metrics of each reply.
+    """
+    means = {}
+    for key in sorted({key for _, numbers in rows for key in numbers}):
+        weights, values = zip(*((w, numbers[key]) for w, numbers in rows if key in numbers), strict=True)
+        means[key] = float(np.average(values, weights=weights))
+    return means
 
 
 def measures_of(kind: type[Any]) -> set[str]:
@@ -37,3 +75,14 @@ def from_nodes(prefix: str, record: MetricRecord | None, own: Collection[str]) -
     """Return the nodes' metrics under names that cannot be taken for the server's own."""
     named = {f"{prefix}{key}".replace("-", "_"): value for key, value in (record or {}).items()}
     return {f"client_{name}" if name in own else name: value for name, value in named.items()}
+
+
+def sizes_of(ledger: Ledger, server_round: int) -> dict[str, float]:
+    """Return a round's payload bytes, bytes on the wire and ratio, up and down."""
+    sizes: dict[str, float] = {}
+    for direction in ("uplink", "downlink"):
+        traffic = ledger.of_round(direction, server_round)
+        sizes[f"{direction}_bytes"] = traffic.payload_bytes
+        sizes[f"{direction}_wire_bytes"] = traffic.wire_bytes
+        sizes[f"{direction}_ratio"] = traffic.ratio
+    return sizes

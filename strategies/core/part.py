@@ -1,6 +1,6 @@
 """Parts of a round: ideas that compose with any averaging method on the server, one a class.
 
-A strategy has a list of parts and calls, in its order::
+A strategy calls its parts (:mod:`flsparse.strategies.core.chain`), by ascending ``order``::
 
     open        a round begins, its nodes are known
     joined      arrays travel behind the model
@@ -9,7 +9,7 @@ A strategy has a list of parts and calls, in its order::
     fault       an update is refused
     accept      an update is taken in           (abandon: the round had no quorum)
     given_back  rounding of the broadcast is given back to the mean
-    close       the aggregate becomes the model
+    close       the aggregate becomes the model: first the server optimizer's step
     conclude    further exchanges about the model
 
 A part's memory is one data class, which the loop saves by its fields. A part with a side on the device alone is
@@ -17,7 +17,7 @@ A part's memory is one data class, which the loop saves by its fields. A part wi
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,8 @@ from flsparse.nets.arrays import Arrays
 from flsparse.strategies.core.courier import Wire
 from flsparse.strategies.core.exchange import Node, Reply
 from flsparse.wire.messages import Scalar
+
+STEP, REST = 10, 20  # order of the parts of a round
 
 Ask = Callable[..., Iterable[Reply]]
 Weigh = Callable[[Reply, str], "tuple[float, dict[str, float]] | None"]
@@ -53,6 +55,8 @@ class Round:
         ``ask(message_type, arrays, config, hold=True)``: ask the nodes of the accepted updates about a model.
     weigh : Callable
         ``weigh(reply, key)``: a reply's weight by a metric, and its other numbers; None where it is refused.
+    model : dict[str, np.ndarray]
+        The global model that is broadcast, with the parts' arrays behind it; empty in ``open``, before they joined.
     """
 
     number: int
@@ -62,6 +66,7 @@ class Round:
     metrics: dict[str, Any]
     ask: Ask
     weigh: Weigh
+    model: Arrays = field(default_factory=dict)
 
 
 class RoundPart:
@@ -71,6 +76,8 @@ class RoundPart:
     ----------
     name : str
         As in ``parts:`` of a configuration.
+    order : int
+        Place among the parts of a round; of one order, a method's own come first, then the given ones as listed.
     excludes : tuple[str, ...]
         Parts it cannot be combined with, on either side.
     by_partition : bool
@@ -86,12 +93,16 @@ class RoundPart:
     """
 
     name: str = ""
+    order: int = REST
     excludes: tuple[str, ...] = ()
     by_partition: bool = False
     uniform: bool = False
     measures: tuple[str, ...] = ()
     memory: Any = None
     saved_as: str = ""
+
+    def __str__(self) -> str:
+        return self.name
 
     def bind(self, model: nn.Module) -> None:
         """Read the structure of a plain model, such as its parameters' names."""

@@ -62,8 +62,6 @@ class Relay:
         Rounds that are kept for a node that is away, at least 1.
     """
 
-    saved_as = "relay"
-
     def __init__(self, topology: Topology, max_backlog: int = 16) -> None:
         self.topology, self.max_backlog = topology, max_backlog
         self.memory: RelayMemory = RelayMemory()

@@ -1,9 +1,11 @@
 """The roster: nodes that are connected, greeted and known to the server."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from logging import INFO, WARNING
 
+import numpy as np
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
@@ -11,13 +13,49 @@ from flsparse._flwr import log
 from flsparse.codec.wire import VERSION
 from flsparse.strategies.core.courier import Wire
 from flsparse.strategies.core.exchange import Node, Reply
-from flsparse.wire.messages import RECORD
+from flsparse.wire.messages import RECORD, STYPE
 
 _HELLO_TIMEOUT_S = 120.0
 
 
 class RoundFailed(RuntimeError):
     """A round had too few valid replies."""
+
+
+def no_quorum(server_round: int, min_replies: int, problems: Sequence[str]) -> RoundFailed:
+    """Return the error of a round with too few valid replies, with the first reasons."""
+    reasons = "; ".join(_each_once(problems)[:3]) or "no reply came before the deadline"
+    if f"Unsupported serialization type for numpy conversion: '{STYPE}'" in reasons:  # Flower's, from a node
+        reasons += ". The nodes' app lacks the mod that unpacks the model: ClientApp(mods=[CompressMod()])"
+    return RoundFailed(f"round {server_round} had fewer than min_replies={min_replies} valid replies: {reasons}")
+
+
+def _each_once(problems: Sequence[str]) -> list[str]:
+    """Return each problem once, behind the node or the number of nodes that had it.
+
+    >>> _each_once(["node 7: it is full", "node 8: no reply", "node 9: it is full"])
+    ['2 nodes: it is full', 'node 8: no reply']
+    """
+    nodes: dict[str, list[str]] = {}
+    for problem in problems:
+        node, _, reason = problem.partition(": ")
+        nodes.setdefault(reason, []).append(node)
+    return [f"{had[0] if len(had) == 1 else f'{len(had)} nodes'}: {reason}" for reason, had in nodes.items()]
+
+
+def sample_size(nodes: int, fraction: float, at_least: int) -> int:
+    """Return the number of nodes in a sample: a fraction of them, rounded down, at least so many, at most all.
+
+    >>> sample_size(100, 0.29, 2), sample_size(10, 0.0, 2), sample_size(1, 0.5, 2)
+    (29, 2, 1)
+    """
+    return min(nodes, max(int(fraction * nodes + 1e-9), at_least))
+
+
+def sample(nodes: Sequence[Node], fraction: float, at_least: int, generator: np.random.Generator) -> list[Node]:
+    """Sample nodes without replacement; they stay in order (see :func:`sample_size`)."""
+    chosen = generator.choice(len(nodes), sample_size(len(nodes), fraction, at_least), replace=False)
+    return [nodes[i] for i in sorted(chosen)]
 
 
 class Roster:

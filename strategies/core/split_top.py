@@ -18,7 +18,7 @@ from torch.nn.functional import cross_entropy
 from flsparse.codec import decode_activations, decode_gradient
 from flsparse.codec.errors import require
 from flsparse.nets.arrays import load_arrays
-from flsparse.strategies.core.downlink import LARGEST_WEIGHT
+from flsparse.nets.exact import LARGEST_WEIGHT
 from flsparse.wire import bundle as split
 from flsparse.wire.bundle import Part
 

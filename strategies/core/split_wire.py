@@ -8,6 +8,7 @@ from flsparse._flwr import wire_size
 from flsparse.codec import PayloadError
 from flsparse.metering.ledger import Direction
 from flsparse.strategies.core.courier import Wire
+from flsparse.strategies.core.downlink import Broadcast
 from flsparse.strategies.core.exchange import Exchange, Node
 from flsparse.wire.bundle import Part, lines_of, packed_bundle, unbundle
 from flsparse.wire.messages import packed_payload
@@ -25,11 +26,13 @@ class SplitWire(Wire):
         dense = sum(part.dense_bytes for part in parts)
         self.ledger.count("uplink", server_round, payload_bytes=0, wire_bytes=0, dense_bytes=dense)
 
-    def count(self, direction: Direction, server_round: int, message: Message) -> None:
+    def count(
+        self, direction: Direction, server_round: int, message: Message, broadcast: Broadcast | None = None
+    ) -> None:
         """Enter one message into the ledger, a bundle line by line; see :meth:`count_accepted` for a node's."""
         data = packed_bundle(message.content) if message.has_content() else None
         if data is None:
-            super().count(direction, server_round, message)
+            super().count(direction, server_round, message, broadcast)
             if message.has_content() and (payload := packed_payload(message.content)):
                 self.ledger.itemize(direction, server_round, "models", len(payload))
             return

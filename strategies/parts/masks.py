@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from flsparse.codec import ArraySpec, Layer, Reference
+from flsparse.codec import Layer, Reference, Specs
 from flsparse.nets.arrays import Arrays
 from flsparse.strategies.core.exchange import Reply
 from flsparse.strategies.core.part import Round, RoundPart
@@ -15,13 +15,13 @@ class MaskStatistics:
 
     Parameters
     ----------
-    specs : dict[str, ArraySpec]
+    specs : Specs
         Shapes of the model's arrays.
     names : Sequence[str]
         The prunable ones.
     """
 
-    def __init__(self, specs: dict[str, ArraySpec], names: Sequence[str]) -> None:
+    def __init__(self, specs: Specs, names: Sequence[str]) -> None:
         self._kept_by = {name: np.zeros(specs[name].size, np.uint16) for name in names}
         self._support_sizes: list[int] = []
         self._server_ious: list[float] = []

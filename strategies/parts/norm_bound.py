@@ -7,13 +7,12 @@ import math
 
 import numpy as np
 
+from flsparse.clients.core.part import weight_names
 from flsparse.codec import Layer
 from flsparse.codec.portable import total
-from flsparse.nets.batch_norm import statistics_names
 from flsparse.ranges import within
 from flsparse.strategies.core.exchange import Reply
 from flsparse.strategies.core.part import Round, RoundPart
-from flsparse.wire.messages import CONTROL
 
 
 class NormBound(RoundPart):
@@ -36,10 +35,10 @@ class NormBound(RoundPart):
         """Return why an update is refused: its norm."""
         assert reply.broadcast is not None
         received = reply.broadcast.reference.arrays
-        statistics = set(statistics_names(received))
+        weights = set(weight_names(round.wire.specs))
         square = 0.0
         for layer in layers:
-            if layer.values.dtype.kind == "f" and layer.name not in statistics and not layer.name.startswith(CONTROL):
+            if layer.name in weights:
                 sent = layer.dense(round.wire.specs[layer.name]).astype(np.float64)
                 change = np.ravel(sent - received[layer.name])
                 square += total(change * change)

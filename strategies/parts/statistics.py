@@ -42,7 +42,7 @@ class Statistics(RoundPart):
             if (weighed := round.weigh(reply, NUM_EXAMPLES)) is None:
                 continue
             found = _statistics_of(reply, names, to_numpy(arrays))
-            if found is not None and round.wire.downlink.cannot_send(found) is None:
+            if found is not None and round.wire.cannot_send(found) is None:
                 parts.append((weighed[0], found))
             else:
                 round.wire.refuse(reply, "its statistics are not those of the model's batch norms, finite")

@@ -2,9 +2,12 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from importlib.abc import MetaPathFinder
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +16,12 @@ import yaml
 
 import flsparse.runtime
 from flsparse.app import main
+from flsparse.nets.arrays import state_arrays
 from flsparse.runs.checkpoint import save_checkpoint
 from flsparse.runs.folder import CHECKPOINT
+from flsparse.runtime.federation import make_strategy
+from flsparse.sparsity import prunable_names
+from flsparse.tasks import build_task
 
 Run = Callable[..., int]
 SUMMARY: dict[str, Any] = {
@@ -50,6 +57,13 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
     return call
 
 
+def initial_state(cfg: dict[str, Any]) -> dict[str, Any]:
+    """Return what a checkpoint holds of the model and the strategy, before the first round."""
+    plain = build_task(cfg).model()
+    strategy = make_strategy(cfg, prunable_names(plain))
+    return {"arrays": state_arrays(strategy.prepare(plain)), "strategy": strategy.state_dict()}
+
+
 @pytest.fixture
 def launched(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """Replace the runtime by one that notes the configuration and writes a summary; ``num_rounds=13`` fails."""
@@ -61,9 +75,8 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         (folder / "config.yaml").write_text(yaml.safe_dump(cfg))
         if cfg["num_rounds"] == 13:
             raise RuntimeError("thirteen rounds\nand a second line")
-        save_checkpoint(
-            folder / CHECKPOINT, {"round": min(3, cfg["num_rounds"]), "config": json.loads(json.dumps(cfg))}
-        )
+        state = {"round": min(3, cfg["num_rounds"]), "config": json.loads(json.dumps(cfg))}
+        save_checkpoint(folder / CHECKPOINT, state | initial_state(cfg))
         summary = SUMMARY | {"strategy": cfg["strategy"]["name"]}
         if cfg["num_rounds"] == 7:
             return summary | {"status": "interrupted", "rounds": 3, "checkpoint_round": 2}
@@ -152,6 +165,13 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         (["evaluate.on=validation", "dataset.validation_fraction=0"], "set dataset.validation_fraction above 0"),
         (["strategy=dppf", "strategy.valley_names=foo"], "strategy.valley_names='foo' is not a list, each a text"),
         (["output_dir="], "output_dir= is empty"),
+        (["output_dir=/proc/none/run"], "/proc is not a folder that can be written to (No such file or directory)"),
+        (["--config-dir", "nowhere"], "--config-dir nowhere: there is no such folder"),
+        (["client.lr=a=b"], "client.lr=a=b is no override (mismatched input '='"),
+        (["resume=runs/lr=0.1/x"], "resume=runs/lr=0.1/x: no run folder there"),
+        (["resume=runs/a,b"], "resume=runs/a,b: no run folder there"),
+        (["hydra/launcher=none"], "Could not find 'hydra/launcher/none': Hydra's plugin for it is not installed"),
+        (["dataset.validation_fraction=1"], "dataset.validation_fraction=1.0 must be in [0, 1)"),
         ([f"output_dir={__file__}"], "is not a folder that can be written to"),
     ],
 )
@@ -213,7 +233,7 @@ def test_the_table_of_a_sweep_is_of_its_own_jobs(
     assert run("-m", "seed=5,6", "output_dir=sweep") == 0
     captured = capsys.readouterr()
     assert "failed" not in captured.err
-    assert " 5 " in captured.out
+    assert "2 seeds" in captured.out
 
 
 def test_a_run_with_all_its_rounds_is_not_resumed(
@@ -237,7 +257,8 @@ def test_a_run_that_was_killed_at_its_end_can_be_finished(
     (tmp_path / "killed").mkdir()
     assert run("num_rounds=3", "output_dir=killed") == 0
     (tmp_path / "killed" / "metrics.jsonl").write_text("".join(f'{{"server_round": {n}}}\n' for n in (1, 2, 3)))
-    save_checkpoint(tmp_path / "killed" / CHECKPOINT, {"round": saved, "config": launched[0]})
+    state = {"round": saved, "config": launched[0], **initial_state(launched[0])}
+    save_checkpoint(tmp_path / "killed" / CHECKPOINT, state)
     if not ended:
         (tmp_path / "killed" / "summary.json").unlink()
     assert run("resume=killed") == 0
@@ -461,3 +482,112 @@ def test_help_and_version_are_fast_to_load() -> None:
 def test_version(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--version") == 0
     assert capsys.readouterr().out.startswith("flsparse 0.")
+
+
+@pytest.mark.parametrize("folder", ["lr=0.1", "a,b", "übung", "with space", "it's", "5", "(x)"])
+def test_a_folder_of_any_name_takes_a_run_that_goes_on(
+    folder: str, run: Run, launched: list[Any], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert run("strategy=topk", "num_rounds=7", f"output_dir={folder}") == 130
+    said = capsys.readouterr().err.splitlines()[-1].partition("flsparse ")[2]
+    assert shlex.split(said) == [f"resume={folder}"]  # as the shell would hand it over
+    assert [each.name for each in tmp_path.iterdir()] == [folder]
+    assert run(*shlex.split(said), "num_rounds=9") == 0
+    assert launched[-1]["resume"] == folder
+
+
+@pytest.mark.parametrize(
+    ("text", "said"), [("a: [", "cannot be read (while parsing"), ("5", "cannot be read"), ("{}", "is not the config")]
+)
+def test_a_damaged_configuration_is_not_resumed(
+    text: str, said: str, run: Run, launched: list[Any], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert run("num_rounds=3", "output_dir=run") == 0
+    (tmp_path / "run" / "config.yaml").write_text(text)
+    capsys.readouterr()
+    assert run("resume=run", "num_rounds=5") == 2
+    (error,) = capsys.readouterr().err.splitlines()
+    assert error.startswith("flsparse: resume=run: its config.yaml ")
+    assert said in error
+
+
+def test_a_simulation_without_ray_is_refused(
+    run: Run, launched: list[Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flsparse.runtime.simulation.find_spec", lambda name: None)
+    assert run("runtime=simulation") == 2
+    assert capsys.readouterr().err == "flsparse: runtime=simulation needs Ray: pip install 'flwr[simulation]'\n"
+    assert not launched
+
+
+@pytest.mark.skipif(find_spec("hydra_plugins") is not None, reason="a plugin of Hydra is installed")
+def test_a_sweeper_that_is_missing_is_named_with_its_package(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("-m", "hydra/sweeper=optuna", "seed=0,1") == 2
+    assert "pip install hydra-optuna-sweeper" in capsys.readouterr().err
+
+
+def test_what_fails_before_the_start_is_one_line_of_whatever_type(
+    run: Run, launched: list[Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(cfg: object) -> None:
+        raise ZeroDivisionError("division by zero\nand more")
+
+    monkeypatch.setattr("flsparse.runtime.simulation.check_resources", broken)
+    assert run("runtime=simulation") == 2
+    assert capsys.readouterr().err == "flsparse: ZeroDivisionError: division by zero\n"
+    assert not launched
+
+
+def test_the_start_says_what_will_run(run: Run, launched: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("num_rounds=2", "num_clients=4", "runtime=simulation") == 0
+    out = capsys.readouterr().out
+    for part in (
+        "sparsyfed: 2 rounds, 2 of 4 nodes in each",
+        "data:  digits, 359 samples to evaluate on; to train on, each node has 323 to 324",
+        "model: cnn, 40,506 parameters, 162 kB dense",
+        "check: one training step and one evaluation work",
+        "starting Ray, for 4 nodes",
+    ):
+        assert part in out.splitlines()
+
+
+def test_a_failed_job_of_a_sweep_is_a_row_with_its_reason(
+    run: Run, launched: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("-m", "num_rounds=13,2", "seed=0,1", "output_dir=sweep") == 1
+    out = capsys.readouterr().out.splitlines()
+    assert [line.split()[:2] for line in out if "failed" in line][:2] == [["13", "failed"], ["13", "failed"]]
+    assert any(line.startswith("0-sparsyfed-digits-seed0: failed; its log is") for line in out)
+    assert any(line.split()[:2] == ["2", "90.0"] for line in out)
+
+
+def test_ctrl_c_while_modules_load_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Interrupted(MetaPathFinder):
+        def find_spec(self, name: str, path: object = None, target: object = None) -> None:
+            if name == "flsparse.app.command":
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys, "meta_path", [Interrupted(), *sys.meta_path])
+    monkeypatch.delitem(sys.modules, "flsparse.app.command")
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 130
+    assert capsys.readouterr().err == "flsparse: stopped before the first round; there is nothing to go on with\n"
+
+
+@pytest.mark.slow
+def test_a_reader_that_goes_away_stops_no_run(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "flsparse", "num_rounds=2", "num_clients=2", "output_dir=run"]
+    with subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, bufsize=1
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline().startswith("sparsyfed: 2 rounds")
+        process.stdout.close()  # as head does
+        error = process.stderr.read()
+        assert process.wait(timeout=120) == 0
+    assert error == ""
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "completed"

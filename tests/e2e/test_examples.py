@@ -2,16 +2,21 @@
 
 import os
 import re
+import shlex
+import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+from flsparse.runtime.deployment import _free_ports
+
+README = Path(__file__).resolve().parents[2] / "README.md"
+EXAMPLES = README.parent / "examples"
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
 
@@ -59,33 +64,62 @@ def test_after_differs_from_before_by_one_mod_and_one_strategy() -> None:
     ]
 
 
-def test_flwr_run_quickstart(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def flower(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., str]]:
+    """Return a function that runs a printed command beside a copy of the examples, and gives what it prints.
+
+    What runs shares a local SuperLink, as ``flwr run`` starts it in a home without a configuration.
+    """
     pytest.importorskip("ray")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
+    home, folder = tmp_path_factory.mktemp("home"), tmp_path_factory.mktemp("clean")
+    shutil.copytree(EXAMPLES, folder / "examples")
+    (port,) = _free_ports(1)
     environment = os.environ | {
-        "FLWR_HOME": str(tmp_path),
-        "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": port,
-        "FLSPARSE_STATE_DIR": str(tmp_path / "nodes"),
-        "FLWR_TELEMETRY_ENABLED": "0",
-        "FLWR_DISABLE_UPDATE_CHECK": "1",
-        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        "FLWR_HOME": str(home),
+        "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(port),
+        "FLSPARSE_STATE_DIR": str(home / "nodes"),
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
     }
-    try:
+
+    def run(command: str, *more: str) -> str:
         done = subprocess.run(
-            ["flwr", "run", EXAMPLES / "quickstart", "--stream"],
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=800,
+            [*shlex.split(command), *more], cwd=folder, env=environment, capture_output=True, text=True, check=False
         )
-        assert "Round 5/5: accuracy" in done.stdout + done.stderr
-        assert "Run completed after 5 rounds" in done.stdout + done.stderr
-    finally:
-        end_listener(int(port))
+        return done.stdout + done.stderr
+
+    yield run
+    end_listener(port)
+
+
+def printed(command: str, *pages: Path) -> str:
+    """Return a command, after looking that all the pages print it."""
+    for page in pages:
+        assert command in page.read_text().splitlines(), page
+    return command
+
+
+def test_the_quickstart_runs_as_it_is_printed(flower: Callable[..., str]) -> None:
+    page = EXAMPLES / "quickstart" / "README.md"
+    said = flower(printed("flwr run examples/quickstart --stream", page, README))
+    line = re.compile(
+        r"Round (\d)/5: accuracy ([\d.]+)%, sparsity [\d.]+ %, up \d+ B \((\d+)x smaller\), down \d+ B \(\d+x"
+    )
+    assert [each[0] for each in line.findall(page.read_text())] == ["1", "2", "5"]
+    rounds = line.findall(said)
+    assert [each[0] for each in rounds] == ["1", "2", "3", "4", "5"]
+    assert float(rounds[-1][1]) > 85
+    assert int(rounds[-1][2]) > 100
+    assert "Run completed after 5 rounds" in said
+    assert "No additional application dependencies needed installation." in said
+
+
+def test_bring_your_own_runs_as_it_is_printed(flower: Callable[..., str]) -> None:
+    pages = [EXAMPLES / "bring_your_own" / "README.md", EXAMPLES / "bring_your_own" / "after" / "README.md", README]
+    command = printed("flwr run examples/bring_your_own/after --stream", *pages)
+    said = flower(command, "--run-config", "num-server-rounds=2")
+    assert said.count("aggregate_train: Received 2 results and 0 failures") == 2
+    assert "Saving final model to disk" in said
+    assert "No additional application dependencies needed installation." in said
 
 
 def end_listener(port: int) -> None:

@@ -57,9 +57,8 @@ def superlink(tmp_path: Path) -> Iterator[tuple[str, Path]]:
     port, *node_ports = _free_ports(3)
     address = f"127.0.0.1:{port}"
     tls = ["--ssl-ca-certfile", str(root), "--ssl-certfile", str(certificate), "--ssl-keyfile", str(key)]
-    offline = "--disable-runtime-dependency-installation"
     try:
-        processes.start("superlink", "flower-superlink", *tls, offline, "--host", "127.0.0.1", "--port", str(port))
+        processes.start("superlink", "flower-superlink", *tls, "--host", "127.0.0.1", "--port", str(port))
         while not _listens(port):
             processes.check()
             time.sleep(0.2)

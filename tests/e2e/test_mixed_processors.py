@@ -39,12 +39,9 @@ def superlink(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     full = dict(processes.environment)
     plain = full | plain_processor()
     port, *node_ports = _free_ports(3)
-    offline = "--disable-runtime-dependency-installation"
     try:
         processes.environment = plain
-        processes.start(
-            "superlink", "flower-superlink", "--insecure", offline, "--host", "127.0.0.1", "--port", str(port)
-        )
+        processes.start("superlink", "flower-superlink", "--insecure", "--host", "127.0.0.1", "--port", str(port))
         while not _listens(port):
             processes.check()
             time.sleep(0.2)

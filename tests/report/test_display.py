@@ -1,5 +1,6 @@
-"""The display: one line a round where there is no terminal, a table that is given back where there is one."""
+"""The display: a line a round that stays, and on a terminal a bar below that goes."""
 
+import re
 from io import StringIO
 from typing import Any
 
@@ -20,6 +21,54 @@ def row(server_round: int, **changes: Any) -> dict[str, Any]:
         "downlink_ratio": 25.0,
         "broadcast_sparsity": 0.9,
     } | changes
+
+
+class Screen:
+    """What a terminal shows in the end: a line that is erased is gone."""
+
+    def __init__(self, text: str) -> None:
+        self.lines: list[str] = [""]
+        for piece in re.findall(r"\x1b\[\d*[A-Za-z]|\x1b\[[?\d;]*[a-z]|[^\x1b]+", text):
+            if piece.startswith("\x1b"):
+                count, code = piece[2:-1], piece[-1]
+                if code == "A":
+                    self.row -= int(count or 1)
+                elif code == "K":
+                    self.lines[self.row] = ""
+                continue
+            for line in re.findall(r"[^\n\r]+|[\n\r]", piece):
+                if line == "\n":
+                    self.row += 1
+                elif line != "\r":
+                    self.lines += [""] * (self.row + 1 - len(self.lines))
+                    self.lines[self.row] += line
+            self.lines += [""] * (self.row + 1 - len(self.lines))
+
+    row = 0
+
+
+def test_rounds_stay_on_a_terminal_and_the_bar_goes() -> None:
+    out = StringIO()
+    with Display(Console(file=out, force_terminal=True, width=80)) as display:
+        display.on_start({"num_rounds": 30})
+        for server_round in range(1, 31):
+            display.on_round(row(server_round))
+        display.on_end({})
+    shown = [line for line in Screen(out.getvalue()).lines if line.strip()]
+    assert [line.split()[0] for line in shown] == ["round", *map(str, range(1, 31))]
+    assert max(map(len, shown)) <= 80
+    assert {len(line) for line in shown} == {len(shown[0])}  # in columns
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_lost_nodes_are_said_in_their_round(terminal: bool) -> None:
+    out = StringIO()
+    with Display(Console(file=out, force_terminal=terminal, width=120)) as display:
+        display.on_start({"num_rounds": 2})
+        display.on_round(row(1, replies=10, failures=0, rejected_payloads=0))
+        display.on_round(row(2, replies=7, failures=2, rejected_payloads=1))
+    assert out.getvalue().count("replies") == 1
+    assert "7 of 10 replies" in out.getvalue()
 
 
 @pytest.mark.parametrize("terminal", [False, True])

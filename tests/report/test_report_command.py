@@ -65,6 +65,14 @@ def test_a_folder_without_a_run_is_said_in_one_line(tmp_path: Path, capsys: pyte
     assert "no summary.json" in capsys.readouterr().err
 
 
+def test_a_damaged_summary_is_said_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = make_run(tmp_path / "run")
+    (run / "summary.json").write_text("{")
+    assert main([str(run)]) == 1
+    (error,) = capsys.readouterr().err.splitlines()
+    assert error.startswith(f"{run / 'summary.json'} is damaged: ")
+
+
 def test_a_run_that_measured_its_valley_gets_a_plot_of_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = make_run(tmp_path / "run")
     row = {**ROWS[1], "valley_losses": {"0": [0.1, 0.15, 0.3]}, "valley_step": 0.1, "mean_valley": 0.13}

@@ -75,14 +75,14 @@ def test_run_that_never_evaluated_still_has_a_table() -> None:
 
 
 def test_comparison_keeps_order_and_labels() -> None:
-    text = text_of(comparison_table([summary(), summary(strategy="fedavg")], ["a=1", "a=2"]))
+    text = text_of(comparison_table([[summary()], [summary(strategy="fedavg")]], ["a=1", "a=2"]))
     assert text.index("a=1") < text.index("a=2")
     assert "(20 kB)" in text
 
 
 def test_comparison_fits_a_plain_terminal() -> None:
     out = StringIO()
-    Console(file=out, width=80).print(comparison_table([summary()], ["sparsyfed"], "strategy"))
+    Console(file=out, width=80).print(comparison_table([[summary()]], ["sparsyfed"], "strategy"))
     assert "sparsyfed" in out.getvalue()
     assert "(7 MB)" in out.getvalue()
     assert "1:15 min" in out.getvalue()
@@ -90,7 +90,7 @@ def test_comparison_fits_a_plain_terminal() -> None:
 
 def test_a_long_name_is_folded_and_not_cut() -> None:
     out, name = StringIO(), "0-fashion_mnist_sparsyfed_recommended-fashion_mnist-seed0"
-    Console(file=out, width=80).print(comparison_table([summary()], [name]))
+    Console(file=out, width=80).print(comparison_table([[summary()]], [name]))
     assert name in "".join(line[:16].strip() for line in out.getvalue().splitlines())
 
 

@@ -9,7 +9,7 @@ import pytest
 from small_federation import small_config
 
 from flsparse.runtime import deployment, launch
-from flsparse.runtime.deployment import Cli, DeploymentError, _free_ports
+from flsparse.runtime.deployment import Cli, DeploymentError, Processes, _finish, _free_ports
 
 
 def test_an_address_where_nothing_listens_is_named(
@@ -34,3 +34,17 @@ def test_why_a_superlink_does_not_take_a_run_is_kept(tmp_path: Path, monkeypatch
     cli = Cli(tmp_path, "there:9", None, {"FLWR_HOME": str(tmp_path / "home")})
     with pytest.raises(DeploymentError, match=r"^the SuperLink at there:9 did not take the run: It is full\.$"):
         cli.start({}, -1.0)
+
+
+def test_a_superlink_without_flsparse_is_told_from_other_failures(tmp_path: Path) -> None:
+    processes = Processes(tmp_path / "logs", tmp_path)
+    record = {
+        "status": "finished:failed",
+        "status-details": "ServerApp failed with exception: No module named 'flsparse'",
+    }
+    with pytest.raises(DeploymentError, match="install flsparse in the environment of the SuperLink; see"):
+        _finish(record, tmp_path, 0.0, False, processes, [])
+    with pytest.raises(DeploymentError) as other:
+        _finish(record | {"status-details": "out of memory"}, tmp_path, 0.0, False, processes, [])
+    assert "out of memory" in str(other.value)
+    assert "install" not in str(other.value)

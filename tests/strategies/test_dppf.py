@@ -390,11 +390,12 @@ def test_a_variate_in_a_file_of_a_fit_that_failed_is_not_taken_for_the_servers(
     inner = grid_of(task)
     real, packed = CompressMod._pack, []
 
-    def pack_and_fail(mod: Any, *arguments: Any) -> None:
-        real(mod, *arguments)
+    def pack_and_fail(mod: Any, *arguments: Any) -> Any:
+        said = real(mod, *arguments)
         packed.append(1)
         if len(packed) == 5:  # the second node of the second round
             raise OSError("no space left on device")
+        return said
 
     monkeypatch.setattr(CompressMod, "_pack", pack_and_fail)
     loop.callbacks.append(lambda _: assert_control_is_the_nodes_mean(loop, inner))

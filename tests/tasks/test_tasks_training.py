@@ -56,6 +56,21 @@ def test_fit_learns_and_reports(digits_config: dict[str, Any], fit_node: FitNode
     assert {"train-loss", "train-accuracy"} <= fit.metrics.keys()
 
 
+def test_training_that_diverged_is_refused_by_name_with_the_mend(
+    digits_config: dict[str, Any], fit_node: FitNode
+) -> None:
+    task = build_task(digits_config)
+    with pytest.raises(
+        ValueError, match=r"training diverged: 0\.weight is not finite after \d+ steps at learning rate"
+    ):
+        fit_node(task, 0, lr=1e12)
+    model = task.model()
+    with torch.no_grad():
+        next(model.parameters())[0, 0] = float("nan")
+    with pytest.raises(ValueError, match=r"after 1 step at learning rate 0\.1; lower client\.lr"):
+        fit_node(task, 0, model=model, **{"local-steps": 1})
+
+
 def test_fit_is_the_same_twice_and_in_any_order(digits_config: dict[str, Any], fit_node: FitNode) -> None:
     task = build_task(digits_config)
     forward = {node: fit_node(task, node)[0] for node in (0, 1, 2)}

@@ -9,7 +9,7 @@ from flsparse.codec.coders.gaps import Positions
 from flsparse.codec.errors import PayloadError, require
 from flsparse.codec.models import floats, lossless, quantized, support
 from flsparse.codec.models.layout import BOUNDS, Layout, is_fine, read_forms
-from flsparse.codec.specs import ArraySpec, Reference, Specs, fingerprint, specs_of
+from flsparse.codec.specs import ArraySpec, Reference, Specs, fingerprint, in_parts, specs_of
 from flsparse.codec.wire import REFERENCE_BYTES, Envelope, Reader, unseal
 
 
@@ -50,7 +50,7 @@ def decode(
     payload : bytes
         From anywhere.
     like : mapping of str to np.ndarray or ArraySpec
-        The names, shapes and dtypes that the payload must have been made for, in order.
+        The names, shapes, dtypes and exactness that the payload must have been made for, in order.
     reference : Reference, optional
         The model that the payload names, when it names one.
 
@@ -84,8 +84,9 @@ def _decode(payload: bytes, specs: Specs, reference: Reference | None) -> list[L
     envelope = unseal(payload)
     require(envelope.fingerprint == fingerprint(specs), "the payload was made for other names, shapes or dtypes")
     base = _base(envelope, reference)
+    whole, specs = specs, in_parts(specs)
     if envelope.values == "raw":
-        return _decode_raw(envelope, specs)
+        return [_whole(layer, whole[layer.name]) for layer in _decode_raw(envelope, specs)]
     reader = Reader(envelope.sections["positions"])
     layout = read_forms(reader, specs)
     known = None if base is None else support.Known(base, layout.sparse)
@@ -100,7 +101,15 @@ def _decode(payload: bytes, specs: Specs, reference: Reference | None) -> list[L
     bases = None if base is None else {name: base.flat(name) for names in layout.lossless for name in names}
     flat |= lossless.decode_integers(reader, layout, specs, bases)
     reader.finish("the lossless section")
-    return [_layer(name, spec, kept.get(name), flat) for name, spec in specs.items()]
+    return [_whole(_layer(name, spec, kept.get(name), flat), whole[name]) for name, spec in specs.items()]
+
+
+def _whole(layer: Layer, spec: ArraySpec) -> Layer:
+    """Put the parts of a complex array together; other layers stay."""
+    if spec.dtype.kind != "c":
+        return layer
+    parts = layer.dense(ArraySpec((2 * spec.size,), layer.values.dtype))
+    return Layer(layer.name, None, parts.view(spec.dtype))
 
 
 def _base(envelope: Envelope, reference: Reference | None) -> Reference | None:
@@ -129,7 +138,7 @@ def _decode_raw(envelope: Envelope, specs: Specs) -> list[Layer]:
             values = np.asarray(data).view(np.bool_)
         else:
             values = np.asarray(reader.array(spec.dtype.str, spec.size)).astype(spec.dtype, copy=False)
-        if spec.dtype.kind == "f":
+        if spec.dtype.kind == "f" and not spec.exact:
             require(bool(np.isfinite(values).all()), f"array {name!r} holds NaN or infinity")
         layers.append(Layer(name, None, values))
     reader.finish("a raw payload")

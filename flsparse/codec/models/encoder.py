@@ -1,6 +1,6 @@
 """Encoder of arrays."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,7 +8,7 @@ import numpy as np
 from flsparse.codec.coders.gaps import Positions
 from flsparse.codec.models import floats, lossless, quantized, support
 from flsparse.codec.models.layout import BOUNDS, Layout, is_fine, is_sparse, layout_of, words_of, write_forms
-from flsparse.codec.specs import Reference, Specs, fingerprint, flatten, specs_of
+from flsparse.codec.specs import Reference, Specs, fingerprint, flatten, in_parts, specs_of
 from flsparse.codec.wire import REFERENCE_BYTES, VALUES, Envelope, seal
 from flsparse.ranges import one_of
 
@@ -25,7 +25,7 @@ class Codec:
         Precision of floating arrays. ``raw``: all bytes as they are, the dense baseline. ``fp32``: every floating dtype
         bit for bit, coded. ``fp16``: half-precision values, or changes from the reference. ``int8``, ``int4``:
         quantized values, or changes from the reference, with a least-squares step per array. Integers and booleans are
-        always lossless.
+        always lossless. Complex arrays are coded as their real and imaginary parts.
     rounding : str
         ``nearest``, or ``stochastic`` for int8 and int4: unbiased, at more than twice the mean squared error.
 
@@ -51,17 +51,21 @@ class Codec:
         *,
         reference: Reference | None = None,
         rng: np.random.Generator | None = None,
+        exact: Collection[str] = (),
     ) -> bytes:
         """Encode named arrays.
 
         Parameters
         ----------
         arrays : mapping of str to np.ndarray
-            Ordered; floating, integer or boolean, of any shape.
+            Ordered; floating, complex, integer or boolean, of any shape.
         reference : Reference, optional
             A model of the same names, shapes and dtypes that the receiver holds as well. ``raw`` does not use it.
         rng : np.random.Generator, optional
             Draws the stochastic rounding; needed for that, ignored otherwise.
+        exact : collection of str
+            Names of the floating and complex arrays that travel bit for bit, NaN and infinity included; those of the
+            reference, where there is one.
 
         Returns
         -------
@@ -71,16 +75,16 @@ class Codec:
         Raises
         ------
         ValueError
-            For NaN or infinity, an unknown dtype, values too large for fp16, a reference of other arrays, or a missing
-            ``rng``.
+            For NaN or infinity in weights, an unknown dtype, values too large for fp16, a reference of other arrays, or
+            a missing ``rng``.
         """
-        specs = specs_of(arrays)
+        specs = specs_of(arrays, exact)
         mark = fingerprint(specs)
         if reference is not None and reference.fingerprint != mark:
             raise ValueError("the reference has other names, shapes or dtypes than the arrays to encode")
         if self.rounding == "stochastic" and self.values in BOUNDS and rng is None:
             raise ValueError("stochastic rounding needs rng")
-        flat = flatten(arrays, specs)
+        flat, specs = flatten(arrays, specs), in_parts(specs)
         if self.values == "raw":
             return _encode_raw(flat, specs, mark)
         base = None if reference is None else {name: reference.flat(name) for name in specs}
@@ -113,7 +117,7 @@ class Codec:
         """Positions that are not zero, of every array that shall be sparse; under fp32 a negative zero is not zero."""
         kept = {}
         for name, array in flat.items():
-            if array.dtype.kind == "f":
+            if array.dtype.kind == "f" and not specs[name].exact:
                 mask = (words_of(array) if self.values == "fp32" else array) != 0
                 if is_sparse(specs[name], int(np.count_nonzero(mask))):
                     kept[name] = np.flatnonzero(mask)
@@ -122,7 +126,7 @@ class Codec:
 
 def _encode_raw(flat: Flat, specs: Specs, mark: bytes) -> bytes:
     for name, array in flat.items():
-        if array.dtype.kind == "f":
+        if array.dtype.kind == "f" and not specs[name].exact:
             _check_finite(name, array)
     data = b"".join(array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes() for array in flat.values())
     count = sum(spec.size for spec in specs.values())

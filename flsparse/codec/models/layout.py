@@ -23,7 +23,7 @@ class Layout:
     dense : list of str
         The other floating arrays, empty ones excluded.
     lossless : list of list of str
-        Integer and boolean arrays, one list per dtype.
+        Exact, integer and boolean arrays, one list per dtype.
     """
 
     sparse: list[str]
@@ -39,30 +39,30 @@ def by_dtype(specs: Specs, names: Iterable[str]) -> list[list[str]]:
     return [names for names in lists.values() if names]
 
 
-def _floating(specs: Specs) -> list[str]:
-    return [name for name, spec in specs.items() if spec.dtype.kind == "f" and spec.size]
+def _weights(specs: Specs) -> list[str]:
+    return [name for name, spec in specs.items() if spec.dtype.kind == "f" and not spec.exact and spec.size]
 
 
 def layout_of(specs: Specs, sparse: set[str]) -> Layout:
     """Lay arrays out, given the names of the sparse ones."""
-    floating = _floating(specs)
-    others = [name for name, spec in specs.items() if spec.dtype.kind != "f"]
+    weights = _weights(specs)
+    others = [name for name, spec in specs.items() if spec.dtype.kind != "f" or spec.exact]
     return Layout(
-        [name for name in floating if name in sparse],
-        [name for name in floating if name not in sparse],
+        [name for name in weights if name in sparse],
+        [name for name in weights if name not in sparse],
         by_dtype(specs, others),
     )
 
 
 def write_forms(specs: Specs, layout: Layout) -> bytes:
-    """Write one bit per floating array that is not empty: whether it is sparse."""
+    """Write one bit per array of weights that is not empty: whether it is sparse."""
     sparse = set(layout.sparse)
-    return np.packbits(np.array([name in sparse for name in _floating(specs)], np.bool_)).tobytes()
+    return np.packbits(np.array([name in sparse for name in _weights(specs)], np.bool_)).tobytes()
 
 
 def read_forms(reader: Reader, specs: Specs) -> Layout:
     """Decode the bits that :func:`write_forms` writes."""
-    names = _floating(specs)
+    names = _weights(specs)
     forms = bits.read_flags(reader, len(names))
     return layout_of(specs, {name for name, form in zip(names, forms, strict=True) if form})
 

@@ -1,4 +1,4 @@
-"""Lossless sections: integers, booleans, and floats under ``fp32``."""
+"""Lossless sections: integers, booleans, exact floats, and all floats under ``fp32``."""
 
 from collections.abc import Mapping
 
@@ -50,7 +50,7 @@ def decode_group(reader: Reader, sizes: list[int], dtype: np.dtype, bases: list[
 
 
 def encode_integers(layout: Layout, flat: Flat, reference: Flat | None) -> bytes:
-    """Code integer and boolean arrays: per dtype one run of words, booleans as packed bits."""
+    """Code exact, integer and boolean arrays: per dtype one run of words, booleans as packed bits."""
     parts = []
     for names in layout.lossless:
         arrays = [flat[name] for name in names]

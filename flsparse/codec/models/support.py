@@ -75,7 +75,7 @@ class Known:
             blocks = _blocks(depths, levels)
             return ByDepth(np.bincount(depths, minlength=levels).tolist(), list(blocks) if few else blocks)
 
-        few = 2 * self.nnz <= sum(self.reference.specs[name].size for name in self.names)
+        few = 2 * self.nnz <= sum(self.reference.flat(name).size for name in self.names)
         return self.reference.once((sub, *self.names), sort) if few else sort()
 
 

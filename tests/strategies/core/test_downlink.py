@@ -19,10 +19,10 @@ def moved(arrays):
 
 def test_a_holder_gets_a_delta_and_decodes_what_the_server_thinks():
     downlink, first = Downlink(Codec(values="int8")), model(1)
-    downlink.set_model(first)
+    downlink.set_model(first, specs_of(first))
     full = downlink.to("")
     assert full.coded_against == ""
-    downlink.set_model(moved(first))
+    downlink.set_model(moved(first), specs_of(moved(first)))
     delta = downlink.to(full.reference.id)
     assert delta.coded_against == full.reference.id
     decoded = decode(delta.payload, like=specs_of(first), reference=full.reference)
@@ -33,14 +33,14 @@ def test_a_holder_gets_a_delta_and_decodes_what_the_server_thinks():
 
 def test_a_round_is_coded_once_for_all_who_hold_the_same():
     downlink = Downlink(Codec(values="int8"))
-    downlink.set_model(model(1))
+    downlink.set_model(model(1), specs_of(model(1)))
     assert downlink.to("") is downlink.to("") is downlink.to("an id from before a restart")
 
 
 def test_rounding_errors_do_not_add_up():
     downlink, arrays, held = Downlink(Codec(values="int4")), model(1), ""
     for _ in range(20):
-        downlink.set_model(arrays)
+        downlink.set_model(arrays, specs_of(arrays))
         broadcast = downlink.to(held)
         held = broadcast.reference.id
     np.testing.assert_allclose(broadcast.reference.arrays["w"], arrays["w"], atol=1e-5)
@@ -51,7 +51,7 @@ def test_what_is_kept_is_bounded_and_a_delta_may_evict_what_it_was_coded_against
     held = ""
     for step in range(6):
         arrays = moved(arrays)
-        downlink.set_model(arrays)
+        downlink.set_model(arrays, specs_of(arrays))
         broadcast = downlink.to(held)
         assert (broadcast.coded_against == held) or step == 0
         held = broadcast.reference.id
@@ -60,7 +60,7 @@ def test_what_is_kept_is_bounded_and_a_delta_may_evict_what_it_was_coded_against
 
 def test_the_dense_baseline_keeps_nothing():
     downlink = Downlink(Codec(values="raw"))
-    downlink.set_model(model(1))
+    downlink.set_model(model(1), specs_of(model(1)))
     np.testing.assert_array_equal(downlink.to("x").reference.arrays["w"], model(1)["w"])
     assert not downlink.uses_references
     assert downlink.state_dict() == {}
@@ -68,20 +68,20 @@ def test_the_dense_baseline_keeps_nothing():
 
 def test_state_round_trips():
     downlink = Downlink(Codec(values="int8"))
-    downlink.set_model(model(1))
+    downlink.set_model(model(1), specs_of(model(1)))
     held = downlink.to("").reference.id
     other = Downlink(Codec(values="int8"))
     other.load_state_dict(downlink.state_dict())
-    other.set_model(moved(model(1)))
+    other.set_model(moved(model(1)), specs_of(moved(model(1))))
     assert other.to(held).coded_against == held
 
 
 @pytest.mark.parametrize("values", ["fp32", "fp16", "int8", "int4"])
 def test_every_kind_of_values(values):
     downlink = Downlink(Codec(values=values))
-    downlink.set_model(model(1))
+    downlink.set_model(model(1), specs_of(model(1)))
     held = downlink.to("").reference.id
-    downlink.set_model(moved(model(1)))
+    downlink.set_model(moved(model(1)), specs_of(moved(model(1))))
     assert downlink.to(held).coded_against == held
 
 

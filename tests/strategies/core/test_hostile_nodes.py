@@ -62,23 +62,23 @@ def only(**values):
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("change", "refused"),
     [
-        metrics(extra=1.0),
-        only(train_loss=1.0),
-        metrics(num_examples=[1, 2]),
-        metrics(train_loss=[1.0, 2.0]),
-        metrics(num_examples=float("nan")),
-        metrics(num_examples=float("inf")),
-        metrics(num_examples=-3),
+        (metrics(extra=1.0), 0),
+        (only(train_loss=1.0), 2),
+        (metrics(num_examples=[1, 2]), 2),
+        (metrics(train_loss=[1.0, 2.0]), 0),
+        (metrics(num_examples=float("nan")), 2),
+        (metrics(num_examples=float("inf")), 2),
+        (metrics(num_examples=-3), 2),
     ],
 )
 @pytest.mark.parametrize("inner", [FlowerFedAvg, FedAdam])
-def test_one_nodes_metrics_cannot_end_a_compressed_run(inner, change):
+def test_one_nodes_metrics_cannot_end_a_compressed_run(inner, change, refused):
     task, grid = first_of_each_round(change)
     strategy = Compressed(inner(**FLOWER))
     result = strategy.start(grid, initial_arrays(strategy, task), num_rounds=2, train_config=TRAINING)
-    assert strategy.wire.counts["rejected_payloads"] == 2
+    assert strategy.wire.counts["rejected_payloads"] == refused
     assert all(np.isfinite(a).all() for a in to_numpy(result.arrays).values())
 
 
@@ -256,7 +256,7 @@ def test_a_bad_blueprint_is_a_payload_error(change):
 
 
 @pytest.mark.parametrize(
-    ("shape", "dtype"), [([2], "<f4,("), ([2], "O"), ([2], "<c8"), ([1] * 300, "<f4"), ([-1], "<f4")]
+    ("shape", "dtype"), [([2], "<f4,("), ([2], "O"), ([2], "<M8[s]"), ([1] * 300, "<f4"), ([-1], "<f4")]
 )
 def test_a_blueprint_of_arrays_that_do_not_exist_is_a_payload_error(shape, dtype):
     data = zlib.compress(json.dumps([["w", shape, dtype, True]]).encode())

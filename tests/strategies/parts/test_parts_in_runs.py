@@ -217,7 +217,7 @@ def test_a_state_of_before_parts_is_restored() -> None:
 @pytest.mark.parametrize(
     ("make", "lost", "message"),
     [
-        (lambda: DPPF(hello=True), ("accepted", "workers", "server_optimizer"), "accepted, workers, server_optimizer"),
+        (lambda: DPPF(hello=True), ("accepted", "workers", "held"), "held, accepted, workers"),
         (lambda: Scaffold(), ("control",), "lacks control"),
         (lambda: MalcomPSGD(topology={"name": "ring"}, num_nodes=4), ("relay", "initial"), "initial, relay"),
     ],

@@ -1,0 +1,167 @@
+"""The check before the start: what the nodes will run is run once, small, and thrown away.
+
+The real strategy leads one round over the real wire with the smallest and the largest node, one training step on each,
+after one evaluation: what would fail on a node in round 1 fails here, before anything has started.
+"""
+
+import logging
+import random
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from flwr.app import ArrayRecord, Context, Message, MetricRecord
+from flwr.clientapp import ClientApp
+
+from flsparse.app.settings import SettingsError
+from flsparse.app.terminal import in_one_line
+from flsparse.nets.arrays import Arrays, load_arrays, state_arrays
+from flsparse.runs.folder import read_checkpoint
+from flsparse.runtime.apps import client_app
+from flsparse.runtime.federation import make_strategy, train_config
+from flsparse.runtime.inprocess import InProcessGrid
+from flsparse.runtime.launcher import node_files
+from flsparse.sparsity import prunable_names
+from flsparse.tasks import Data, Task, build_task
+from flsparse.wire.messages import to_numpy, to_record
+
+# Arguments that ask for more nodes, or more work, than one step of two nodes.
+_LEFT_OUT = ("min_replies", "min_available_nodes", "min_train_nodes", "min_evaluate_nodes", "qsr")
+
+
+@dataclass(frozen=True)
+class Rehearsed:
+    """A run that can start.
+
+    Attributes
+    ----------
+    task : Task
+        While it is kept, the run that follows need not load the data again.
+    sizes : list of int
+        Training samples of each node, by partition id.
+    evaluated : int
+        Samples that the server will evaluate on.
+    parameters : int
+        Of the model.
+    """
+
+    task: Task
+    sizes: list[int]
+    evaluated: int
+    parameters: int
+
+
+def rehearse(cfg: Mapping[str, Any]) -> Rehearsed:
+    """Build every node's data, and run a round of one step with the smallest node and the largest.
+
+    Random generators, the environment and the folder of the run are left as they were; no model outlives it.
+
+    Raises
+    ------
+    SettingsError
+        The round failed, by whatever type of error; the message is its first line, and names the node.
+    Exception
+        The data or the model cannot be made.
+    """
+    task = build_task(cfg)
+    sizes = [len(task.train_data(node)) for node in range(task.num_nodes)]
+    evaluated = task.validation_data() if cfg["evaluate"]["on"] == "validation" else task.test_data()
+    parameters = sum(each.numel() for each in task.model().parameters())
+    largest, smallest = int(np.argmax(sizes)), int(np.argmin(sizes))
+    alike = sizes[smallest] >= int(cfg["client"]["batch_size"])  # their first batches are of one size
+    nodes = _Nodes(client_app(dict(cfg)), [largest] if alike else [smallest, largest])
+    try:
+        with _left_as_it_was():
+            _one_round(cfg, task, nodes, evaluated)
+    except Exception as error:
+        if (node := nodes.busy) is None:
+            raise SettingsError(in_one_line(error)) from error
+        few = "; a lower num_clients gives it more" if sizes[node] == 1 else ""
+        raise SettingsError(
+            f"node {node} fails in round 1, of {sizes[node]} training sample{'s' * (sizes[node] != 1)}: "
+            f"{in_one_line(error)}{few}"
+        ) from error
+    return Rehearsed(task, sizes, len(evaluated), parameters)
+
+
+def _one_round(cfg: Mapping[str, Any], task: Task, nodes: "_Nodes", evaluated: Data) -> None:
+    """Lead one round of one step; the last round of a run of one, with all that a strategy does there."""
+    arguments = {key: value for key, value in cfg["strategy"].items() if key not in _LEFT_OUT}
+    arguments |= {key: 1 for key in ("steps_per_round",) if key in arguments}
+    small = {
+        **cfg,
+        "strategy": arguments,
+        "fraction_train": 1.0,
+        "num_rounds": 1,
+        "client": {**cfg["client"], "local_steps": 1},
+    }
+    plain = task.model()
+    strategy = make_strategy(small, prunable_names(plain))
+    model = strategy.prepare(plain)
+    arrays = _saved_arrays(cfg, task) or state_arrays(model)
+    batch = Data(
+        evaluated.all_inputs,
+        evaluated.all_targets,
+        evaluated.index[: int(cfg["client"]["batch_size"])],
+        evaluated.prepare,
+    )
+
+    def evaluate(server_round: int, trained: ArrayRecord) -> MetricRecord | None:
+        if server_round == 0:  # first, since it is the quickest to fail
+            load_arrays(model, to_numpy(trained))
+            task.evaluate(model, batch)
+        return None
+
+    strategy.start(
+        grid=InProcessGrid(nodes, len(nodes.partitions), on_error="raise"),
+        initial_arrays=to_record(arrays),
+        num_rounds=1,
+        train_config=train_config(small),
+        evaluate_fn=evaluate,
+    )
+
+
+def _saved_arrays(cfg: Mapping[str, Any], task: Task) -> Arrays | None:
+    """Return the model that a resumed run goes on from, None for a new one; its strategy must take the saved state."""
+    if not cfg.get("resume"):
+        return None
+    saved, plain = read_checkpoint(cfg["resume"]), task.model()
+    strategy = make_strategy(cfg, prunable_names(plain))
+    strategy.prepare(plain)
+    strategy.load_state_dict(saved["strategy"])
+    arrays: Arrays = saved["arrays"]
+    return arrays
+
+
+class _Nodes(ClientApp):
+    """The device application on a few nodes of a federation: a grid's own, in its order, are the given partitions."""
+
+    def __init__(self, app: ClientApp, partitions: list[int]) -> None:
+        super().__init__()
+        self.partitions = partitions
+        self.busy: int | None = None  # the partition that computes, or failed to
+        self._app = app
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        self.busy = self.partitions[int(context.node_config["partition-id"])]
+        context.node_config["partition-id"] = self.busy
+        reply = self._app(message, context)
+        self.busy = None
+        return reply
+
+
+@contextmanager
+def _left_as_it_was() -> Iterator[None]:
+    """Restore the random generators, and keep logs and the nodes' files out of the run's, for as long as it lasts."""
+    states, disabled = (random.getstate(), np.random.get_state()), logging.root.manager.disable  # noqa: NPY002
+    logging.disable(logging.CRITICAL)
+    try:
+        with torch.random.fork_rng(), node_files(None):
+            yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])  # noqa: NPY002
+        logging.disable(disabled)
