@@ -21,7 +21,7 @@ from flsparse.app.terminal import in_one_line
 from flsparse.nets.arrays import Arrays, load_arrays, state_arrays
 from flsparse.runs.folder import read_checkpoint
 from flsparse.runtime.apps import client_app
-from flsparse.runtime.federation import make_strategy, train_config
+from flsparse.runtime.federation import make_strategy, prepared_model, train_config
 from flsparse.runtime.inprocess import InProcessGrid
 from flsparse.runtime.launcher import node_files
 from flsparse.sparsity import prunable_names
@@ -98,9 +98,8 @@ def _one_round(cfg: Mapping[str, Any], task: Task, nodes: "_Nodes", evaluated: D
         "num_rounds": 1,
         "client": {**cfg["client"], "local_steps": 1},
     }
-    plain = task.model()
-    strategy = make_strategy(small, prunable_names(plain))
-    model = strategy.prepare(plain)
+    strategy = make_strategy(small, prunable_names(task.model()))
+    model = prepared_model(strategy, task, evaluated)
     arrays = _saved_arrays(cfg, task) or state_arrays(model)
     batch = Data(
         evaluated.all_inputs,

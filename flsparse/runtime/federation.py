@@ -28,7 +28,7 @@ from flsparse.runtime.inprocess import InProcessGrid
 from flsparse.sparsity import check_outputs, export_dense, is_sparsified, prunable_names, sparsity_of
 from flsparse.strategies import SERVER_PARTS, STRATEGIES, RoundLoop, RoundReport
 from flsparse.strategies.core.part import RoundPart
-from flsparse.tasks import Task, build_task
+from flsparse.tasks import Data, Task, build_task
 from flsparse.wire.messages import to_numpy, to_record
 
 _PATIENCE_S = 300.0  # for the last nodes to connect
@@ -108,6 +108,20 @@ def make_strategy(cfg: Mapping[str, Any], prunable: list[str]) -> RoundLoop:
     return build(STRATEGIES, arguments.pop("name"), arguments, what="strategy", offered=offered)
 
 
+def prepared_model(strategy: RoundLoop, task: Task, data: Data) -> nn.Module:
+    """Return a task's model as its strategy trains it.
+
+    Raises
+    ------
+    ValueError
+        It was sparsified, and has other outputs than the plain model on two samples of ``data``.
+    """
+    model = strategy.prepare(task.model())
+    if is_sparsified(model):
+        check_outputs(task.model(), model, task.sample(data, 2)[0][0])
+    return model
+
+
 def make_parts(cfg: Mapping[str, Mapping[str, Any] | None]) -> list[Part | RoundPart]:
     """Build the parts of a configuration, settings by name; a part of the server carries its side on the device."""
     registry: dict[str, Callable[..., Part | RoundPart]] = {
@@ -165,15 +179,12 @@ class _Run:
         self.cfg: dict[str, Any] = json.loads(json.dumps(dict(cfg)))  # as it is saved: every key a string
         self.task: Task = build_task(cfg)
         self.num_rounds = int(cfg["num_rounds"])
-        plain = self.task.model()
-        self.prunable = prunable_names(plain)
+        self.prunable = prunable_names(self.task.model())
         self.strategy = make_strategy(cfg, self.prunable)
-        self.model: nn.Module = self.strategy.prepare(plain)
+        self.evaluation_data = self._evaluation_data()
+        self.model = prepared_model(self.strategy, self.task, self.evaluation_data)
         self.arrays: Arrays = state_arrays(self.model)
         self.strategy.callbacks.append(self._after_round)
-        self.evaluation_data = self._evaluation_data()
-        if is_sparsified(self.model):
-            check_outputs(self.task.model(), self.model, self.task.sample(self.evaluation_data, 2)[0][0])
         self.last_round, self.seconds_before = 0, 0.0
         self.counts: dict[str, int] = {}
         self.scores: dict[str, float | None] = {"accuracy": None, "loss": None, "best_accuracy": None}
