@@ -15,7 +15,7 @@ from pathlib import Path
 from accuracy_and_bytes import overrides
 from sweep import Run, markdown, mean_and_spread, run_all
 
-GRID = (0.1, 0.2, 0.3)
+GRID = (0.1, 0.2, 0.3, 0.4, 0.6)
 DENSITY = 0.0233  # by probe: SparsyFed's uplink payload over 30 rounds, within 10 %
 ROUNDS = 30
 

@@ -94,6 +94,7 @@ def given() -> dict[str, Any]:
             name: array + np.float32(0.01) * stream.random(array.shape, np.float32) for name, array in arrays.items()
         },
         "model": task.model(),
+        "batch": task.sample(task.train_data(0), 8)[0][0],
         "activations": np.maximum(stream.standard_normal((8, 16, 4, 4)).astype(np.float32), 0),
         "client_app": own_app(),
         "strategy": FedAvg(fraction_train=0.02, min_train_nodes=1),

@@ -267,7 +267,10 @@ class Wire:
             for layer in layers:
                 weights = layer.values.dtype.kind in "fc" and not said[layer.name].exact
                 if weights and np.abs(layer.values).max(initial=0) > LARGEST_WEIGHT:
-                    raise PayloadError(f"array {layer.name!r} has weights beyond {LARGEST_WEIGHT:g}")
+                    raise PayloadError(
+                        f"array {layer.name!r} has weights beyond {LARGEST_WEIGHT:g}: has its training diverged? "
+                        "lower client.lr"
+                    )
         except PayloadError as error:
             self.refuse(reply, f"its payload was refused: {error}")
             return None

@@ -32,7 +32,7 @@ from flsparse.strategies.core.chain import Chain
 from flsparse.strategies.core.courier import Wire
 from flsparse.strategies.core.downlink import Broadcast, Downlink
 from flsparse.strategies.core.exchange import Exchange, Node, Reply
-from flsparse.strategies.core.measures import SERVERS_OWN, RoundReport, from_nodes, measures_of, sizes_of
+from flsparse.strategies.core.measures import SERVERS_OWN, RoundReport, from_nodes, in_a_line, measures_of, sizes_of
 from flsparse.strategies.core.memory import lacking, restore_memories, saved_memories
 from flsparse.strategies.core.part import RoundPart
 from flsparse.strategies.core.roster import Roster, RoundFailed, no_quorum
@@ -317,7 +317,7 @@ class RoundLoop(Strategy):
             **self.wire.counts,
         }
         report = RoundReport(server_round, self._num_rounds, arrays, metrics)
-        for callback in self.callbacks:
+        for callback in self.callbacks or [lambda report: log(INFO, in_a_line(report))]:
             callback(report)
 
     @property

@@ -13,6 +13,7 @@ from flsparse.strategies.core.exchange import Reply
 
 LARGEST = 1e15  # of a metric or a weight that a node reports
 _MOST_METRICS, _LONGEST_KEY = 64, 64  # of one reply
+_SHOWN = 4  # metrics in a line
 # Metrics that the loop and the application report: a node's of such a name is reported as client_<name>
 SERVERS_OWN = frozenset(
     {
@@ -42,6 +43,25 @@ class RoundReport:
     num_rounds: int
     arrays: ArrayRecord
     metrics: dict[str, Any]
+
+
+def in_a_line(report: RoundReport) -> str:
+    """Return a report as one line: replies and lost ones, the first metrics of the nodes and the server, bytes.
+
+    >>> sizes = {"uplink_bytes": 639, "uplink_ratio": 142.0, "downlink_bytes": 8000, "downlink_ratio": 11.3}
+    >>> in_a_line(RoundReport(2, 9, ArrayRecord(), {"train_loss": 0.25, "replies": 7, "failures": 1, **sizes}))
+    'Round 2/9: 7 replies, 1 lost so far, train_loss 0.25, up 639 B (142x smaller), down 8000 B (11x smaller)'
+    """
+    found = report.metrics
+    shown = [f"{found['replies']} replies"] if "replies" in found else []
+    if lost := found.get("failures", 0) + found.get("rejected_payloads", 0):
+        shown.append(f"{lost} lost so far")
+    told = {key: value for key, value in found.items() if key in ("accuracy", "loss") or key not in SERVERS_OWN}
+    numbers = (f"{key} {value:.4g}" for key, value in told.items() if isinstance(value, float) and key != "encode_ms")
+    shown += islice(numbers, _SHOWN)
+    for way, name in (("up", "uplink"), ("down", "downlink")):
+        shown.append(f"{way} {found[f'{name}_bytes']} B ({found[f'{name}_ratio']:.0f}x smaller)")
+    return f"Round {report.server_round}/{report.num_rounds}: {', '.join(shown)}"
 
 
 def numbers_of(reply: Reply) -> dict[str, float]:

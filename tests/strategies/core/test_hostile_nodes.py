@@ -215,7 +215,7 @@ def test_after_a_deadline_nothing_waits_in_the_grid():
 
     task = digits(3)
     grid = Late(device_app(lambda _: task), 3)
-    (report,) = run(SparsyFed(round_timeout_s=2), task, rounds=1, grid=grid)
+    (report,) = run(SparsyFed(round_timeout_s=6), task, rounds=1, grid=grid)
     assert report.metrics["replies"] == 2
     assert not grid._pending
 

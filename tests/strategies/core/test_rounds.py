@@ -217,7 +217,7 @@ def test_a_node_that_never_replies_is_left_behind_at_the_deadline():
         return [reply]
 
     task, grid = tampered(only_training(lose_one))
-    (report,) = run(SparsyFed(sparsity=0.9, round_timeout_s=3), task, rounds=1, grid=grid)
+    (report,) = run(SparsyFed(sparsity=0.9, round_timeout_s=6), task, rounds=1, grid=grid)
     assert report.metrics["replies"] == 3
     assert report.metrics["failures"] == 1
 
