@@ -59,8 +59,8 @@ def prune_global(arrays: Arrays, sparsity: float, names: Sequence[str]) -> dict[
     -------
     dict[str, ndarray]
         New arrays for the names, the same objects for the rest. Exactly ``kept_count`` values (fewer when there are
-        fewer non-zeros) are kept; of equal magnitudes the first in the order of ``names`` and of flat index. Equal
-        arrays, as the copies of a tied weight are, keep equal positions; a value may then be missing.
+        fewer non-zeros) are kept; of equal magnitudes the first in the order of ``names`` and of flat index. Copies
+        of a tied weight keep equal positions, and may be a value short (`top_k`).
 
     Raises
     ------

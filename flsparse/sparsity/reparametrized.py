@@ -30,6 +30,9 @@ class PowerRNNBase(nn.RNNBase):
     def _update_flat_weights(self) -> None:
         """Nothing to do: they are read anew in every forward pass."""
 
+    def flatten_parameters(self) -> None:
+        """Nothing to do: what the forward pass computes with is no parameter."""
+
     def __getattr__(self, name: str) -> Any:
         value: Any = super().__getattr__(name)
         state = self.__dict__.get("powerprop", {}).get(name)

@@ -17,6 +17,7 @@ Array = npt.NDArray[Any]
 _BLOCK = 1 << 16
 _SAMPLE = 1 << 15
 _GLANCE = 64  # arrays that differ mostly do so in their first values
+_BY_CHANCE = 7  # arrays of ones, signs, masks are equal without being copies
 
 
 def kept_count(size: int, sparsity: float) -> int:
@@ -60,8 +61,8 @@ def top_k(arrays: Sequence[Array], k: int) -> list[npt.NDArray[np.int64]]:
     -------
     list[ndarray of int64]
         For each array its selected flat indices (C order), strictly increasing: ``min(k, non-zeros)`` in all. A zero
-        is never selected. Of equal magnitudes at the border the lowest positions win. Equal arrays, as the copies of a
-        tied weight are, get equal positions: each its share of theirs, rounded down, at least one.
+        is never selected. Of equal magnitudes at the border the lowest positions win. Copies of a tied weight (equal
+        arrays of more than seven magnitudes) get equal positions: each its share of theirs, rounded down, at least one.
 
     Raises
     ------
@@ -97,7 +98,7 @@ def top_k(arrays: Sequence[Array], k: int) -> list[npt.NDArray[np.int64]]:
 
 
 def _copies(flat: Sequence[Array]) -> list[list[int]]:
-    """Return the places of arrays that are equal to others, in groups."""
+    """Return the places of arrays that are copies of others, in groups."""
     groups: defaultdict[tuple[str, int, bytes], list[list[int]]] = defaultdict(list)
     for i, array in enumerate(flat):
         alike = groups[array.dtype.str, array.size, array[:_GLANCE].tobytes()]
@@ -107,7 +108,8 @@ def _copies(flat: Sequence[Array]) -> list[list[int]]:
                 break
         else:
             alike.append([i])
-    return [group for alike in groups.values() for group in alike if len(group) > 1]
+    found = [group for alike in groups.values() for group in alike if len(group) > 1]
+    return [group for group in found if np.unique(np.abs(flat[group[0]])).size > _BY_CHANCE]
 
 
 def magnitude_threshold(arrays: Sequence[Array], k: int) -> float:

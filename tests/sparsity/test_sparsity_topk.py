@@ -40,7 +40,7 @@ def test_copies_get_equal_positions(k: int, ties: bool) -> None:
     rng = np.random.default_rng(0)
     tied, other = rng.standard_normal((51, 7)).astype(np.float32), rng.standard_normal(100).astype(np.float32)
     if ties:
-        tied = np.sign(tied)
+        tied = np.round(tied * 3)
     first, between, second, third = top_k([tied, other, tied.copy(), tied], k)
     assert first.tolist() == second.tolist() == third.tolist()
     kept = first.size * 3 + between.size
@@ -49,11 +49,13 @@ def test_copies_get_equal_positions(k: int, ties: bool) -> None:
     assert np.abs(tied.ravel()[first]).min(initial=np.inf) >= np.abs(np.delete(tied.ravel(), first)).max(initial=0)
 
 
-def test_equal_beginnings_are_no_copies() -> None:
-    a = np.ones(200, np.float32)
+def test_equal_beginnings_and_arrays_of_few_values_are_no_copies() -> None:
+    a = np.arange(200, dtype=np.float32)
     b = a.copy()
-    b[-1] = 2
-    assert [found.tolist() for found in top_k([a, b], 3)] == [[0, 1], [199]]
+    b[-1] = 0
+    assert [found.tolist() for found in top_k([a, b], 2)] == [[198, 199], []]
+    ones = np.ones((3, 4))
+    assert [found.tolist() for found in top_k([ones, ones], 3)] == [[0, 1, 2], []]
 
 
 def test_a_sample_that_misleads_does_not_matter() -> None:
