@@ -77,11 +77,12 @@ def main() -> None:
     if untuned := [name for name in arguments.only if name not in rates]:
         rates |= tune(untuned, data, out)
     seeds = range(arguments.seeds)
-    jobs = {f"{n}-seed{s}": command(n, rates[n], s, data, "test", ROUNDS) for s in seeds for n in arguments.only}
+    named = {(n, s): f"{n}-lr{rates[n]}-seed{s}" for s in seeds for n in arguments.only}
+    jobs = {name: command(n, rates[n], s, data, "test", ROUNDS) for (n, s), name in named.items()}
     runs = run_all(jobs, out / "measure", workers=1)
     print(f"\n### Test accuracy and MB, Dirichlet 1.0, {ROUNDS} rounds, {arguments.seeds} seeds\n")
     header = ["", "lr", "accuracy %", "up", "down", "both", "up, framed", "down, framed", "both, framed"]
-    rows = [[n, rates[n], *columns([runs[f"{n}-seed{s}"] for s in seeds])] for n in arguments.only]
+    rows = [[n, rates[n], *columns([runs[named[n, s]] for s in seeds])] for n in arguments.only]
     print(markdown(header, rows))
 
 
