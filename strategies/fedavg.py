@@ -216,7 +216,7 @@ class FedAvg(RoundLoop):
     def weigh(self, reply: Reply, key: str = "") -> tuple[float, dict[str, float]] | None:
         """Return a reply's weight, by ``weighted_by_key`` or a given key, and its other numbers; None if it is bad."""
         key = key or self.weighted_by_key
-        numbers = numbers_of(reply)
+        numbers = numbers_of(reply, key)
         weight = numbers.pop(key, math.nan)
         known = self.nodes.get(reply.node.node_id)
         if known is not None and known.num_examples:

@@ -244,7 +244,7 @@ class SplitMS(FedAvg):
 
     def weigh(self, reply: Reply, key: str = "") -> tuple[float, dict[str, float]] | None:
         """Let a bottom weigh at most the samples that the top has stepped with: a small node's count each time."""
-        numbers = numbers_of(reply)
+        numbers = numbers_of(reply, self.weighted_by_key)
         weight = min(numbers.pop(self.weighted_by_key, nan), self._tally.samples_of[reply.node.node_id])
         if not weight > 0:
             reason = f"its metric {self.weighted_by_key!r} is {weight}, not above 0"

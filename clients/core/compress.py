@@ -11,7 +11,7 @@ parts that the message asks for (:mod:`flsparse.clients.core.part`): clipping, n
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from flwr.app import ConfigRecord, Context, Message, MessageType, RecordDict
@@ -35,6 +35,7 @@ from flsparse.wire.messages import (
     parted,
     payload_size,
     record_of,
+    records_said,
     tensor_records,
 )
 
@@ -108,17 +109,18 @@ class CompressMod:
             return call_next(message, context)
         state = NodeState(context, self.limits.max_state_bytes)
         asked = record_of(message.content)
+        is_train = message.metadata.message_type.split(".")[0] == MessageType.TRAIN
         try:
-            received, prunable = self._unpack(message.content, asked, state)
+            first, received, prunable = self._unpack(message.content, asked, state)
         except _MissingReference:
             record = ConfigRecord({"status": MISSING_REFERENCE})
             return Message(RecordDict({RECORD: record}), reply_to=message)
-        first = tensor_records(message.content)[0]
+        # read before the training, which a bad question would cost
+        answer = self._answer(asked, received, prunable, state) if is_train else None
         with self.hidden(message.content, context):
             reply = call_next(message, context)
-        is_train = message.metadata.message_type.split(".")[0] == MessageType.TRAIN
         if not reply.has_error():
-            said = self._pack(reply.content, first, asked, received, prunable, state) if is_train else {}
+            said = {} if answer is None else _pack(reply.content, first, answer)
             held = {"held": state.held} if state.held else {}  # Flower's message_size_mod takes no empty texts
             reply.content[RECORD] = ConfigRecord({**held, **said})
         return reply
@@ -141,17 +143,17 @@ class CompressMod:
             parts.append(TopKUpdate(density=1.0, decay=1.0))  # everything is sent: the residual is the coding error
         return parts
 
-    def _unpack(self, content: RecordDict, asked: ConfigRecord, state: NodeState) -> tuple[Reference, list[str]]:
-        """Replace the packed array by the decoded records."""
+    def _unpack(self, content: RecordDict, asked: ConfigRecord, state: NodeState) -> tuple[str, Reference, list[str]]:
+        """Replace the packed array by the decoded records; return the first's name, the model, and what is prunable."""
         key, payload = packed_record(content), packed_payload(content)
         assert key is not None
         assert payload is not None
-        told, reference = Entries(asked, "a message"), None
+        records, reference = records_said(content, key), None
         if reference_id := str(asked.get("reference", "")):
             reference = state.reference(reference_id)
             if reference is None or "blueprint" not in state.values:
                 raise _MissingReference
-        described = asked["blueprint"] if "blueprint" in asked else state.values["blueprint"]
+        described = asked.get("blueprint", state.values.get("blueprint", b""))
         blueprint = Blueprint.from_bytes(described)
         if reference is not None and list(reference.specs.items()) != list(blueprint.specs.items()):
             raise _MissingReference
@@ -160,40 +162,54 @@ class CompressMod:
         state.values["blueprint"] = described
         if asked.get("hold", False):
             state.hold(received)
-        content.update(parted(received.arrays, [str(name) for name in told.values("records")] or [key]))
-        return received, blueprint.prunable
+        content.update(parted(received.arrays, records))
+        return key, received, blueprint.prunable
 
-    def _pack(
-        self,
-        content: RecordDict,
-        first: str,
-        asked: ConfigRecord,
-        received: Reference,
-        prunable: list[str],
-        state: NodeState,
-    ) -> dict[str, bytes | list[str]]:
-        """Replace the trained arrays by one packed array; return what our record is to say of them."""
-        said: dict[str, bytes | list[str]] = {}
-        if not (records := tensor_records(content, first)):
-            return said
-        trained = joined(content, records)
-        if trained.keys() == received.arrays.keys():
-            trained = {name: trained[name] for name in received.arrays}
-        base = received.reshaped(trained_specs(trained, received))
-        if base is not received:
-            said["blueprint"] = Blueprint(dict(base.specs), []).to_bytes()
-        if len(records) > 1:
-            said["records"] = records
-        metrics: dict[str, float] = {}
-        kept = [name for name in prunable if name in base.specs]
-        way = Way(self.parts(asked), Leaving.of(asked, base, kept, state, metrics))
-        payload = coded_update(trained, way, str(asked["rounding"]), way.leaving.stream("rounding"))
-        for record in records:
-            del content[record]
-        content[records[0]] = pack(payload)
-        for metric_record in content.metric_records.values():
-            metric_record.update(metrics)
+    def _answer(self, asked: ConfigRecord, received: Reference, prunable: list[str], state: NodeState) -> "_Answer":
+        """Read how the update is to be coded.
+
+        Raises
+        ------
+        ValueError
+            An entry is missing or of another type, or a part is unknown.
+        """
+        leaving = Leaving.of(asked, received, prunable, state, {})
+        rounding = Entries(asked, "a message").text("rounding", "nearest")
+        Codec(values=leaving.values, rounding=rounding)  # refuses unknown names
+        return _Answer(self.parts(asked), leaving, rounding)
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """How an update is to be coded."""
+
+    parts: list[Part]
+    leaving: Leaving
+    rounding: str
+
+
+def _pack(content: RecordDict, first: str, answer: _Answer) -> dict[str, bytes | list[str]]:
+    """Replace the trained arrays by one packed array; return what our record is to say of them."""
+    said: dict[str, bytes | list[str]] = {}
+    if not (records := tensor_records(content, first)):
         return said
+    trained, received = joined(content, records), answer.leaving.received
+    if trained.keys() == received.arrays.keys():
+        trained = {name: trained[name] for name in received.arrays}
+    base = received.reshaped(trained_specs(trained, received))
+    if base is not received:
+        said["blueprint"] = Blueprint(dict(base.specs), []).to_bytes()
+    if len(records) > 1:
+        said["records"] = records
+    kept = [name for name in answer.leaving.prunable if name in base.specs]
+    way = Way(answer.parts, replace(answer.leaving, received=base, prunable=kept))
+    payload = coded_update(trained, way, answer.rounding, way.leaving.stream("rounding"))
+    for record in records:
+        del content[record]
+    content[records[0]] = pack(payload)
+    for metric_record in content.metric_records.values():
+        metric_record.update(way.leaving.metrics)
+    return said
 
 
 def trained_specs(trained: Arrays, received: Reference) -> Specs:

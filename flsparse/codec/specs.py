@@ -204,7 +204,7 @@ class Reference:
         return _flat(self.arrays[name])
 
     def reshaped(self, specs: Specs) -> "Reference":
-        """Return the reference of arrays of other names, shapes or dtypes: zeros where this one has no such array."""
+        """Return the reference of other names, shapes or dtypes: zeros for an array that is not here, or overflows."""
         if list(self.specs.items()) == list(specs.items()):
             return self
         return Reference({name: self._as(name, spec) for name, spec in specs.items()}, exact_names(specs))
@@ -213,7 +213,9 @@ class Reference:
         own = self.specs.get(name)
         if own is None or own.shape != spec.shape or own.dtype.kind != spec.dtype.kind:
             return np.zeros(spec.shape, spec.dtype)
-        return self.arrays[name].astype(spec.dtype, copy=False)
+        with np.errstate(over="ignore"):
+            array = self.arrays[name].astype(spec.dtype, copy=False)
+        return array if spec.exact or np.isfinite(array).all() else np.zeros(spec.shape, spec.dtype)
 
     def __repr__(self) -> str:
         return f"Reference(id={self.id[:8]}, arrays={len(self.specs)}, nbytes={self.nbytes})"

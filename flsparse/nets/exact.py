@@ -60,12 +60,39 @@ def exact_arrays(
     return frozenset(named | {n for n, a in floating.items() if n not in statistics and _is_no_weight(n, a)})
 
 
+def within_reach(values: np.ndarray, sent: np.ndarray) -> bool:
+    """Tell whether an exact array that a node returns is one that training may have made of the array it was sent.
+
+    An infinity or NaN stays where it was, and a value grows beyond every weight only by doubling.
+
+    Parameters
+    ----------
+    values, sent : np.ndarray
+        Floating or complex, of one shape.
+
+    Examples
+    --------
+    >>> mask = np.array([0, -np.inf])
+    >>> within_reach(mask, mask), within_reach(np.array([-np.inf, 0]), mask)
+    (True, False)
+    """
+    size, before = np.abs(values), np.abs(sent)
+    near = np.isfinite(before) & (size / 2 <= before)
+    same = (values == sent) | (np.isnan(values) & np.isnan(sent))
+    return bool((small(values) | near | same).all())
+
+
+def small(array: np.ndarray, limit: float = LARGEST_WEIGHT) -> np.ndarray:
+    """Tell which values are finite and of a magnitude up to a limit; boolean, in the array's shape."""
+    return np.asarray(np.abs(array) <= np.float64(limit))  # a Python float would be rounded to half precision
+
+
 def _is_no_weight(name: str, array: np.ndarray) -> bool:
     if _PARAMETRIZATION in name:
         return not name.endswith(("original0", "original1"))
     if array.size == 0 or np.isnan(array).any():
         return False  # diverged: refused as a weight
-    if not (np.abs(array) <= LARGEST_WEIGHT).all():
+    if not small(array).all():
         return True
     first = array.flat[0]
     return bool((array != first).any()) and bool((array == np.rint(array)).all())

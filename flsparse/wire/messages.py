@@ -23,6 +23,7 @@ import json
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -45,6 +46,8 @@ _EXACT = "exact"  # in a blueprint's row
 _OF = ":"  # between a record's name and an array's
 _MAX_BLUEPRINT_BYTES = 16 * 1024 * 1024
 _MAX_DIMENSIONS = 32
+_MAX_ELEMENTS = 1 << 40  # of one array; NumPy makes none of 2**63 bytes, were it empty by another dimension
+_MAX_RECORDS = 64
 
 
 def pack(payload: bytes, stype: str = STYPE) -> ArrayRecord:
@@ -104,6 +107,23 @@ def tensor_records(content: RecordDict, first: str = "") -> list[str]:
 
 def _is_tensor(array: Array) -> bool:
     return array.stype == _TENSOR and array.dtype in DTYPES
+
+
+def records_said(content: RecordDict, key: str) -> list[str]:
+    """Return the names of the records that the packed record of this name stands for: its own, and others.
+
+    Raises
+    ------
+    PayloadError
+        ``records`` is not a list of its name and others, each once, that no record of the content has.
+    """
+    said = record_of(content).get("records") or [key]
+    if not isinstance(said, list) or len(said) > _MAX_RECORDS or not all(isinstance(name, str) for name in said):
+        raise PayloadError(f"records={said!r} of a message are not up to {_MAX_RECORDS} names")
+    names = [str(name) for name in said]
+    if names[0] != key or len(set(names)) != len(names) or not set(content).isdisjoint(names[1:]):
+        raise PayloadError(f"records={names} of a message are not {key!r} and others that are not there yet, each once")
+    return names
 
 
 def joined(content: RecordDict, records: Sequence[str]) -> dict[str, np.ndarray]:
@@ -256,6 +276,8 @@ class Blueprint:
                 raise ValueError("it is cut short, too large, or followed by other bytes")
             rows: Sequence[tuple[str, list[int], str, bool | str]] = json.loads(text)
             specs = {str(n): ArraySpec(_shape(shape), _dtype(dtype), kind == _EXACT) for n, shape, dtype, kind in rows}
+            if len(specs) != len(rows):
+                raise ValueError(f"{len(rows)} rows name {len(specs)} arrays")
             prunable = [str(name) for name, _, _, kind in rows if kind is True]
         except (zlib.error, ValueError, TypeError, RecursionError) as error:
             raise PayloadError(f"the blueprint of the model cannot be read: {error}") from error
@@ -307,4 +329,6 @@ def _shape(shape: Sequence[int]) -> tuple[int, ...]:
         raise ValueError(f"a shape of {len(shape)} dimensions, more than {_MAX_DIMENSIONS}")
     if any(type(n) is not int or n < 0 for n in shape):
         raise ValueError(f"shape {shape} is not a list of non-negative integers")
+    if prod(max(n, 1) for n in shape) > _MAX_ELEMENTS:
+        raise ValueError(f"a shape of {shape} elements, more than {_MAX_ELEMENTS} even without its zeros")
     return tuple(shape)

@@ -12,8 +12,8 @@ Node m trained from r_m, a rounded copy of x. The inner strategy compares with x
 """
 
 import inspect
-from collections import Counter
 from collections.abc import Callable, Iterable
+from functools import partial
 from logging import INFO
 from typing import Any
 
@@ -24,14 +24,16 @@ from flwr.serverapp.exception import InconsistentMessageReplies
 from flwr.serverapp.strategy import Result, Strategy
 
 from flsparse._flwr import log
-from flsparse.codec import Specs
+from flsparse.codec import PayloadError
+from flsparse.codec.models.accumulate import rounded
+from flsparse.strategies.core.alike import Forms, forms_of, odd_form, sent_forms, set_aside, usual_forms
 from flsparse.strategies.core.courier import specs_of_reply
 from flsparse.strategies.core.exchange import Reply
 from flsparse.strategies.core.loop import EvaluateFn, RoundLoop
-from flsparse.strategies.core.measures import LARGEST, numbers_of, weighted_means
+from flsparse.strategies.core.measures import LARGEST, numbers_of
 from flsparse.strategies.core.packed_grid import PackedGrid
 from flsparse.strategies.core.part import OnDevice
-from flsparse.wire.messages import RECORD, Entries, packed_record, parted, tensor_records, to_numpy, to_record
+from flsparse.wire.messages import RECORD, packed_record, parted, records_said, tensor_records, to_numpy, to_record
 
 
 class Compressed(RoundLoop):
@@ -131,18 +133,20 @@ class Compressed(RoundLoop):
     def receive(self, server_round: int, replies: Iterable[Reply]) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Decode the valid replies and let the inner strategy aggregate them; its None keeps the model."""
         usable = ((reply, self.opened(reply)) for reply in replies if self._usable(reply))
-        good = self._fitting([(reply, specs) for reply, specs in usable if specs is not None])
+        good = self._alike([(reply, forms) for reply, forms in usable if forms is not None], strict=self._averages)
         self.round_metrics["replies"] = len(good)
-        key, messages = self._weighted_by_key, [reply.message for reply in good]
-        if good and key is not None and not any(numbers_of(reply)[key] for reply in good):
+        key = self._weighted_by_key
+        if good and key is not None and not any(numbers_of(reply, key)[key] for reply, _ in good):
             self.wire.problems.append(f"all replies have {key}=0: there is nothing to average")
             return None, None
         if not good or len(good) < self.min_replies:
             if not good and not self.wire.problems:  # nobody was asked
                 self.strategy.aggregate_train(server_round, [])
             return None, None
-        arrays, metrics = self._aggregated(good, lambda: self.strategy.aggregate_train(server_round, messages))
-        return (self._current if arrays is None else self._in_the_models_dtypes(arrays)), metrics
+        with np.errstate(invalid="ignore"):  # infinity less infinity, in arrays that are no weights
+            arrays, metrics = self._aggregated(good, partial(self.strategy.aggregate_train, server_round))
+        self.round_metrics["replies"] = len(good)
+        return (self._current if arrays is None else self._as_the_model(arrays)), metrics
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -152,90 +156,89 @@ class Compressed(RoundLoop):
 
     def receive_evaluations(self, server_round: int, replies: Iterable[Reply]) -> MetricRecord | None:
         """Let the inner strategy aggregate."""
-        good = []
+        good: list[tuple[Reply, Forms]] = []
         for reply in replies:
             if self._usable(reply):
                 self.roster.note_held(reply)
                 reply.content.pop(RECORD, None)
-                good.append(reply)
-        messages = [reply.message for reply in good]
+                good.append((reply, {}))
 
-        def aggregate() -> tuple[None, MetricRecord | None]:
+        def aggregate(messages: list[Message]) -> tuple[None, MetricRecord | None]:
             return None, self.strategy.aggregate_evaluate(server_round, messages)
 
         return self._aggregated(good, aggregate)[1]
 
     # -- replies as Flower's strategies can take them ---------------------------------------------------------------
 
-    def opened(self, reply: Reply) -> Specs | None:
-        """Put the dense records into a reply in place of the packed array; return their specs, None if refused."""
+    def opened(self, reply: Reply) -> Forms | None:
+        """Put the dense records into a reply in place of the packed array; return its forms, None if refused."""
         key = packed_record(reply.content)
         self.roster.note_held(reply)
-        if reply.broadcast is None or (key is None and not tensor_records(reply.content)):
+        if reply.broadcast is None or (key is None and not tensor_records(reply.content)):  # nothing was packed
             reply.content.pop(RECORD, None)
-            return {}  # nothing was packed
+            return forms_of(reply.content, {}, {}, [])
         if (layers := self.wire.update(reply, any_arrays=True)) is None or key is None:
             return None
-        specs = specs_of_reply(reply)
+        try:
+            records = records_said(reply.content, key)
+        except PayloadError as error:
+            self.wire.refuse(reply, str(error))
+            return None
+        specs, received = specs_of_reply(reply), reply.broadcast.reference
         arrays = {layer.name: layer.dense(specs[layer.name]) for layer in layers}
-        for name, lost in reply.broadcast.lost().items():
-            y, received = arrays.get(name), reply.broadcast.reference.arrays[name]
-            if y is not None and y.shape == received.shape:
-                arrays[name] = np.where((y == 0) & (received != 0), 0, y + lost).astype(y.dtype)
-        records = [str(name) for name in Entries(reply.record, "a reply").values("records")] or [key]
-        reply.content.pop(RECORD, None)
+        lost = reply.broadcast.lost()
+        for name, r in received.arrays.items():
+            y = arrays.get(name)
+            if y is not None and (y.shape, y.dtype.kind) == (r.shape, r.dtype.kind) and r.dtype.kind in "fc":
+                new = np.where((y == 0) & (r != 0), 0, y + lost[name]) if name in lost else y
+                arrays[name] = new.astype(r.dtype)  # Flower adds up in the dtype of the first
         del reply.content[key]
+        reply.content.pop(RECORD, None)
+        forms = forms_of(reply.content, arrays, received.specs, records)
         reply.content.update(parted(arrays, records))
-        return specs
+        return forms
 
     def _usable(self, reply: Reply) -> bool:
         """Tell whether a reply has the weight that the inner strategy averages by; refuse it where it has not."""
         if (key := self._weighted_by_key) is None:
             return True
-        weight = numbers_of(reply).get(key, -1.0)
+        weight = numbers_of(reply, key).get(key, -1.0)
         if not 0 <= weight <= LARGEST:
             self.wire.refuse(reply, f"its metric {key!r} is missing, or not in [0, {LARGEST:g}]")
         return 0 <= weight <= LARGEST
 
-    def _fitting(self, opened: list[tuple[Reply, Specs]]) -> list[Reply]:
-        """Return the replies whose arrays the inner strategy can take; refuse the others.
-
-        Flower's own average: all are to have the names and shapes that most have. Another strategy may have its own
-        idea: an array is to have the shape that the node was sent, or that most return. Bytes, such as those of trees,
-        have any length.
-        """
-        shapes = [{name: spec.shape for name, spec in specs.items() if spec.dtype != np.uint8} for _, specs in opened]
-        usual = Counter(item for each in shapes for item in each.items())
-        most = {name: shape for (name, shape), count in usual.items() if 2 * count > len(opened)}
-        fitting = []
-        for (reply, _), own in zip(opened, shapes, strict=True):
-            sent = {} if reply.broadcast is None else reply.broadcast.reference.specs
-            odd = [name for name, shape in own.items() if most.get(name) != shape]
-            if self._averages:
-                odd += [name for name in most if name not in own]
+    def _alike(self, opened: list[tuple[Reply, Forms]], *, strict: bool) -> list[tuple[Reply, Forms]]:
+        """Return the replies that the inner strategy can take (see :func:`odd_form`); refuse the others."""
+        sent = sent_forms(self.wire.specs, self.wire.records)
+        usual = usual_forms([forms for _, forms in opened], sent)
+        alike = []
+        for reply, forms in opened:
+            if (fault := odd_form(forms, usual, sent, strict=strict)) is not None:
+                self.wire.refuse(reply, fault)
             else:
-                odd = [name for name in odd if name not in sent or sent[name].shape != own[name]]
-            if odd:
-                wanted = f"{most[odd[0]]} in most replies" if odd[0] in most else "in no shape that most replies have"
-                self.wire.refuse(reply, f"array {odd[0]!r} is {own.get(odd[0], 'missing')}, but {wanted}")
-            else:
-                fitting.append(reply)
-        return fitting
+                alike.append((reply, forms))
+        return alike
 
     def _aggregated(
-        self, replies: list[Reply], aggregate: Callable[[], tuple[ArrayRecord | None, MetricRecord | None]]
+        self,
+        good: list[tuple[Reply, Forms]],
+        aggregate: Callable[[list[Message]], tuple[ArrayRecord | None, MetricRecord | None]],
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Aggregate; metrics that Flower could not average are averaged over the replies that have them."""
-        key = self._weighted_by_key
-        if key is None or not replies:
-            return aggregate()
-        aside = set_aside(replies, key) if self._averages else {}
+        key, aside = self._weighted_by_key, {}
+        if key is not None and good and self._averages:
+            aside = set_aside([reply for reply, _ in good], key)
         try:
-            arrays, metrics = aggregate()
+            arrays, metrics = aggregate([reply.message for reply, _ in good])
         except InconsistentMessageReplies:  # raised below a strategy's own aggregation
-            aside = set_aside(replies, key)
-            arrays, metrics = aggregate()
-        return arrays, MetricRecord({**aside, **metrics}) if metrics is not None else metrics
+            if key is None:
+                raise
+            good[:] = self._alike(good, strict=True)
+            if len(good) < self.min_replies:
+                return None, None
+            aside = set_aside([reply for reply, _ in good], key)
+            arrays, metrics = aggregate([reply.message for reply, _ in good])
+        return arrays, MetricRecord({**aside, **metrics}) if metrics is not None and aside else metrics
 
     @property
     def _weighted_by_key(self) -> str | None:
@@ -248,10 +251,19 @@ class Compressed(RoundLoop):
         """Whether Flower's own code takes the replies, which it wants to be alike."""
         return type(_chain(self.strategy)[-1]).aggregate_train.__module__.startswith("flwr.")
 
-    def _in_the_models_dtypes(self, record: ArrayRecord) -> ArrayRecord:
-        """Undo that some of Flower's strategies turn float32 and integer arrays into float64; integers are rounded."""
-        kinds = {name: spec.dtype for name, spec in self.wire.specs.items()}
-        return to_record({name: _as(array, kinds.get(name, array.dtype)) for name, array in to_numpy(record).items()})
+    def _as_the_model(self, record: ArrayRecord) -> ArrayRecord:
+        """Undo what some of Flower's strategies do to arrays that are no weights.
+
+        Integers come back as float64: they are rounded. An optimizer takes an infinity from an infinity: where that is
+        no number, an exact array stays as it was.
+        """
+        arrays, before = to_numpy(record), to_numpy(self._current or ArrayRecord())
+        for name in arrays.keys() & before.keys():
+            spec = self.wire.specs[name]
+            new = rounded(arrays[name], spec.dtype)
+            keeps = spec.exact and new.shape == spec.shape
+            arrays[name] = np.where(np.isnan(new), before[name], new) if keeps else new
+        return to_record(arrays)
 
     # -- state ------------------------------------------------------------------------------------------------------
 
@@ -269,50 +281,6 @@ class Compressed(RoundLoop):
         for strategy, kept in zip(_chain(self.strategy), state["inner"], strict=True):
             for name, value in kept.items():
                 setattr(strategy, name, value)
-
-
-def set_aside(replies: list[Reply], weighted_by_key: str) -> dict[str, float]:
-    """Leave in every reply one metric record, of the metrics that all have, finite; return the means of the others.
-
-    Parameters
-    ----------
-    replies : list[Reply]
-        With a weight each. They are changed.
-    weighted_by_key : str
-        Metric that is the weight.
-    """
-    common: set[str] | None = None
-    for reply in replies:
-        forms = {_form(key, value) for key, value in _metrics(reply).items() if _finite(value)}
-        common = forms if common is None else common & forms
-    rows = []
-    for reply in replies:
-        kept = {key: value for key, value in _metrics(reply).items() if _form(key, value) in (common or ())}
-        numbers = numbers_of(reply)
-        rows.append((numbers[weighted_by_key], {key: x for key, x in numbers.items() if key not in kept}))
-        home = next(name for name, record in reply.content.metric_records.items() if weighted_by_key in record)
-        for name in list(reply.content.metric_records):
-            if name != home:
-                del reply.content[name]
-        reply.content[home] = MetricRecord(kept)
-    return weighted_means([(weight, numbers) for weight, numbers in rows if weight > 0])
-
-
-def _metrics(reply: Reply) -> dict[str, Any]:
-    return {key: value for record in reply.content.metric_records.values() for key, value in record.items()}
-
-
-def _form(key: str, value: Any) -> str:
-    return f"{key}[{len(value)}]" if isinstance(value, list) else key
-
-
-def _finite(value: Any) -> bool:
-    return bool(np.isfinite(value).all())
-
-
-def _as(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    whole = dtype.kind in "iub" and array.dtype.kind == "f"
-    return (np.rint(array) if whole else array).astype(dtype)
 
 
 def _chain(strategy: Strategy) -> list[Strategy]:

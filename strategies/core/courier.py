@@ -9,15 +9,26 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from flsparse._flwr import log, wire_size
-from flsparse.codec import Codec, Layer, PayloadError, Reference, Specs, decode_layers, payload_info, specs_of
+from flsparse.codec import (
+    ArraySpec,
+    Codec,
+    Layer,
+    PayloadError,
+    Reference,
+    Specs,
+    decode_layers,
+    payload_info,
+    specs_of,
+)
 from flsparse.metering.ledger import Direction, Ledger
-from flsparse.nets.exact import LARGEST_WEIGHT, exact_arrays
+from flsparse.nets.exact import exact_arrays, small, within_reach
 from flsparse.sparsity import default_prunable, match_prunable
 from flsparse.strategies.core.downlink import Broadcast, Downlink
 from flsparse.strategies.core.exchange import Asks, Exchange, Node, Reply
 from flsparse.wire.messages import (
     CONTROL,
     RECORD,
+    STYPE,
     Blueprint,
     is_joined,
     joined,
@@ -32,6 +43,7 @@ from flsparse.wire.messages import (
 from flsparse.wire.mirror import reference_with
 
 _LONGEST_REASON = 300
+_NO_MOD = "The node's app lacks the mod that unpacks the model: ClientApp(mods=[CompressMod()])"
 _MOST_MODELS = 1 << 16  # that one opaque payload stands for
 _MOST_NEW_BYTES, _MOST_EXPANSION = 1 << 26, 64  # of arrays that a node was not sent, and by byte of its payload
 
@@ -62,6 +74,8 @@ class Wire:
         ``failures``, ``rejected_payloads`` and ``resent_models`` of the run.
     problems : list[str]
         Failures of this round, a line each.
+    records : list[str]
+        Names of the array records of the model that was sent last.
     """
 
     def __init__(
@@ -82,6 +96,7 @@ class Wire:
         self._patterns, self.exact_patterns = prunable_patterns, exact_patterns
         self._exact: dict[str, bool] = {}  # by name, as it was when the array was first sent
         self._blueprint = Blueprint({}, [])
+        self.records: list[str] = []
         self._sent: list[ArrayRecord] = []
 
     def __str__(self) -> str:
@@ -125,15 +140,17 @@ class Wire:
 
     def count(
         self, direction: Direction, server_round: int, message: Message, broadcast: Broadcast | None = None
-    ) -> None:
-        """Enter one message into the ledger: the broadcast, or the reply to it."""
+    ) -> int:
+        """Enter one message into the ledger, the broadcast or the reply to it; return the dense bytes it stands for."""
+        dense_bytes = self._stands_for(message, broadcast)
         self.ledger.count(
             direction,
             server_round,
             payload_bytes=payload_size(message.content) if message.has_content() else 0,
             wire_bytes=wire_size(message),
-            dense_bytes=self._stands_for(message, broadcast),
+            dense_bytes=dense_bytes,
         )
+        return dense_bytes
 
     def _stands_for(self, message: Message, broadcast: Broadcast | None) -> int:
         """Return the dense bytes of a message's payload."""
@@ -155,7 +172,7 @@ class Wire:
 
     def refuse(self, reply: Reply, reason: str) -> None:
         """Drop a reply: its bytes count, its model does not."""
-        self._take_back(reply.uplink, reply.server_round, self._stands_for(reply.message, reply.broadcast))
+        self._take_back(reply.uplink, reply.server_round, reply.dense_bytes)
         self.drop(reply.node, reason, "rejected_payloads", reply.server_round)
 
     def take_back_model(self, server_round: int, broadcast: Broadcast) -> None:
@@ -203,7 +220,7 @@ class Wire:
         arrays = joined(content, records)
         self.describe(arrays, records)
         self.downlink.set_model(arrays, self.specs)
-        self._sent = sent
+        self.records, self._sent = records, sent
 
     def describe(self, arrays: Mapping[str, np.ndarray], records: Sequence[str] = ()) -> None:
         """Learn the names, shapes and dtypes of a model, and which of its arrays may be pruned or are exact."""
@@ -224,6 +241,12 @@ class Wire:
 
     def _exact_of(self, new: Mapping[str, np.ndarray]) -> frozenset[str]:
         return exact_arrays(new, buffers=self.buffers, patterns=self.exact_patterns)
+
+    def restore(self, references: Mapping[str, Mapping[str, np.ndarray]]) -> None:
+        """Take the references of a checkpoint, and which arrays were exact: values alone may tell otherwise by now."""
+        self.downlink.load_state_dict(references)
+        for specs in self.downlink.kept_specs():
+            self._exact |= {name: spec.exact for name, spec in specs.items()}
 
     def cannot_send(self, arrays: Mapping[str, np.ndarray]) -> str | None:
         """Return why a model cannot be broadcast, or None (see :meth:`Downlink.cannot_send`)."""
@@ -265,21 +288,34 @@ class Wire:
                 base = _named(payload, reference_with(mirror, reference), reference)
             layers = decode_layers(payload, like=said, reference=None if self.values == "raw" else base)
             for layer in layers:
-                weights = layer.values.dtype.kind in "fc" and not said[layer.name].exact
-                if weights and np.abs(layer.values).max(initial=0) > LARGEST_WEIGHT:
-                    raise PayloadError(
-                        f"array {layer.name!r} has weights beyond {LARGEST_WEIGHT:g}: has its training diverged? "
-                        "lower client.lr"
-                    )
+                if (fault := self._fault(layer, said[layer.name], reference)) is not None:
+                    raise PayloadError(f"array {layer.name!r} {fault}")
         except PayloadError as error:
             self.refuse(reply, f"its payload was refused: {error}")
             return None
         return layers
 
+    def _fault(self, layer: Layer, spec: ArraySpec, sent: Reference) -> str | None:
+        """Return what keeps a decoded array out of any mean, or None."""
+        if spec.dtype.kind not in "fc":
+            return None
+        if not spec.exact:
+            limit = self.downlink.largest(spec.dtype) / 2  # their mean, and the rounding given back to it, can be sent
+            if not small(layer.values, limit).all():
+                return f"has weights beyond {limit:g}: has its training diverged? lower client.lr"
+        elif layer.name in sent.specs and sent.specs[layer.name].shape == spec.shape:
+            if not within_reach(layer.dense(spec), sent.arrays[layer.name]):
+                return "travels exactly, and is NaN, infinite or huge where it was not in the model sent"
+        elif np.isnan(layer.values).any():
+            return "holds NaN"
+        return None
+
     def drop(self, node: Node, reason: str | None, counter: str, server_round: int) -> None:
         """Log and count a node's failure; the round goes on without it."""
         last_line = ((reason or "").strip() or "no reason given").splitlines()[-1][:_LONGEST_REASON]
         last_line = "".join(c if c.isprintable() else "?" for c in last_line)  # it may be a stranger's words
+        if f"Unsupported serialization type for numpy conversion: '{STYPE}'" in last_line:  # Flower's, from a node
+            last_line = f"{last_line}. {_NO_MOD}"
         self.counts[counter] += 1
         self.problems.append(f"node {node.node_id}: {last_line}")
         log(WARNING, "Round %d: node %d dropped: %s", server_round, node.node_id, last_line)
@@ -306,6 +342,9 @@ def _specs_said(content: RecordDict, broadcast: Broadcast) -> Specs:
     most = _MOST_NEW_BYTES + _MOST_EXPANSION * len(packed_payload(content) or b"")
     if new > most:
         raise PayloadError(f"its arrays are to take {new} bytes that it was not sent, more than {most}")
+    for name, spec in specs.items():
+        if spec.dtype.kind in "fc" and name in sent.specs and spec.exact != sent.specs[name].exact:
+            raise PayloadError(f"array {name!r} travels {'exactly' if spec.exact else 'rounded'} now, unlike before")
     return specs
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from flsparse.codec import Codec, Reference, Specs, decode, exact_names
 from flsparse.nets.batch_norm import statistics_names
-from flsparse.nets.exact import LARGEST_WEIGHT
+from flsparse.nets.exact import LARGEST_WEIGHT, small
 
 Arrays = dict[str, np.ndarray]
 _EXACT = "!"  # before a name in a checkpoint
@@ -106,17 +106,26 @@ class Downlink:
 
     def cannot_send(self, arrays: Mapping[str, np.ndarray], exact: Collection[str] = ()) -> str | None:
         """Return why a model cannot be broadcast, or None: weights that are not finite, or beyond what fp16 holds."""
-        limit = 65504.0 if self.codec.values == "fp16" else LARGEST_WEIGHT
         for name, array in arrays.items():
-            if array.dtype.kind in "fc" and name not in exact and not bool((np.abs(array) <= limit).all()):
+            limit = self.largest(array.dtype)
+            if array.dtype.kind in "fc" and name not in exact and not small(array, limit).all():
                 return f"has values in {name!r} that are not finite or beyond {limit:g}"
         return None
+
+    def largest(self, dtype: np.dtype) -> float:
+        """Return the largest magnitude of a weight of this dtype that can be broadcast."""
+        half = self.codec.values == "fp16" or dtype == np.float16
+        return float(np.finfo(np.float16).max) if half else LARGEST_WEIGHT
 
     def _keep(self, reference: Reference) -> None:
         self._kept[reference.id] = reference
         self._kept.move_to_end(reference.id)
         while len(self._kept) > 1 and sum(r.nbytes for r in self._kept.values()) > self.max_reference_bytes:
             self._kept.popitem(last=False)
+
+    def kept_specs(self) -> list[Specs]:
+        """Return the specs of the kept references, oldest first."""
+        return [reference.specs for reference in self._kept.values()]
 
     def state_dict(self) -> dict[str, Arrays]:
         """Return the kept references, oldest first, by id; exact arrays are marked in their names."""

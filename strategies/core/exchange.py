@@ -44,7 +44,7 @@ class Node:
 
 @dataclass(frozen=True)
 class Reply:
-    """A node's answer; it has content, errors are dropped before.
+    """A node's answer; where a strategy gets it, it has content, and errors were dropped before.
 
     Attributes
     ----------
@@ -58,6 +58,8 @@ class Reply:
         Round that its bytes are counted under.
     uplink : {"uplink", "evaluation"}
         Direction that its bytes are counted as.
+    dense_bytes : int
+        Dense bytes that it was counted as when it came.
     """
 
     message: Message
@@ -65,6 +67,7 @@ class Reply:
     broadcast: Broadcast | None
     server_round: int
     uplink: Direction
+    dense_bytes: int
 
     @property
     def content(self) -> RecordDict:
@@ -85,8 +88,8 @@ class Post(Protocol):
     def packed(self, message: Message, node: Node, exchange: "Exchange") -> Message:
         """Return the message with its model coded for the node; enter the broadcast into the exchange."""
 
-    def count(self, direction: Direction, server_round: int, message: Message, broadcast: Broadcast | None) -> None:
-        """Enter a message into the ledger: the broadcast, or the reply to it."""
+    def count(self, direction: Direction, server_round: int, message: Message, broadcast: Broadcast | None) -> int:
+        """Enter a message into the ledger: the broadcast, or the reply to it; return the dense bytes it stands for."""
 
     def drop(self, node: Node, reason: str | None, counter: str, server_round: int) -> None:
         """Log and count a node's failure."""
@@ -162,24 +165,24 @@ class Exchange:
         return len(self._order)
 
     def __iter__(self) -> Iterator[Reply]:
-        waiting: dict[int, tuple[Message, Node]] = {}
+        waiting: dict[int, Reply] = {}
         turn = 0
-        for message, node in self._incoming():
-            waiting[node.node_id] = message, node
+        for reply in self._incoming():
+            waiting[reply.node.node_id] = reply
             while turn < len(self._order) and self._order[turn] in waiting:
-                yield from self._valid(*waiting.pop(self._order[turn]))
+                yield from self._valid(waiting.pop(self._order[turn]))
                 turn += 1
         for node in self._pending.values():
             self.post.drop(node, f"did not reply within {self.timeout_s:g} s", "failures", self.server_round)
         self.cancel()
         for node_id in self._order[turn:]:
             if node_id in waiting:
-                yield from self._valid(*waiting[node_id])
+                yield from self._valid(waiting[node_id])
 
     def arrived(self) -> Iterator[Reply]:
         """Yield the replies that have come by now, also after the deadline; errors are dropped."""
-        for message, node in self._poll():
-            yield from self._valid(message, node)
+        for reply in self._poll():
+            yield from self._valid(reply)
 
     def cancel(self) -> None:
         """Give up on the nodes that have not replied; in process, nodes that have not run by now never will."""
@@ -187,7 +190,7 @@ class Exchange:
             drop_messages(set(self._pending))
         self._pending = {}
 
-    def _incoming(self) -> Iterator[tuple[Message, Node]]:
+    def _incoming(self) -> Iterator[Reply]:
         """Yield each reply as it comes, until the deadline."""
         pause = 0.02
         while self._pending and time.monotonic() < self._deadline:
@@ -199,7 +202,7 @@ class Exchange:
             if not some:
                 time.sleep(pause)
 
-    def _poll(self) -> Iterator[tuple[Message, Node]]:
+    def _poll(self) -> Iterator[Reply]:
         """Count and yield the replies that are there; resend the full model to a node that lacks its reference."""
         if not self._pending:
             return
@@ -209,17 +212,18 @@ class Exchange:
                 stranger = Node(message.metadata.src_node_id, -1)
                 self.post.drop(stranger, "sent a reply nobody waited for", "rejected_payloads", self.server_round)
                 continue
-            self.post.count(self.uplink, self.server_round, message, self.broadcasts.get(node.node_id))
+            broadcast = self.broadcasts.get(node.node_id)
+            dense_bytes = self.post.count(self.uplink, self.server_round, message, broadcast)
             if message.has_content() and record_of(message.content).get("status") == MISSING_REFERENCE:
                 self._resend(node)
             else:
-                yield message, node
+                yield Reply(message, node, broadcast, self.server_round, self.uplink, dense_bytes)
 
-    def _valid(self, message: Message, node: Node) -> Iterator[Reply]:
-        if message.has_error():
-            self.post.drop(node, message.error.reason, "failures", self.server_round)
+    def _valid(self, reply: Reply) -> Iterator[Reply]:
+        if reply.message.has_error():
+            self.post.drop(reply.node, reply.message.error.reason, "failures", self.server_round)
         else:
-            yield Reply(message, node, self.broadcasts.get(node.node_id), self.server_round, self.uplink)
+            yield reply
 
     def _push(self, message: Message, node: Node) -> None:
         packed = self.post.packed(message, node, self)

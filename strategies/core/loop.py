@@ -396,5 +396,5 @@ class RoundLoop(Strategy):
         restore_memories(memories, state)
         self._first_round = self._next_round = loop.next_round
         self.wire.ledger, self.wire.counts = loop.ledger, Counter(loop.counts)
-        self.wire.downlink.load_state_dict(loop.references)
+        self.wire.restore(loop.references)
         self.roster.nodes = {i: Node(i, 0, held) for i, held in loop.held.items()}

@@ -64,9 +64,10 @@ def in_a_line(report: RoundReport) -> str:
     return f"Round {report.server_round}/{report.num_rounds}: {', '.join(shown)}"
 
 
-def numbers_of(reply: Reply) -> dict[str, float]:
-    """Return a reply's scalar metrics that can be averaged, whatever the name of their record."""
-    pairs = ((key, value) for record in reply.content.metric_records.values() for key, value in record.items())
+def numbers_of(reply: Reply, weighted_by_key: str = "") -> dict[str, float]:
+    """Return a reply's scalar metrics that can be averaged, whatever the name of their record; the weight is first."""
+    pairs = [(key, value) for record in reply.content.metric_records.values() for key, value in record.items()]
+    pairs.sort(key=lambda pair: pair[0] != weighted_by_key)
     fit = ((key, value) for key, value in pairs if isinstance(value, int | float) and abs(value) <= LARGEST)
     return {key: float(value) for key, value in islice(fit, _MOST_METRICS) if len(key) <= _LONGEST_KEY}
 

@@ -13,7 +13,7 @@ from flsparse._flwr import log
 from flsparse.codec.wire import VERSION
 from flsparse.strategies.core.courier import Wire
 from flsparse.strategies.core.exchange import Node, Reply
-from flsparse.wire.messages import RECORD, STYPE
+from flsparse.wire.messages import RECORD
 
 _HELLO_TIMEOUT_S = 120.0
 
@@ -25,8 +25,6 @@ class RoundFailed(RuntimeError):
 def no_quorum(server_round: int, min_replies: int, problems: Sequence[str]) -> RoundFailed:
     """Return the error of a round with too few valid replies, with the first reasons."""
     reasons = "; ".join(_each_once(problems)[:3]) or "no reply came before the deadline"
-    if f"Unsupported serialization type for numpy conversion: '{STYPE}'" in reasons:  # Flower's, from a node
-        reasons += ". The nodes' app lacks the mod that unpacks the model: ClientApp(mods=[CompressMod()])"
     return RoundFailed(f"round {server_round} had fewer than min_replies={min_replies} valid replies: {reasons}")
 
 

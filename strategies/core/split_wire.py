@@ -28,14 +28,14 @@ class SplitWire(Wire):
 
     def count(
         self, direction: Direction, server_round: int, message: Message, broadcast: Broadcast | None = None
-    ) -> None:
+    ) -> int:
         """Enter one message into the ledger, a bundle line by line; see :meth:`count_accepted` for a node's."""
         data = packed_bundle(message.content) if message.has_content() else None
         if data is None:
-            super().count(direction, server_round, message, broadcast)
+            dense = super().count(direction, server_round, message, broadcast)
             if message.has_content() and (payload := packed_payload(message.content)):
                 self.ledger.itemize(direction, server_round, "models", len(payload))
-            return
+            return dense
         try:
             lines = lines_of(data)
         except PayloadError:  # refused in due course; its bytes have traveled all the same
@@ -46,3 +46,4 @@ class SplitWire(Wire):
         )
         for line, size in lines.items():
             self.ledger.itemize(direction, server_round, line, size)
+        return dense

@@ -10,7 +10,8 @@ from federation_kit import TamperedGrid, failed, grid_of, initial_arrays
 from flwr.app import ConfigRecord, Context, Message
 
 from flsparse import _flwr
-from flsparse.clients import CompressMod, load_arrays
+from flsparse.clients import load_arrays
+from flsparse.clients.core import compress
 from flsparse.clients.core import state as node_state
 from flsparse.clients.core.state import NodeState
 from flsparse.codec import payload_info
@@ -388,16 +389,16 @@ def test_a_variate_in_a_file_of_a_fit_that_failed_is_not_taken_for_the_servers(
     monkeypatch.setenv(node_state.STATE_DIR, str(tmp_path))
     task, loop = digits(), make()
     inner = grid_of(task)
-    real, packed = CompressMod._pack, []
+    real, packed = compress._pack, []
 
-    def pack_and_fail(mod: Any, *arguments: Any) -> Any:
-        said = real(mod, *arguments)
+    def pack_and_fail(*arguments: Any) -> Any:
+        said = real(*arguments)
         packed.append(1)
         if len(packed) == 5:  # the second node of the second round
             raise OSError("no space left on device")
         return said
 
-    monkeypatch.setattr(CompressMod, "_pack", pack_and_fail)
+    monkeypatch.setattr(compress, "_pack", pack_and_fail)
     loop.callbacks.append(lambda _: assert_control_is_the_nodes_mean(loop, inner))
     reports = run(loop, task, rounds=4, grid=inner, momentum=0.0)
     assert [r.metrics["replies"] for r in reports] == [3, 2, 3, 3]

@@ -103,13 +103,24 @@ class Accumulator:
         means = {}
         for name, spec in self.specs.items():
             mean = self._sums[name].values / self.total_weight
-            if spec.dtype.kind in "iu":
-                info = np.iinfo(spec.dtype)
-                mean = np.rint(mean)
-                # a double rounds the largest 64-bit integers up, out of their range
-                top = float(info.max) if float(info.max) <= info.max else float(np.nextafter(float(info.max), 0.0))
-                mean = np.clip(mean, float(info.min), top)
-            elif spec.dtype.kind == "b":
-                mean = np.rint(mean)
-            means[name] = self._sums[name].dense(mean.astype(spec.dtype)).reshape(spec.shape)
+            means[name] = self._sums[name].dense(rounded(mean, spec.dtype)).reshape(spec.shape)
         return means
+
+
+def rounded(mean: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Return a floating mean in a dtype: rounded to its range where that is an integer's, or a boolean's.
+
+    Examples
+    --------
+    >>> rounded(np.array([0.6, -3.0, 1e30]), np.dtype("u1"))
+    array([  1,   0, 255], dtype=uint8)
+    """
+    if dtype.kind not in "iub" or mean.dtype.kind != "f":
+        return mean.astype(dtype)
+    mean = np.rint(mean)
+    if dtype.kind != "b":
+        info = np.iinfo(dtype)
+        # a double rounds the largest 64-bit integers up, out of their range
+        top = float(info.max) if float(info.max) <= info.max else float(np.nextafter(float(info.max), 0.0))
+        mean = np.clip(mean, float(info.min), top)
+    return mean.astype(dtype)

@@ -146,6 +146,27 @@ def test_records_whose_joined_names_would_meet_are_refused():
         run(returning(moved), Doubtful(), weights(**{"control:w": np.full(3, 0.5, np.float32)}))
 
 
+def test_a_mod_at_train_alone_costs_the_evaluation_and_says_why():
+    made = ClientApp()
+
+    @made.train(mods=[CompressMod()])
+    def _train(message, _):
+        return Message(answer(moved(to_numpy(message.content["arrays"]), 0)), reply_to=message)
+
+    @made.evaluate()
+    def _evaluate(message, _):
+        to_numpy(message.content["arrays"])
+        raise AssertionError
+
+    strategy, said = Compressed(FedAvg(), **LOSSLESS), []
+    strategy.callbacks.append(lambda _: said.extend(strategy.wire.problems))
+    result = strategy.start(InProcessGrid(made, NODES), to_record(weights()), num_rounds=2)
+    assert len(result.train_metrics_clientapp) == 2
+    assert not result.evaluate_metrics_clientapp
+    assert len(said) == 2 * NODES
+    assert all("lacks the mod that unpacks the model: ClientApp(mods=[CompressMod()])" in line for line in said)
+
+
 # -- arrays -----------------------------------------------------------------------------------------------------------
 
 
@@ -265,6 +286,20 @@ def test_a_reference_keeps_its_exact_arrays_in_a_checkpoint():
     assert broadcast.coded_against == held.id
     decoded = decode(broadcast.payload, like=specs, reference=Reference(held.arrays, ["mask"]))
     np.testing.assert_array_equal(decoded["mask"], arrays["mask"])
+
+
+def test_a_resumed_run_knows_what_was_exact():
+    def observing(arrays, node):
+        return {**moved(arrays, node), "low": np.minimum(arrays["low"], np.array([0.123, 0.456], np.float32))}
+
+    arrays = weights(low=np.full(2, np.inf, np.float32))
+    first, second = Compressed(FedAvg(fraction_evaluate=0.0)), Compressed(FedAvg(fraction_evaluate=0.0))
+    grid = InProcessGrid(returning(observing), NODES)
+    result = first.start(grid, to_record(arrays), num_rounds=1)
+    second.load_state_dict(first.state_dict())
+    second.start(grid, result.arrays, num_rounds=2)
+    assert second.wire.specs["low"].exact
+    assert second.wire.counts["resent_models"] == 0
 
 
 # -- metrics ----------------------------------------------------------------------------------------------------------
