@@ -102,3 +102,18 @@ def power(base: float, exponent: int) -> float:
         base *= base
         exponent >>= 1
     return value
+
+
+def powers(base: float, exponents: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return :func:`power` of many exponents, shape (n,), the same bits.
+
+    Examples
+    --------
+    >>> powers(0.5, np.array([0, 1, 3])).tolist()
+    [1.0, 0.5, 0.125]
+    """
+    values = np.ones(exponents.size)
+    for bit in range(int(exponents.max(initial=0)).bit_length()):
+        values[(exponents >> bit & 1) > 0] *= base
+        base *= base
+    return values
