@@ -22,6 +22,7 @@ def loaded_by(statement: str) -> set[str]:
         ("import flsparse.app", {"numpy", "rich", "hydra", "torch", "torchvision", "flwr", "matplotlib", "ray"}),
         ("import flsparse.app.command", {"torch", "torchvision", "flwr", "matplotlib", "ray"}),
         ("import flsparse.strategies, flsparse.clients", {"torchvision", "hydra", "matplotlib", "ray", "sklearn"}),
+        ("from flsparse.tasks.datasets import digits; digits()", {"torchvision", "sklearn", "scipy"}),
         ("import flsparse.tasks, flsparse.runtime", {"torchvision", "hydra", "matplotlib", "ray", "flwr_datasets"}),
     ],
 )

@@ -11,6 +11,7 @@ reach the sparse number. A CPU or GPU that multiplies dense matrices gains no ti
 
 import copy
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -33,6 +34,34 @@ class Flops(NamedTuple):
     sparse: float
 
 
+@dataclass(frozen=True)
+class StepFlops:
+    """FLOPs of a dense training step, which do not hang on the weights: counted once, good for all densities.
+
+    Parameters
+    ----------
+    examples : int
+        In the batch that was counted.
+    dense : int
+        Of both passes.
+    products : Mapping[str, tuple[int, int]]
+        By module name: FLOPs of the output, and of both passes.
+    """
+
+    examples: int
+    dense: int
+    products: Mapping[str, tuple[int, int]]
+
+    def at(self, densities: Mapping[str, tuple[float, float]]) -> Flops:
+        """Return the FLOPs per example at densities ``(d_w, d_a)`` by module name (see :func:`training_flops`)."""
+        saved = 0.0
+        for name, (weights, activations) in densities.items():
+            output, both = self.products.get(name, (0, 0))
+            weight_gradient = min(output, both - output)
+            saved += (both - weight_gradient) * (1.0 - weights) + weight_gradient * (1.0 - activations)
+        return Flops(self.dense / self.examples, (self.dense - saved) / self.examples)
+
+
 def training_flops(model: nn.Module, example: Tensor, densities: Mapping[str, tuple[float, float]]) -> Flops:
     """Count the training FLOPs of one example with `torch.utils.flop_counter`.
 
@@ -53,21 +82,11 @@ def training_flops(model: nn.Module, example: Tensor, densities: Mapping[str, tu
     >>> training_flops(nn.Linear(10, 4), torch.ones(2, 10, requires_grad=True), {"": (0.1, 0.5)})
     Flops(dense=240.0, sparse=56.0)
     """
-    forward, total = _count(model, example)
-    root = type(model).__name__
-    saved = 0.0
-    for name, (weights, activations) in densities.items():
-        module = f"{root}.{name}" if name else root
-        output = forward.get(module, 0)
-        backward = total.get(module, 0) - output
-        weight_gradient = min(output, backward)
-        saved += (output + backward - weight_gradient) * (1.0 - weights) + weight_gradient * (1.0 - activations)
-    dense = total.get("Global", 0)
-    return Flops(dense / len(example), (dense - saved) / len(example))
+    return step_flops(model, example).at(densities)
 
 
-def _count(model: nn.Module, example: Tensor) -> tuple[dict[str, int], dict[str, int]]:
-    """Return the FLOPs of the forward pass, and of both passes, by module."""
+def step_flops(model: nn.Module, example: Tensor) -> StepFlops:
+    """Count the FLOPs of a dense training step, for a batch of shape (examples, ...); a copy of the model is run."""
     model = copy.deepcopy(model).train()
     devices = [example.device] if example.device.type == "cuda" else []
     with torch.random.fork_rng(devices), torch.enable_grad(), FlopCounterMode(display=False) as counter:
@@ -75,7 +94,11 @@ def _count(model: nn.Module, example: Tensor) -> tuple[dict[str, int], dict[str,
         output = output if isinstance(output, Tensor) else output[0]
         forward = _sums(counter)
         output.sum().backward()
-        return forward, _sums(counter)
+        both = _sums(counter)
+    root = type(model).__name__
+    names = {f"{root}.{name}" if name else root: name for name, _ in model.named_modules(remove_duplicate=False)}
+    products = {name: (forward.get(module, 0), both.get(module, 0)) for module, name in names.items()}
+    return StepFlops(len(example), both.get("Global", 0), products)
 
 
 def _sums(counter: FlopCounterMode) -> dict[str, int]:

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from flsparse.metering.flops import training_flops
-from flsparse.sparsity import layer_densities, sparsify
+from flsparse.metering.flops import step_flops, training_flops
+from flsparse.sparsity import begin_fit, layer_densities, sparsify
 
 
 def test_three_products_of_a_linear_layer() -> None:
@@ -47,3 +47,15 @@ def test_without_activation_pruning_the_weight_gradient_is_dense() -> None:
     sparsify(model, activation_pruning=False)
     flops = training_flops(model, torch.randn(2, 3, 8, 8), layer_densities(model))
     assert flops.dense - flops.sparse == pytest.approx(2 * 2 * 512 * 10 * 0.9)
+
+
+@pytest.mark.parametrize("activation_pruning", [True, False])
+def test_one_count_is_good_for_all_densities(activation_pruning: bool) -> None:
+    model, x = net(), torch.randn(2, 3, 8, 8)
+    sparsify(model, activation_pruning=activation_pruning)
+    counted = step_flops(model, x)
+    for kept in (9, 5, 1, 0):
+        model[4].weight.data[kept:] = 0.0
+        model[0].weight.data[kept:] = 0.0
+        begin_fit(model)
+        assert counted.at(layer_densities(model)) == training_flops(model, x, layer_densities(model))

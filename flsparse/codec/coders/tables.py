@@ -218,8 +218,8 @@ def read(reader: Reader, alphabet: int, *, signed: bool, given: NDArray[np.int64
         assert given is not None
         return given
     require(signed, "a symmetric distribution for unsigned symbols")
-    frequencies, *_ = _parametric(kind, np.array([reader.byte()]), alphabet // 2)
-    return frequencies
+    frequencies = _parametric(kind, np.array([reader.byte()]), alphabet // 2)
+    return frequencies.reshape(-1)
 
 
 def geometric(edges: NDArray[np.int64], population: int, kept: int) -> NDArray[np.int64]:
