@@ -10,13 +10,16 @@ reach the sparse number. A CPU or GPU that multiplies dense matrices gains no ti
 """
 
 import copy
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+from torch.utils.module_tracker import ModuleTracker
 
 
 class Flops(NamedTuple):
@@ -89,17 +92,45 @@ def step_flops(model: nn.Module, example: Tensor) -> StepFlops:
     """Count the FLOPs of a dense training step, for a batch of shape (examples, ...); a copy of the model is run."""
     model = copy.deepcopy(model).train()
     devices = [example.device] if example.device.type == "cuda" else []
-    with torch.random.fork_rng(devices), torch.enable_grad(), FlopCounterMode(display=False) as counter:
+    with (
+        torch.random.fork_rng(devices),
+        torch.enable_grad(),
+        ModuleTracker() as tracker,
+        _Counting(tracker) as counting,
+    ):
         output = model(example)
         output = output if isinstance(output, Tensor) else output[0]
-        forward = _sums(counter)
+        forward = counting.flops.copy()
         output.sum().backward()
-        both = _sums(counter)
     root = type(model).__name__
     names = {f"{root}.{name}" if name else root: name for name, _ in model.named_modules(remove_duplicate=False)}
-    products = {name: (forward.get(module, 0), both.get(module, 0)) for module, name in names.items()}
-    return StepFlops(len(example), both.get("Global", 0), products)
+    products = {name: (forward[module], counting.flops[module]) for module, name in names.items()}
+    return StepFlops(len(example), counting.flops["Global"], products)
 
 
-def _sums(counter: FlopCounterMode) -> dict[str, int]:
-    return {module: sum(counts.values()) for module, counts in counter.get_flop_counts().items()}
+class _Counting(TorchDispatchMode):
+    """Adds the FLOPs of every operation to the modules that it runs in, by torch's own formulas."""
+
+    def __init__(self, tracker: ModuleTracker) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.tracker = tracker
+        self.flops: Counter[str] = Counter()
+
+
+def _count(self: _Counting, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+    kwargs = kwargs or {}
+    if func._overloadpacket not in flop_registry:
+        with self:
+            result = func.decompose(*args, **kwargs)
+        if result is not NotImplemented:
+            return result
+    out = func(*args, **kwargs)
+    if formula := flop_registry.get(func._overloadpacket):
+        for module in set(self.tracker.parents):
+            self.flops[module] += formula(*args, **kwargs, out_val=out)
+    return out
+
+
+# Set behind the class: a method inside it is wrapped for torch's compiler, whose import takes longer than the count, as
+# with torch.utils.flop_counter.FlopCounterMode.
+_Counting.__torch_dispatch__ = _count  # type: ignore[method-assign, assignment]
