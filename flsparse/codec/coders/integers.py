@@ -101,8 +101,8 @@ def _grouped(q: NDArray[np.int16], rival: float, depth: int) -> bytes | None:
     if depth == _MOST_GROUPED or q.size < _FEWEST_GROUPED:
         return None
     sample = q[:: max(1, q.size // _SAMPLE)]
-    expected, reach = min((_expected(sample, reach), reach) for reach in grouped.REACHES)
-    if expected / sample.size > 1.05 * rival / q.size:
+    reach = _best_reach(sample, 1.05 * rival / q.size)
+    if reach is None:
         return None
     groups, escapes = grouped.split(q, reach)
     out = Writer()
@@ -113,13 +113,22 @@ def _grouped(q: NDArray[np.int16], rival: float, depth: int) -> bytes | None:
     return section if len(section) < rival else None
 
 
-def _expected(q: NDArray[np.int16], reach: int) -> float:
-    """Return about how many bytes a reach needs; infinite where more than half of the integers are escapes."""
-    groups, escapes = grouped.split(q, reach)
-    if 2 * escapes.size > q.size:
-        return float("inf")
-    counts = np.unique(escapes, return_counts=True)[1]
-    return len(zstd.compress(groups.tobytes())) + _ESCAPE * portable.entropy_bits(counts) / 8
+def _best_reach(q: NDArray[np.int16], limit: float) -> int | None:
+    """Return the reach that needs the fewest bytes, or None where none needs at most ``limit`` bytes an integer."""
+    top = int(np.abs(q).max())
+    counts = np.bincount(q.astype(np.int64) + top)
+    best, least = None, float("inf")
+    for reach in grouped.REACHES:
+        counts[max(0, top - reach) : top + reach + 1] = 0  # what is left are the escapes
+        if 2 * int(counts.sum()) > q.size:
+            continue
+        escapes = _ESCAPE * portable.entropy_bits(counts) / 8
+        if escapes / q.size > limit:
+            continue
+        expected = len(zstd.compress(grouped.split(q, reach)[0].tobytes())) + escapes
+        if expected < least and expected / q.size <= limit:
+            best, least = reach, expected
+    return best
 
 
 def _write_frame(out: Writer, frame: bytes) -> None:
