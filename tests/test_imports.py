@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -22,8 +23,26 @@ def loaded_by(statement: str) -> set[str]:
         ("import flsparse.app", {"numpy", "rich", "hydra", "torch", "torchvision", "flwr", "matplotlib", "ray"}),
         ("import flsparse.app.command", {"torch", "torchvision", "flwr", "matplotlib", "ray"}),
         ("import flsparse.strategies, flsparse.clients", {"torchvision", "hydra", "matplotlib", "ray", "sklearn"}),
+        ("from flsparse.tasks.datasets import digits; digits()", {"torchvision", "sklearn", "scipy"}),
         ("import flsparse.tasks, flsparse.runtime", {"torchvision", "hydra", "matplotlib", "ray", "flwr_datasets"}),
     ],
 )
 def test_heavy_modules_are_not_loaded(statement: str, absent: set[str]) -> None:
     assert loaded_by(statement) & absent == set()
+
+
+def test_a_run_waits_for_nothing_that_it_does_not_use(tmp_path: Path) -> None:
+    run = ["num_clients=2", "num_rounds=1", f"output_dir={tmp_path / 'run'}"]
+    script = f"""
+import sys
+from flsparse.app import main
+sys.argv[1:] = {run}
+try:
+    main()
+finally:
+    print(*sys.modules, sep="\\n")
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=240)
+    loaded = set(done.stdout.split())
+    assert "flsparse.tasks.training" in loaded
+    assert loaded & {"torch._dynamo", "sklearn", "scipy", "sympy", "pandas", "matplotlib"} == set()

@@ -21,7 +21,7 @@ def tracked_package_files() -> set[str]:
     for folder, target in folders.items():
         for path in (ROOT / folder).rglob("*"):
             inside = path.relative_to(ROOT / folder).as_posix()
-            if path.suffix in (".py", ".yaml") or path.name == "py.typed":
+            if path.suffix in (".py", ".yaml", ".npz") or path.name == "py.typed":
                 found.add(f"{target}/{inside}")
     return {name for name in found if "__pycache__" not in name}
 

@@ -80,11 +80,22 @@ def total(x: NDArray[np.floating]) -> float:
     >>> total(np.array([0.5, 0.25, 4.0]))
     4.75
     """
+    return float(totals(x[None])[0])
+
+
+def totals(x: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Return :func:`total` of each row of a matrix, shape (rows, n), the same bits.
+
+    Examples
+    --------
+    >>> totals(np.array([[0.5, 0.25], [4.0, 1.0]])).tolist()
+    [0.75, 5.0]
+    """
     x = x.astype(np.float64, copy=False)
-    while x.size > 512:
-        half = x.size // 2
-        x = np.concatenate([x[:half] + x[half : 2 * half], x[2 * half :]])
-    return float(np.add.accumulate(x)[-1]) if x.size else 0.0
+    while x.shape[1] > 512:
+        half = x.shape[1] // 2
+        x = np.concatenate([x[:, :half] + x[:, half : 2 * half], x[:, 2 * half :]], axis=1)
+    return np.add.accumulate(x, axis=1)[:, -1] if x.shape[1] else np.zeros(len(x))
 
 
 def power(base: float, exponent: int) -> float:
@@ -102,3 +113,18 @@ def power(base: float, exponent: int) -> float:
         base *= base
         exponent >>= 1
     return value
+
+
+def powers(base: float, exponents: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return :func:`power` of many exponents, shape (n,), the same bits.
+
+    Examples
+    --------
+    >>> powers(0.5, np.array([0, 1, 3])).tolist()
+    [1.0, 0.5, 0.125]
+    """
+    values = np.ones(exponents.size)
+    for bit in range(int(exponents.max(initial=0)).bit_length()):
+        values[(exponents >> bit & 1) > 0] *= base
+        base *= base
+    return values

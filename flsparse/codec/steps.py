@@ -10,7 +10,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from flsparse.codec.portable import total
+from flsparse.codec.portable import total, totals
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int16]
@@ -18,6 +18,7 @@ Integers = NDArray[np.int16]
 FINE_BOUND = 2047  # of small arrays: biases, norms, statistics
 _SHIFT = 49
 _SAMPLE = 1 << 12
+_TOGETHER = 1 << 13  # sampled values times steps that are tried at once
 MAX_CODE = 0x3FF7  # the largest finite step; one more would be infinity
 ONE_CODE = 0x1FF8  # a step of 1
 _ONE = 0x3F800000  # 1.0 as float32
@@ -66,16 +67,26 @@ def least_squares_code(x: Floats, bound: int) -> int:
     sample = np.concatenate([bulk, few])
     shares = np.repeat([-(-x.size // _SAMPLE), tail.size / max(1, few.size)], [bulk.size, few.size])
     best_error, best = np.inf, widest
-    for code in range(widest, max(0, widest - 28), -1):  # down to a twelfth of the range
-        step = step_of(code)
-        with np.errstate(over="ignore", invalid="ignore"):  # at the edge of double precision the widest step stays
-            miss = np.clip(np.rint(sample / step), -bound, bound) * step - sample
-            error = total(miss * miss * shares)
-        if error < best_error:
-            best_error, best = error, code
-        elif error > 2 * best_error:
-            break
+    codes = range(widest, max(0, widest - 28), -1)  # down to a twelfth of the range
+    together = max(1, _TOGETHER // sample.size)
+    for start in range(0, len(codes), together):
+        some = codes[start : start + together]
+        for code, error in zip(some, _errors(sample, shares, some, bound), strict=True):
+            if error < best_error:
+                best_error, best = error, code
+            elif error > 2 * best_error:
+                return best
     return best
+
+
+def _errors(sample: Floats, shares: Floats, codes: range, bound: int) -> list[float]:
+    """Return the squared error of a sample at each of some step codes."""
+    steps = (np.array(codes, np.int64) << _SHIFT).view(np.float64)[:, None]
+    with np.errstate(over="ignore", invalid="ignore"):  # at the edge of double precision the widest step stays
+        q = np.rint(sample / steps)
+        miss = np.minimum(np.maximum(q, -bound), bound) * steps - sample
+        errors: list[float] = totals(miss * miss * shares).tolist()
+    return errors
 
 
 def widest_code(x: Floats, bound: int) -> int:

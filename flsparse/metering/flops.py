@@ -10,12 +10,16 @@ reach the sparse number. A CPU or GPU that multiplies dense matrices gains no ti
 """
 
 import copy
+from collections import Counter
 from collections.abc import Mapping
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+from torch.utils.module_tracker import ModuleTracker
 
 
 class Flops(NamedTuple):
@@ -31,6 +35,34 @@ class Flops(NamedTuple):
 
     dense: float
     sparse: float
+
+
+@dataclass(frozen=True)
+class StepFlops:
+    """FLOPs of a dense training step, which do not hang on the weights: counted once, good for all densities.
+
+    Parameters
+    ----------
+    examples : int
+        In the batch that was counted.
+    dense : int
+        Of both passes.
+    products : Mapping[str, tuple[int, int]]
+        By module name: FLOPs of the output, and of both passes.
+    """
+
+    examples: int
+    dense: int
+    products: Mapping[str, tuple[int, int]]
+
+    def at(self, densities: Mapping[str, tuple[float, float]]) -> Flops:
+        """Return the FLOPs per example at densities ``(d_w, d_a)`` by module name (see :func:`training_flops`)."""
+        saved = 0.0
+        for name, (weights, activations) in densities.items():
+            output, both = self.products.get(name, (0, 0))
+            weight_gradient = min(output, both - output)
+            saved += (both - weight_gradient) * (1.0 - weights) + weight_gradient * (1.0 - activations)
+        return Flops(self.dense / self.examples, (self.dense - saved) / self.examples)
 
 
 def training_flops(model: nn.Module, example: Tensor, densities: Mapping[str, tuple[float, float]]) -> Flops:
@@ -53,30 +85,52 @@ def training_flops(model: nn.Module, example: Tensor, densities: Mapping[str, tu
     >>> training_flops(nn.Linear(10, 4), torch.ones(2, 10, requires_grad=True), {"": (0.1, 0.5)})
     Flops(dense=240.0, sparse=56.0)
     """
-    forward, total = _count(model, example)
-    root = type(model).__name__
-    saved = 0.0
-    for name, (weights, activations) in densities.items():
-        module = f"{root}.{name}" if name else root
-        output = forward.get(module, 0)
-        backward = total.get(module, 0) - output
-        weight_gradient = min(output, backward)
-        saved += (output + backward - weight_gradient) * (1.0 - weights) + weight_gradient * (1.0 - activations)
-    dense = total.get("Global", 0)
-    return Flops(dense / len(example), (dense - saved) / len(example))
+    return step_flops(model, example).at(densities)
 
 
-def _count(model: nn.Module, example: Tensor) -> tuple[dict[str, int], dict[str, int]]:
-    """Return the FLOPs of the forward pass, and of both passes, by module."""
+def step_flops(model: nn.Module, example: Tensor) -> StepFlops:
+    """Count the FLOPs of a dense training step, for a batch of shape (examples, ...); a copy of the model is run."""
     model = copy.deepcopy(model).train()
     devices = [example.device] if example.device.type == "cuda" else []
-    with torch.random.fork_rng(devices), torch.enable_grad(), FlopCounterMode(display=False) as counter:
+    with (
+        torch.random.fork_rng(devices),
+        torch.enable_grad(),
+        ModuleTracker() as tracker,
+        _Counting(tracker) as counting,
+    ):
         output = model(example)
         output = output if isinstance(output, Tensor) else output[0]
-        forward = _sums(counter)
+        forward = counting.flops.copy()
         output.sum().backward()
-        return forward, _sums(counter)
+    root = type(model).__name__
+    names = {f"{root}.{name}" if name else root: name for name, _ in model.named_modules(remove_duplicate=False)}
+    products = {name: (forward[module], counting.flops[module]) for module, name in names.items()}
+    return StepFlops(len(example), counting.flops["Global"], products)
 
 
-def _sums(counter: FlopCounterMode) -> dict[str, int]:
-    return {module: sum(counts.values()) for module, counts in counter.get_flop_counts().items()}
+class _Counting(TorchDispatchMode):
+    """Adds the FLOPs of every operation to the modules that it runs in, by torch's own formulas."""
+
+    def __init__(self, tracker: ModuleTracker) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.tracker = tracker
+        self.flops: Counter[str] = Counter()
+
+
+def _count(self: _Counting, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+    kwargs = kwargs or {}
+    if func._overloadpacket not in flop_registry:
+        with self:
+            result = func.decompose(*args, **kwargs)
+        if result is not NotImplemented:
+            return result
+    out = func(*args, **kwargs)
+    if formula := flop_registry.get(func._overloadpacket):
+        for module in set(self.tracker.parents):
+            self.flops[module] += formula(*args, **kwargs, out_val=out)
+    return out
+
+
+# Set behind the class: a method inside it is wrapped for torch's compiler, whose import takes longer than the count, as
+# with torch.utils.flop_counter.FlopCounterMode.
+_Counting.__torch_dispatch__ = _count  # type: ignore[method-assign, assignment]

@@ -5,21 +5,18 @@ import sys
 
 from torch import Tensor, nn
 
-from flsparse.metering.flops import Flops, training_flops
+from flsparse.metering.flops import Flops, StepFlops, step_flops
 from flsparse.sparsity import layer_densities
-
-_MOST_KEPT = 256
 
 
 class TrainingFlops:
-    """Training FLOPs of one example, counted once for each set of densities that a task's model takes on.
+    """Training FLOPs of one example, counted once for each form that a task's model takes on.
 
-    Counting runs the model, which costs more than a whole local training of a small one. Nodes that train the same
-    broadcast have the same densities, to three digits.
+    Counting runs the model, which costs more than a whole local training of a small one.
     """
 
     def __init__(self) -> None:
-        self._known: dict[tuple[tuple[str, tuple[float, float]], ...], Flops] = {}
+        self._known: dict[object, StepFlops] = {}
 
     def __call__(self, model: nn.Module, examples: Tensor) -> Flops:
         """Return the FLOPs of one example at the model's present densities.
@@ -31,13 +28,12 @@ class TrainingFlops:
         examples : Tensor
             A few inputs as the model takes them, shape (samples, ...), at least two for batch norm.
         """
-        densities = {name: (round(w, 3), round(a, 3)) for name, (w, a) in layer_densities(model).items()}
-        key = tuple(densities.items())
-        if key not in self._known:
-            if len(self._known) >= _MOST_KEPT:
-                self._known.clear()
-            self._known[key] = training_flops(model, examples, densities)
-        return self._known[key]
+        modules = tuple((name, type(module)) for name, module in model.named_modules())
+        parameters = tuple((name, p.shape, p.requires_grad) for name, p in model.named_parameters())
+        form = modules, parameters, examples.shape
+        if form not in self._known:
+            self._known[form] = step_flops(model, examples)
+        return self._known[form].at(layer_densities(model))
 
 
 def peak_memory_bytes() -> float:

@@ -16,6 +16,7 @@ from torch.nn.functional import cross_entropy
 
 from flsparse import rng
 from flsparse.nets.seeded import seeded
+from flsparse.nets.sgd import SGD
 from flsparse.schedules import learning_rate
 from flsparse.tasks.cost import TrainingFlops, peak_memory_bytes
 from flsparse.tasks.data import Data, batches
@@ -46,7 +47,9 @@ def make_optimizer(model: nn.Module, config: Mapping[str, "Scalar"]) -> torch.op
         float(config.get("lr-final", 0.0)),
         str(config.get("lr-schedule", "geometric")),
     )
-    return torch.optim.SGD(
+    on_cpu = all(parameter.device.type == "cpu" for parameter in model.parameters())
+    kind = SGD if on_cpu else torch.optim.SGD  # elsewhere many parameters go in one launch
+    return kind(
         model.parameters(),
         lr=rate,
         momentum=float(config.get("momentum", 0.0)),

@@ -19,6 +19,7 @@ from flsparse.codec import decode_activations, decode_gradient
 from flsparse.codec.errors import require
 from flsparse.nets.arrays import load_arrays
 from flsparse.nets.exact import LARGEST_WEIGHT
+from flsparse.nets.sgd import SGD
 from flsparse.wire import bundle as split
 from flsparse.wire.bundle import Part
 
@@ -127,7 +128,7 @@ class Top:
     def begin_round(self, arrays: Mapping[str, np.ndarray], *, lr: float, momentum: float, weight_decay: float) -> None:
         """Load the layers' arrays, and build this round's SGD with the momentum of the round before."""
         load_arrays(self.module, {key: arrays[key] for key in self.module.state_dict()})
-        self._optimizer = torch.optim.SGD(self._parameters, lr=lr, momentum=momentum, weight_decay=weight_decay)
+        self._optimizer = SGD(self._parameters, lr=lr, momentum=momentum, weight_decay=weight_decay)
         for name, parameter in self.module.named_parameters():
             if name in self.memory.momentum:
                 buffer = torch.from_numpy(self.memory.momentum[name].copy()).to(parameter.device)

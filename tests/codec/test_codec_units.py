@@ -86,7 +86,7 @@ def test_tables_come_back_as_chosen():
 
 
 def test_geometric_table_is_near_the_truth():
-    frequencies = tables.geometric([0, 1, 2, 3, 10**6], 4, 1)
+    frequencies = tables.geometric(np.array([0, 1, 2, 3, 10**6]), 4, 1)
     np.testing.assert_allclose(frequencies / tables.TOTAL, [0.25, 0.1875, 0.140625, 0.421875], atol=2e-4)
 
 

@@ -3,9 +3,10 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from flsparse.metering.flops import training_flops
-from flsparse.sparsity import layer_densities, sparsify
+from flsparse.metering.flops import step_flops, training_flops
+from flsparse.sparsity import begin_fit, layer_densities, sparsify
 
 
 def test_three_products_of_a_linear_layer() -> None:
@@ -47,3 +48,37 @@ def test_without_activation_pruning_the_weight_gradient_is_dense() -> None:
     sparsify(model, activation_pruning=False)
     flops = training_flops(model, torch.randn(2, 3, 8, 8), layer_densities(model))
     assert flops.dense - flops.sparse == pytest.approx(2 * 2 * 512 * 10 * 0.9)
+
+
+@pytest.mark.parametrize("activation_pruning", [True, False])
+def test_one_count_is_good_for_all_densities(activation_pruning: bool) -> None:
+    model, x = net(), torch.randn(2, 3, 8, 8)
+    sparsify(model, activation_pruning=activation_pruning)
+    counted = step_flops(model, x)
+    for kept in (9, 5, 1, 0):
+        model[4].weight.data[kept:] = 0.0
+        model[0].weight.data[kept:] = 0.0
+        begin_fit(model)
+        assert counted.at(layer_densities(model)) == training_flops(model, x, layer_densities(model))
+
+
+MODELS = {
+    "convolutions": (lambda: nn.Sequential(net(), nn.Linear(10, 2)), lambda: torch.randn(2, 3, 8, 8)),
+    "transposed": (lambda: nn.ConvTranspose2d(3, 4, 2), lambda: torch.randn(2, 3, 8, 8, requires_grad=True)),
+    "attention": (lambda: nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), lambda: torch.randn(2, 5, 8)),
+    "text": (lambda: nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 9)), lambda: torch.randint(9, (2, 6))),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_products_are_those_of_torchs_own_counter(name: str) -> None:
+    make_model, make_input = MODELS[name]
+    model, x = make_model().train(), make_input()
+    counted = step_flops(model, x)
+    with FlopCounterMode(display=False) as counter:
+        model(x).sum().backward()
+    by_module = {module: sum(counts.values()) for module, counts in counter.get_flop_counts().items()}
+    assert counted.dense == by_module["Global"] > 0
+    root = type(model).__name__
+    for module, _ in model.named_modules():
+        assert counted.products[module][1] == by_module.get(f"{root}.{module}" if module else root, 0)

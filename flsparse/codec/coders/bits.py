@@ -55,9 +55,10 @@ def read_flags(reader: Reader, count: int) -> NDArray[np.bool_]:
     return unpack(reader, count, 1).astype(np.bool_)
 
 
-def rice_bits(values: NDArray[np.int64], k: int) -> int:
-    """Return the number of bits that :func:`rice_pack` needs."""
-    return int((values >> k).sum()) + values.size * (1 + k)
+def rice_bits(values: NDArray[np.int64], k: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the number of bits that :func:`rice_pack` needs for the last axis of ``values >> k``."""
+    bits: NDArray[np.int64] = ((values >> k) + 1 + k).sum(axis=-1, dtype=np.int64)
+    return bits
 
 
 def rice_pack(values: NDArray[np.int64], k: int) -> bytes:

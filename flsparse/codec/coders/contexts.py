@@ -153,16 +153,14 @@ def encode(symbols: Symbols, shape: Shape, width: int, *, entropy: bool = True) 
     own = [
         tables.choose(row, signed=False, given=common.frequencies)
         if row.any()
-        else tables.Table(common.frequencies, _SAME)
+        else tables.Table(common.frequencies, _SAME, 8.0 * len(_SAME))
         for row in counts
     ]
     overhead = rans.overhead(symbols.size)
     sizes = {
         PACKED: float(packed),
-        ORDER0: len(common.spec) + tables.cost_bits(total, common.frequencies) / 8 + overhead,
-        CONTEXT: len(common.spec)
-        + sum(len(t.spec) + tables.cost_bits(row, t.frequencies) / 8 for row, t in zip(counts, own, strict=True))
-        + overhead,
+        ORDER0: common.bits / 8 + overhead,
+        CONTEXT: len(common.spec) + sum(table.bits for table in own) / 8 + overhead,
     }
     if not _sees_contexts(shape):
         del sizes[CONTEXT]

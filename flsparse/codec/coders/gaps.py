@@ -102,7 +102,7 @@ def _model(sizes: list[int], rares: list[int]) -> _Model:
     for c in present:
         members = [i for i, other in enumerate(classes) if other == c]
         population, kept = sum(sizes[i] for i in members), sum(rares[i] for i in members)
-        guesses.append(tables.geometric(_EDGES[: alphabet + 1].tolist(), population, kept))
+        guesses.append(tables.geometric(_EDGES[: alphabet + 1], population, kept))
     table_of = [present.index(c) if c else 0 for c in classes]
     return _Model(alphabet, np.repeat(np.array(table_of, np.uint8), rares), guesses)
 

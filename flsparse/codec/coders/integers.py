@@ -51,23 +51,21 @@ def encode_integers(q: NDArray[np.int16], depth: int = 0) -> bytes:
     least = 0
     while -(-top >> least) > _MAX_BOUND:
         least += 1
-    plans = [_plan(counts, shift) for shift in range(least, least + (4 if top >= _COARSEN else 1))]
-    plan = min(plans, key=lambda plan: plan.size)
-    packed = (q.size * (least + (2 * plans[0].bound).bit_length()) + 7) // 8
+    widest = -(-top >> least)
+    plan = _best_plan(counts, range(least, least + (4 if top >= _COARSEN else 1)))
+    packed = (q.size * (least + (2 * widest).bit_length()) + 7) // 8
     rival = min(plan.size * (1 + _slack(q.size, depth)), packed)
     squeezed = [each for each in (_zipped(q, least, rival), _grouped(q, rival, depth)) if each is not None]
     if squeezed:
         return min(squeezed, key=len)
-    mode = RANS if plan.size <= packed else PACKED
-    if mode == PACKED:
-        plan = plans[0]
+    mode, shift, bound = (RANS, plan.shift, plan.bound) if plan.size <= packed else (PACKED, least, widest)
     out = Writer()
-    out.byte(mode | plan.shift << 2)
-    out.raw(_low_bits(q, plan.shift))
-    symbols = ((q >> plan.shift) + plan.bound).astype(np.uint8)
-    out.byte(plan.bound)
+    out.byte(mode | shift << 2)
+    out.raw(_low_bits(q, shift))
+    symbols = ((q >> shift) + bound).astype(np.uint8)
+    out.byte(bound)
     if mode == PACKED:
-        out.raw(bits.pack(symbols, (2 * plan.bound).bit_length()))
+        out.raw(bits.pack(symbols, (2 * bound).bit_length()))
     else:
         out.raw(plan.table.spec)
         out.raw(rans.encode(symbols, plan.table.frequencies[None]))
@@ -103,8 +101,8 @@ def _grouped(q: NDArray[np.int16], rival: float, depth: int) -> bytes | None:
     if depth == _MOST_GROUPED or q.size < _FEWEST_GROUPED:
         return None
     sample = q[:: max(1, q.size // _SAMPLE)]
-    expected, reach = min((_expected(sample, reach), reach) for reach in grouped.REACHES)
-    if expected / sample.size > 1.05 * rival / q.size:
+    reach = _best_reach(sample, 1.05 * rival / q.size)
+    if reach is None:
         return None
     groups, escapes = grouped.split(q, reach)
     out = Writer()
@@ -115,13 +113,22 @@ def _grouped(q: NDArray[np.int16], rival: float, depth: int) -> bytes | None:
     return section if len(section) < rival else None
 
 
-def _expected(q: NDArray[np.int16], reach: int) -> float:
-    """Return about how many bytes a reach needs; infinite where more than half of the integers are escapes."""
-    groups, escapes = grouped.split(q, reach)
-    if 2 * escapes.size > q.size:
-        return float("inf")
-    counts = np.unique(escapes, return_counts=True)[1]
-    return len(zstd.compress(groups.tobytes())) + _ESCAPE * portable.entropy_bits(counts) / 8
+def _best_reach(q: NDArray[np.int16], limit: float) -> int | None:
+    """Return the reach that needs the fewest bytes, or None where none needs at most ``limit`` bytes an integer."""
+    top = int(np.abs(q).max())
+    counts = np.bincount(q.astype(np.int64) + top)
+    best, least = None, float("inf")
+    for reach in grouped.REACHES:
+        counts[max(0, top - reach) : top + reach + 1] = 0  # what is left are the escapes
+        if 2 * int(counts.sum()) > q.size:
+            continue
+        escapes = _ESCAPE * portable.entropy_bits(counts) / 8
+        if escapes / q.size > limit:
+            continue
+        expected = len(zstd.compress(grouped.split(q, reach)[0].tobytes())) + escapes
+        if expected < least and expected / q.size <= limit:
+            best, least = reach, expected
+    return best
 
 
 def _write_frame(out: Writer, frame: bytes) -> None:
@@ -143,16 +150,29 @@ class _Plan:
     size: float
 
 
-def _plan(counts: NDArray[np.int64], shift: int) -> _Plan:
-    """Plan for a histogram over -top..top, shape (2 top + 1,)."""
-    top = counts.size // 2
-    bound = -(-top >> shift)
-    coarse = np.zeros(2 * bound + 1, np.int64)
-    np.add.at(coarse, (np.arange(-top, top + 1) >> shift) + bound, counts)
-    table = tables.choose(coarse, signed=True)
-    n = int(counts.sum())
-    size = len(table.spec) + (tables.cost_bits(coarse, table.frequencies) + n * shift) / 8 + rans.overhead(n)
-    return _Plan(shift, bound, table, size)
+def _best_plan(counts: NDArray[np.int64], shifts: range) -> _Plan:
+    """Plan for a histogram over -top..top, shape (2 top + 1,): the first of the smallest."""
+    top, n = counts.size // 2, int(counts.sum())
+    best = None
+    for shift in shifts:
+        bound = -(-top >> shift)
+        coarse = _coarse(counts, shift, bound)
+        fixed = n * shift / 8 + rans.overhead(n)
+        if best is None or fixed + tables.least_bits(coarse) / 8 < best.size:
+            table = tables.choose(coarse, signed=True)
+            if best is None or fixed + table.bits / 8 < best.size:
+                best = _Plan(shift, bound, table, fixed + table.bits / 8)
+    assert best is not None
+    return best
+
+
+def _coarse(counts: NDArray[np.int64], shift: int, bound: int) -> NDArray[np.int64]:
+    """Return the histogram over -bound..bound of the integers of a histogram over -top..top without ``shift`` bits."""
+    start = (bound << shift) - counts.size // 2
+    padded = np.zeros((2 * bound + 1) << shift, np.int64)
+    padded[start : start + counts.size] = counts
+    coarse: NDArray[np.int64] = padded.reshape(-1, 1 << shift).sum(axis=1, dtype=np.int64)
+    return coarse
 
 
 def decode_integers(reader: Reader, count: int, depth: int = 0) -> NDArray[np.int16]:
@@ -201,7 +221,7 @@ def encode_bytes(data: NDArray[np.uint8]) -> bytes:
     if counts.max() == data.size:
         return bytes([CONSTANT, int(data[0])])
     table = tables.choose(counts, signed=False)
-    entropy = len(table.spec) + tables.cost_bits(counts, table.frequencies) / 8 + rans.overhead(data.size)
+    entropy = table.bits / 8 + rans.overhead(data.size)
     mode, rival = min((PACKED, float(data.size)), (RANS, entropy), key=lambda m: m[1])
     frame = zstd.smallest(data.tobytes(), rival)
     out = Writer()

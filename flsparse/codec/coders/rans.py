@@ -86,15 +86,16 @@ def encode(symbols: np.ndarray, frequencies: Tables, which: np.ndarray | None = 
 def _encode_scalar(
     index: NDArray[np.intp], frequency: Tables, start: Tables, lanes: int
 ) -> tuple[NDArray[np.uint32], NDArray[np.uint16]]:
-    table = list(zip(frequency.tolist(), start.tolist(), strict=True))
+    # by symbol: where its words begin, f, M - f, c; the new state is x + floor(x / f) (M - f) + c
+    table = [(f << 32 - BITS, f, TOTAL - f, c) for f, c in zip(frequency.tolist(), start.tolist(), strict=True)]
     words: list[int] = []
     x = _LOW
     for s in reversed(index.tolist()):
-        f, c = table[s]
-        if x >> 18 >= f:
+        full, f, rest, c = table[s]
+        if x >= full:
             words.append(x & 0xFFFF)
             x >>= 16
-        x = (x // f << BITS) + x % f + c
+        x += x // f * rest + c
     return np.array([x], np.uint32), np.array(words[::-1], np.uint16)
 
 
