@@ -9,7 +9,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
 
-from flsparse.report.tables import human_bytes, human_seconds, percent, ratio
+from flsparse.report.tables import human_bytes, human_seconds, percent, ratio_of
 
 _WIDTHS = {"round": 5, "accuracy": 8, "loss": 7, "up": 7, "ratio": 6, "down": 7, "ratio ": 6, "sparsity": 8}
 
@@ -42,6 +42,7 @@ class Display:
         self._first = 1
         self._started = time.monotonic()
         self._totals = {"uplink_bytes": 0, "downlink_bytes": 0}
+        self._said: set[str] = set()
 
     def __enter__(self) -> "Display":
         return self
@@ -72,7 +73,7 @@ class Display:
             self._live.start()
 
     def on_round(self, row: Mapping[str, Any]) -> None:
-        """Show one round.
+        """Show one round, and what is wrong with its model, once.
 
         Parameters
         ----------
@@ -86,11 +87,17 @@ class Display:
         left = elapsed / (server_round - self._first + 1) * (self._rounds - server_round)
         if self._live is None:
             self._print(plain_line(row, self._rounds, left))
-            return
-        cells = zip(_cells(row), _WIDTHS.values(), strict=True)
-        self._print("  ".join(cell.rjust(width) for cell, width in cells) + _lost(row))
-        self._progress.update(self._progress.task_ids[0], completed=server_round, left=f"{human_seconds(left)} left")
-        self._live.update(self._screen())
+        else:
+            cells = zip(_cells(row), _WIDTHS.values(), strict=True)
+            self._print("  ".join(cell.rjust(width) for cell, width in cells) + _lost(row))
+        for warning in row.get("warnings") or []:
+            if warning not in self._said:
+                self._said.add(warning)
+                self._print(f"warning: round {server_round}: {warning}")
+        if self._live is not None:
+            left_over = f"{human_seconds(left)} left"
+            self._progress.update(self._progress.task_ids[0], completed=server_round, left=left_over)
+            self._live.update(self._screen())
 
     def on_end(self, summary: Mapping[str, Any]) -> None:
         """Give the terminal back."""
@@ -135,8 +142,8 @@ def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
         percent(row.get("accuracy")),
         "-" if loss is None else f"{loss:.4f}" if loss < 10 else f"{loss:.4g}",
         human_bytes(row.get("uplink_bytes") or 0),
-        ratio(row.get("uplink_ratio")),
+        ratio_of(row, "uplink"),
         human_bytes(row.get("downlink_bytes") or 0),
-        ratio(row.get("downlink_ratio")),
+        ratio_of(row, "downlink"),
         percent(row.get("broadcast_sparsity")),
     )

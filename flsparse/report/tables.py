@@ -53,6 +53,12 @@ def ratio(value: float | None) -> str:
     return "-" if not value else f"{value:.1f}x" if value < 100 else f"{value:.0f}x"
 
 
+def ratio_of(numbers: Mapping[str, Any], direction: str) -> str:
+    """Return the ratio of a row or a summary for reading: a dash where the model has died, or the run has failed."""
+    dead = numbers.get("warnings") or numbers.get("status") == "failed"
+    return "-" if dead else ratio(numbers.get(f"{direction}_ratio"))
+
+
 def read_summary(run_folder: Path | str) -> dict[str, Any]:
     """Return the ``summary.json`` of a run folder.
 
@@ -100,8 +106,8 @@ def run_table(summary: Mapping[str, Any]) -> Table:
     baseline = " activations" if summary["strategy"] == "split_ms" else ""
     for direction in ("uplink", "downlink"):
         sent, framed = summary.get(f"{direction}_bytes", 0), summary.get(f"{direction}_wire_bytes", 0)
-        times = summary.get(f"{direction}_ratio")
-        smaller = f"{ratio(times)} smaller than dense{baseline}; " if times and ratio(times) != "1.0x" else ""
+        times = ratio_of(summary, direction)
+        smaller = f"{times} smaller than dense{baseline}; " if times not in ("-", "1.0x") else ""
         note = f"{smaller}{human_bytes(framed)} framed"
         table.add_row(direction, human_bytes(sent), note)
     if "evaluation_bytes" in summary:
@@ -113,7 +119,7 @@ def run_table(summary: Mapping[str, Any]) -> Table:
     dropped = summary.get("failures", 0), summary.get("rejected_payloads", 0)
     if any(dropped):
         table.add_row("dropped", str(sum(dropped)), f"{dropped[0]} failures, {dropped[1]} payloads rejected")
-    return table
+    return _with_warnings(table, [f"warning: {each}" for each in summary.get("warnings") or []])
 
 
 def comparison_table(
@@ -143,12 +149,17 @@ def comparison_table(
             _accuracy(row) if status == "completed" else str(status),
             percent(_mean(row, "final_sparsity")),
             _both(row, "uplink"),
-            ratio(_mean(row, "uplink_ratio")),
+            _ratio(row, "uplink"),
             _both(row, "downlink"),
-            ratio(_mean(row, "downlink_ratio")),
+            _ratio(row, "downlink"),
             "-" if (seconds := _mean(row, "wall_seconds")) is None else human_seconds(seconds),
         )
-    return table
+    said = (
+        f"{label.splitlines()[0]}: {warning}"
+        for label, row in zip(labels, rows, strict=True)
+        for warning in dict.fromkeys(each for summary in row for each in summary.get("warnings") or [])
+    )
+    return _with_warnings(table, list(said))
 
 
 _LABEL = 12  # characters that 80 columns leave to a label
@@ -188,6 +199,19 @@ def _accuracy(row: Sequence[Mapping[str, Any]]) -> str:
     values = _values(row, "final_accuracy")
     spread = f"\n± {100 * stdev(values):.1f} %" if len(values) > 1 else ""
     return percent(_mean(row, "final_accuracy")) + spread
+
+
+def _ratio(row: Sequence[Mapping[str, Any]], direction: str) -> str:
+    """Return the mean ratio; a dash where one of the runs has none to show."""
+    dead = any(ratio_of(summary, direction) == "-" for summary in row)
+    return "-" if dead else ratio(_mean(row, f"{direction}_ratio"))
+
+
+def _with_warnings(table: Table, lines: Sequence[str]) -> Table:
+    """Put lines below a table."""
+    if lines:
+        table.caption, table.caption_justify, table.caption_style = escape("\n".join(lines)), "left", ""
+    return table
 
 
 def _both(row: Sequence[Mapping[str, Any]], direction: str) -> str:

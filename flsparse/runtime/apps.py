@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
 from functools import lru_cache
-from logging import INFO
+from logging import INFO, WARNING
 from typing import Any
 
 import torch
@@ -146,16 +146,27 @@ class RoundLog:
     def on_start(self, info: Mapping[str, Any]) -> None:
         """Nothing to say yet."""
         self._num_rounds = info["num_rounds"]
+        self._said: set[str] = set()
 
     def on_round(self, row: Mapping[str, Any]) -> None:
-        """Log accuracy and bytes."""
+        """Log accuracy and bytes, and what is wrong with the model, once."""
         accuracy = "not evaluated" if row["accuracy"] is None else f"accuracy {row['accuracy']:.2%}"
-        text = "Round %d/%d: %s, sparsity %.1f %%, up %d B (%.0fx smaller), down %d B (%.0fx smaller)"
-        up, down = ((row[f"{way}_bytes"], row[f"{way}_ratio"]) for way in ("uplink", "downlink"))
-        log(INFO, text, row["server_round"], self._num_rounds, accuracy, 100 * row["sparsity"], *up, *down)
+        text = "Round %d/%d: %s, sparsity %.1f %%, %s"
+        log(INFO, text, row["server_round"], self._num_rounds, accuracy, 100 * row["sparsity"], _sent(row))
+        for warning in row["warnings"]:
+            if warning not in self._said:
+                self._said.add(warning)
+                log(WARNING, "Round %d: %s", row["server_round"], warning)
 
     def on_end(self, summary: Mapping[str, Any]) -> None:
         """Log the totals."""
-        up, down = ((summary[f"{way}_bytes"], summary[f"{way}_ratio"]) for way in ("uplink", "downlink"))
-        text = "Run %s after %d rounds: up %d B (%.0fx smaller), down %d B (%.0fx smaller)"
-        log(INFO, text, summary["status"], summary["rounds"], *up, *down)
+        log(INFO, "Run %s after %d rounds: %s", summary["status"], summary["rounds"], _sent(summary))
+
+
+def _sent(numbers: Mapping[str, Any]) -> str:
+    """Return the bytes of a row or a summary, with their ratios unless the model has died."""
+    ways = []
+    for way, key in (("up", "uplink"), ("down", "downlink")):
+        times = "" if numbers["warnings"] else f" ({numbers[f'{key}_ratio']:.0f}x smaller)"
+        ways.append(f"{way} {numbers[f'{key}_bytes']} B{times}")
+    return ", ".join(ways)

@@ -24,6 +24,7 @@ from flsparse.clients.core.state import state_dir
 from flsparse.configs import build, did_you_mean, keys_of, lookup, parameters, sampled_nodes
 from flsparse.nets.arrays import Arrays, load_arrays, state_arrays
 from flsparse.runs.folder import RunFolder, read_checkpoint, restore_node_files
+from flsparse.runs.health import Guess, Health
 from flsparse.runtime.inprocess import InProcessGrid
 from flsparse.sparsity import check_outputs, export_dense, is_sparsified, prunable_names, sparsity_of
 from flsparse.strategies import SERVER_PARTS, STRATEGIES, RoundLoop, RoundReport
@@ -36,7 +37,8 @@ _CHECKPOINT_SHARE = 0.05  # of the run's time, at most, goes into checkpoints
 _MUST_MATCH = ("seed", "num_clients", "dataset", "model", "partition", "strategy", "codec", "parts")
 # Keys of every row; null where a method does not measure one.
 ROW_KEYS = (
-    *("accuracy", "loss", "uplink_bytes", "downlink_bytes", "uplink_wire_bytes", "downlink_wire_bytes"),
+    *("accuracy", "loss", "prediction_share", "warnings"),
+    *("uplink_bytes", "downlink_bytes", "uplink_wire_bytes", "downlink_wire_bytes"),
     *("uplink_ratio", "downlink_ratio", "sparsity", "broadcast_sparsity", "mask_iou", "regrowth"),
     *("step_seconds", "peak_memory_bytes", "encode_ms", "flops_dense", "flops_sparse"),
     *("train_loss", "train_accuracy", "replies", "failures", "rejected_payloads", "round_seconds"),
@@ -190,6 +192,8 @@ class _Run:
         self.counts: dict[str, int] = {}
         self.scores: dict[str, float | None] = {"accuracy": None, "loss": None, "best_accuracy": None}
         self.node_scores: dict[str, float] = {}  # of decentralized runs
+        guess = Guess.of(self.evaluation_data.targets.numpy(), self.task.source.num_classes)
+        self.health = Health(guess, cfg["strategy"])
         self.started = self.saved = time.monotonic()
         self.save_seconds, self.saved_round = 0.0, 0
         self.folder: RunFolder | None = None
@@ -269,7 +273,7 @@ class _Run:
             return None
         load_arrays(self.model, to_numpy(arrays))
         metrics = self.task.evaluate(self.model, self.evaluation_data)
-        return MetricRecord({"loss": metrics["loss"], "accuracy": metrics["accuracy"]})
+        return MetricRecord({key: metrics[key] for key in ("loss", "accuracy", "prediction-share")})
 
     def _after_round(self, report: RoundReport) -> None:
         self.arrays, self.last_round = to_numpy(report.arrays), report.server_round
@@ -288,10 +292,12 @@ class _Run:
                 "loss": row["loss"],
                 "best_accuracy": row["accuracy"] if best is None else max(best, row["accuracy"]),
             }
+        is_last = report.server_round == self.num_rounds
+        row["warnings"] = self.health.examine(row, self.arrays, self.prunable, is_last=is_last)
         row["wall_seconds"] = self.wall_seconds
         for observer in self.observers:
             observer.on_round(row)
-        self._save(report.server_round == self.num_rounds)
+        self._save(is_last)
 
     @property
     def wall_seconds(self) -> float:
@@ -311,6 +317,7 @@ class _Run:
                 "nodes": self.grid.state_dict() if isinstance(self.grid, InProcessGrid) else None,
                 "scores": self.scores,
                 "node_scores": self.node_scores,
+                "health": self.health.state_dict(),
                 "wall_seconds": self.wall_seconds,
                 "config": {key: self.cfg.get(key) for key in _MUST_MATCH},
             },
@@ -325,6 +332,8 @@ class _Run:
         self.last_round = self.saved_round = state["round"]
         self.arrays = state["arrays"]
         self.scores, self.node_scores = state["scores"], state.get("node_scores", {})  # older checkpoints lack them
+        if "health" in state:  # as above
+            self.health.load_state_dict(state["health"])
         self.seconds_before = state["wall_seconds"]
         self.strategy.load_state_dict(state["strategy"])
         self.counts = dict(self.strategy.wire.counts)
@@ -355,6 +364,7 @@ class _Run:
             "final_accuracy": self.scores["accuracy"],
             "best_accuracy": self.scores["best_accuracy"],
             "final_loss": self.scores["loss"],
+            "warnings": self.health.warnings,
             "dense_bytes_per_model": self.dense_bytes,
             "uplink_bytes": up.payload_bytes,
             "downlink_bytes": down.payload_bytes,

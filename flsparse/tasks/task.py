@@ -138,7 +138,7 @@ class Task:
         return training.train(fit, method, data, self._flops)
 
     def evaluate(self, model: nn.Module, data: Data) -> dict[str, float]:
-        """Return ``loss``, ``accuracy`` and ``num-examples`` (see :func:`flsparse.tasks.training.evaluate`)."""
+        """Return loss, accuracy and the like (see :func:`flsparse.tasks.training.evaluate`)."""
         return training.evaluate(model, data)
 
     def sample(self, data: Data, size: int) -> list[tuple[Tensor, Tensor]]:

@@ -160,12 +160,13 @@ def _check_finite(model: nn.Module, steps: int, rate: float) -> None:
 
 
 def evaluate(model: nn.Module, data: Data) -> dict[str, float]:
-    """Return mean cross-entropy and accuracy over some data; the model's mode is put back afterwards.
+    """Return scores of a model over some data; its mode is put back afterwards.
 
     Returns
     -------
     dict[str, float]
-        ``loss`` (nats), ``accuracy`` in [0, 1], ``num-examples``. For text, means over all predicted characters.
+        ``loss``, the mean cross-entropy (nats); ``accuracy`` in [0, 1]; ``prediction-share``, of the class that is
+        predicted most often, in (0, 1]; ``num-examples``. For text, all are over the predicted characters.
 
     Raises
     ------
@@ -176,6 +177,7 @@ def evaluate(model: nn.Module, data: Data) -> dict[str, float]:
         raise ValueError("there is no data to evaluate on")
     device, was_training = _device(model), model.training
     loss_sum, correct, predictions = 0.0, 0, 0
+    answers: Tensor | int = 0  # how many there are of each class
     model.eval()
     try:
         with torch.no_grad():
@@ -183,11 +185,18 @@ def evaluate(model: nn.Module, data: Data) -> dict[str, float]:
                 target = data.all_targets[index].long().to(device).flatten()
                 logits = model(data.prepare(data.all_inputs[index].to(device))).flatten(0, -2)
                 loss_sum += float(cross_entropy(logits, target, reduction="sum"))
-                correct += int((logits.argmax(-1) == target).sum())
+                answer = logits.argmax(-1)
+                answers = answers + torch.bincount(answer, minlength=logits.shape[-1])
+                correct += int((answer == target).sum())
                 predictions += len(target)
     finally:
         model.train(was_training)
-    return {"loss": loss_sum / predictions, "accuracy": correct / predictions, "num-examples": float(len(data))}
+    return {
+        "loss": loss_sum / predictions,
+        "accuracy": correct / predictions,
+        "prediction-share": float(torch.as_tensor(answers).max()) / predictions,
+        "num-examples": float(len(data)),
+    }
 
 
 def _device(model: nn.Module) -> torch.device:

@@ -72,6 +72,19 @@ def test_lost_nodes_are_said_in_their_round(terminal: bool) -> None:
 
 
 @pytest.mark.parametrize("terminal", [False, True])
+def test_a_warning_is_said_when_it_begins_and_a_dead_model_has_no_ratio(terminal: bool) -> None:
+    out, empty = StringIO(), "layer 'fc.weight' is empty: lower strategy.sparsity"
+    with Display(Console(file=out, force_terminal=terminal, width=120)) as display:
+        display.on_start({"num_rounds": 4})
+        for server_round, warnings in enumerate(([], [empty], [empty, "another"], []), start=1):
+            display.on_round(row(server_round, warnings=warnings))
+    text = out.getvalue()
+    assert text.count(f"warning: round 2: {empty}") == text.count("is empty") == 1
+    assert text.count("warning: round 3: another") == 1
+    assert text.count("50.0x") == text.count("25.0x") == 2  # of rounds 1 and 4
+
+
+@pytest.mark.parametrize("terminal", [False, True])
 def test_rounds_are_shown(terminal: bool) -> None:
     out = StringIO()
     with Display(Console(file=out, force_terminal=terminal, width=120)) as display:

@@ -74,6 +74,27 @@ def test_run_that_never_evaluated_still_has_a_table() -> None:
     assert "-" in text_of(run_table(summary(final_accuracy=None, best_accuracy=None, final_loss=None)))
 
 
+def test_a_dead_run_has_warnings_and_no_ratio() -> None:
+    dead = summary(warnings=["layer 'fc[0].weight' is empty: lower strategy.sparsity"])
+    text = text_of(run_table(dead))
+    assert "97.2x" not in text
+    assert "smaller" not in text
+    assert "12.3 kB" in text
+    assert "warning: layer 'fc[0].weight' is empty" in " ".join(text.split())
+    table = text_of(comparison_table([[summary()], [summary(), dead], [dead]], ["fine", "one of two", "dead"]))
+    assert table.count("97.2x") == table.count("17.7x") == 1
+    words = " ".join(table.split())
+    assert words.count("is empty") == 2
+    assert "dead: layer 'fc[0].weight' is empty" in words
+    assert "one of two: layer" in words
+
+
+def test_a_failed_run_has_no_ratio() -> None:
+    text = text_of(comparison_table([[summary(status="failed")], [summary(status="interrupted")]], ["a", "b"]))
+    assert text.count("97.2x") == 1
+    assert "97.2x" not in text_of(run_table(summary(status="failed")))
+
+
 def test_comparison_keeps_order_and_labels() -> None:
     text = text_of(comparison_table([[summary()], [summary(strategy="fedavg")]], ["a=1", "a=2"]))
     assert text.index("a=1") < text.index("a=2")

@@ -1,6 +1,7 @@
 """A whole run in process: its folder, resuming, interruption, failure."""
 
 import json
+import logging
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ from safetensors.numpy import load_file
 
 from flsparse.runs.folder import RunFolder, RunFolderError, read_checkpoint, read_rows
 from flsparse.runtime import InProcessGrid, federation, launch, run_federation
-from flsparse.runtime.apps import client_app
+from flsparse.runtime.apps import RoundLog, client_app
 from flsparse.runtime.federation import ROW_KEYS, make_strategy
 from flsparse.strategies import RoundFailed
 from flsparse.tasks import build_task
@@ -125,6 +126,40 @@ def test_resuming_equals_not_stopping(config: Config, tmp_path: Path, strategy: 
         assert array.tobytes() == run[name].tobytes()
     rows = [deterministic(read_rows(tmp_path / name / "metrics.jsonl")) for name in ("whole", "run")]
     assert rows[0] == rows[1]
+
+
+DYING: dict[str, Any] = {
+    "model": {"name": "mlp", "hidden": 512},
+    "strategy": {"name": "sparsyfed", "sparsity": 0.97, "scope": "global", "ramp": False},
+}
+
+
+def test_a_run_whose_layer_dies_says_so_and_goes_on_saying(
+    config: Config, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A wide hidden layer begins with larger weights than the one behind it: a ranking of all empties that."""
+    launch(config(num_rounds=2, **DYING))
+    resumed = launch(config(num_rounds=4, resume=str(tmp_path / "run"), **DYING))
+    rows = read_rows(tmp_path / "run" / "metrics.jsonl")
+    assert "layer '3.weight' is empty" in rows[-1]["warnings"][0]
+    assert resumed["warnings"] == rows[-1]["warnings"]
+    assert resumed["final_accuracy"] < 0.2
+    assert any("same answer" in warning for warning in resumed["warnings"])
+    assert rows[-1]["prediction_share"] == 1.0
+    log = RoundLog()
+    log.on_start({"num_rounds": 4})
+    caplog.clear()
+    with caplog.at_level(logging.INFO, logger="flsparse"):
+        for row in rows:
+            log.on_round(row)
+        log.on_end(resumed)
+    assert caplog.text.count("is empty") == 1
+    assert "smaller" not in caplog.messages[-1]
+
+
+def test_the_mend_of_an_empty_layer_keeps_its_weights(config: Config) -> None:
+    mended = launch(config(num_rounds=2, **DYING | {"strategy": DYING["strategy"] | {"scope": "layer"}}))
+    assert not any("empty" in warning for warning in mended["warnings"])
 
 
 def test_sigterm_ends_a_run_as_ctrl_c_does(config: Config, tmp_path: Path) -> None:
