@@ -160,6 +160,11 @@ class Exchange:
         return list(self._pending)
 
     @property
+    def overdue(self) -> bool:
+        """Whether the deadline has passed."""
+        return time.monotonic() > self._deadline
+
+    @property
     def asked(self) -> int:
         """Number of messages sent."""
         return len(self._order)

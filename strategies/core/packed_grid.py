@@ -47,6 +47,7 @@ class PackedGrid(WrappedGrid):
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Send messages; return their ids."""
         ids = []
+        self._forget()
         for message in messages:
             exchange = self._exchange([message], None)
             for message_id in exchange.message_ids:
@@ -69,6 +70,13 @@ class PackedGrid(WrappedGrid):
                 replies += came or [Message(Error(_REFUSED, reason), reply_to=message)]
                 _flwr.set_reply_to(replies[-1], message_id)  # the full model, sent again, has another id
         return replies
+
+    def _forget(self) -> None:
+        """Give up on the nodes that are overdue: each would hold its round's model for ever."""
+        for message_id, (exchange, _) in list(self._asked.items()):
+            if exchange.overdue:
+                exchange.cancel()
+                del self._asked[message_id]
 
     def _exchange(self, messages: list[Message], timeout: float | None) -> Exchange:
         loop, timeout_s = self._loop, self._timeout_s if timeout is None else timeout

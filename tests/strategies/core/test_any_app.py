@@ -15,6 +15,7 @@ from flsparse.runtime import InProcessGrid
 from flsparse.strategies import Compressed, RoundFailed
 from flsparse.strategies import FedAvg as OurFedAvg
 from flsparse.strategies.core.downlink import Downlink
+from flsparse.wire.grids import WrappedGrid
 from flsparse.wire.messages import Blueprint, to_numpy, to_record
 
 NODES = 3
@@ -442,6 +443,24 @@ def test_a_start_of_ones_own_gets_what_failed_as_an_error_reply():
     Compressed(inner).start(InProcessGrid(returning(fails), NODES), to_record(weights()), num_rounds=1)
     assert len(inner.errors) == 1
     assert "a bad day" in inner.errors[0]
+
+
+def test_nodes_that_never_answer_are_given_up_by_a_start_of_ones_own():
+    class Mute(WrappedGrid):
+        def pull_messages(self, message_ids):
+            return []
+
+    class Asks(FedAvg):
+        def start(self, grid, initial_arrays, num_rounds=3, *_, **__):
+            for number in range(1, num_rounds + 1):
+                grid.push_messages(list(self.configure_train(number, initial_arrays, ConfigRecord(), grid)))
+                waiting.append(len(grid._asked))
+            return Result()
+
+    waiting: list[int] = []
+    grid = Mute(InProcessGrid(returning(moved), NODES))
+    Compressed(Asks(), round_timeout_s=1e-6, **LOSSLESS).start(grid, to_record(weights()), num_rounds=3)
+    assert waiting == [NODES] * 3
 
 
 def test_what_is_no_strategy_of_the_message_api_is_refused_by_name():
