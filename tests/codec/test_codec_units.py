@@ -85,6 +85,39 @@ def test_tables_come_back_as_chosen():
         np.testing.assert_array_equal(tables.read(Reader(table.spec), 255, signed=True), table.frequencies)
 
 
+@pytest.mark.parametrize("scale", [0.3, 3.0, 30.0])
+@pytest.mark.parametrize("size", [1, 40, 3000, 100_000])
+def test_a_chosen_table_knows_its_bits_and_none_comes_below_the_least(size, scale):
+    rng = np.random.default_rng(size)
+    counts = np.bincount(np.clip(np.rint(scale * rng.laplace(size=size)), -60, 60).astype(int) + 60, minlength=121)
+    guess = tables.normalize(counts + 1)
+    for signed, given in ((True, None), (False, None), (False, guess), (True, guess)):
+        table = tables.choose(counts, signed=signed, given=given)
+        assert table.bits == 8 * len(table.spec) + tables.cost_bits(counts, table.frequencies)
+        assert tables.least_bits(counts) <= table.bits - 8 * len(table.spec)
+        read = tables.read(Reader(table.spec), 121, signed=signed, given=given)
+        np.testing.assert_array_equal(read, table.frequencies)
+
+
+def test_rows_of_tables_are_normalized_as_each_alone():
+    weights = np.random.default_rng(0).integers(0, 50, (20, 255)) ** 3
+    weights[3, 1:] = 0
+    rows = tables.normalize(weights)
+    assert all((row == tables.normalize(own)).all() for row, own in zip(rows, weights, strict=True))
+    assert (rows.sum(axis=1) == tables.TOTAL).all()
+
+
+@pytest.mark.parametrize("count", [1, 60, 5000, 12 * 1024 + 1, 200_000])
+@pytest.mark.parametrize("rows", [512, 1024])
+def test_a_stream_is_not_below_its_least(count, rows):
+    rng = np.random.default_rng(count)
+    data = np.minimum(rng.geometric(0.4, count) - 1, 9)
+    frequencies = tables.normalize(np.bincount(data, minlength=10) + 1)
+    bits_of = tables.cost_bits(np.bincount(data, minlength=10), frequencies)
+    size = len(rans.encode(data, frequencies[None], rows=rows))
+    assert rans.least(bits_of, count, rows) <= size <= 1.02 * bits_of / 8 + 8 + 4 * rans.lane_count(count, rows)
+
+
 def test_geometric_table_is_near_the_truth():
     frequencies = tables.geometric(np.array([0, 1, 2, 3, 10**6]), 4, 1)
     np.testing.assert_allclose(frequencies / tables.TOTAL, [0.25, 0.1875, 0.140625, 0.421875], atol=2e-4)
@@ -141,7 +174,10 @@ def test_gaps_beat_or_meet_independent_positions(density):
     rng = np.random.default_rng(1)
     masks = [rng.random(n) < density for n in (5000, 1, 0, 20_000)]
     subsets = [gaps.subset(mask) for mask in masks]
-    reader = Reader(gaps.encode(subsets))
+    coded = gaps.encode(subsets)
+    assert coded is not None
+    assert density in (0, 1) or gaps.encode(subsets, 0.5 * len(coded)) is None
+    reader = Reader(coded)
     size = reader.left
     decoded = gaps.decode(reader, [mask.size for mask in masks])
     reader.finish("the test")

@@ -132,6 +132,19 @@ def test_power_is_exact_where_a_double_is():
     assert portable.power(0.999, 100_000) == pytest.approx(0.999**100_000)
 
 
+@pytest.mark.parametrize("base", [0.0, 1e-9, 0.3, 0.999, 1.0])
+def test_powers_are_the_same_bits(base):
+    exponents = np.array([0, 1, 2, 3, 17, 1000, 1 << 40])
+    assert portable.powers(base, exponents).tolist() == [portable.power(base, int(n)) for n in exponents]
+    assert portable.powers(base, exponents[:0]).size == 0
+
+
+@pytest.mark.parametrize("size", [0, 1, 512, 513, 1027, 9001])
+def test_totals_of_rows_are_the_same_bits(size):
+    x = pseudo(3 * size, 4).reshape(3, size)
+    assert portable.totals(x).tolist() == [portable.total(row) for row in x]
+
+
 # -- across processors -------------------------------------------------------------------------------------------------
 
 

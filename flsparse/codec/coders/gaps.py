@@ -86,25 +86,37 @@ def _tokens(gaps: Positions) -> NDArray[np.uint8]:
 
 @dataclass(frozen=True)
 class _Model:
-    """Tables implied by the counts alone: the table of each gap, and the geometric guess for each table."""
+    """What the counts alone imply: the groups that share each table, the table of each gap, the largest token."""
 
     alphabet: int
+    members: list[list[int]]
     which: NDArray[np.uint8]
-    guesses: list[NDArray[np.int64]]
 
 
 def _model(sizes: list[int], rares: list[int]) -> _Model:
     classes = [(size // rare).bit_length() if rare else 0 for size, rare in zip(sizes, rares, strict=True)]
     present = sorted({c for c in classes if c})
     largest = max(size for size, rare in zip(sizes, rares, strict=True) if rare) - 1
-    alphabet = int(np.searchsorted(_EDGES, largest, "right"))
-    guesses = []
-    for c in present:
-        members = [i for i, other in enumerate(classes) if other == c]
-        population, kept = sum(sizes[i] for i in members), sum(rares[i] for i in members)
-        guesses.append(tables.geometric(_EDGES[: alphabet + 1], population, kept))
+    members = [[i for i, other in enumerate(classes) if other == c] for c in present]
     table_of = [present.index(c) if c else 0 for c in classes]
-    return _Model(alphabet, np.repeat(np.array(table_of, np.uint8), rares), guesses)
+    alphabet = int(np.searchsorted(_EDGES, largest, "right"))
+    return _Model(alphabet, members, np.repeat(np.array(table_of, np.uint8), rares))
+
+
+def _guesses(model: _Model, sizes: list[int], rares: list[int]) -> list[NDArray[np.int64]]:
+    """Return the geometric guess for each table."""
+    edges = _EDGES[: model.alphabet + 1]
+    return [tables.geometric(edges, sum(sizes[i] for i in own), sum(rares[i] for i in own)) for own in model.members]
+
+
+def _gaps(subsets: list[Subset], rares: list[int]) -> Positions:
+    """Return the positions that each group skips before each of its rarer ones."""
+    rare = np.concatenate([s.rare for s in subsets])
+    gaps: Positions = rare.astype(np.int64)
+    gaps[1:] -= rare[:-1] + 1
+    starts = (np.cumsum(rares) - rares)[np.array(rares) > 0]
+    gaps[starts] = rare[starts]
+    return gaps
 
 
 def _rows(tokens: int) -> int:
@@ -112,12 +124,19 @@ def _rows(tokens: int) -> int:
     return 512 if tokens > 1 << 16 else 1024
 
 
-def encode(subsets: list[Subset]) -> bytes:
+def encode(subsets: list[Subset], limit: float = float("inf")) -> bytes | None:
     """Code subsets of groups; the decoder knows the groups' sizes.
+
+    Parameters
+    ----------
+    subsets : list of Subset
+        Of consecutive groups.
+    limit : float
+        Bytes that another way needs; where this one clearly does not come below, nothing is coded.
 
     Returns
     -------
-    bytes
+    bytes or None
         Per group that is not empty ``2 * len(rare) + flipped`` (varint); per table that is used its spec; the rANS
         stream of tokens; then the raw bits: first of all gaps with 2 of them, then of all gaps with 3, ...
     """
@@ -125,19 +144,28 @@ def encode(subsets: list[Subset]) -> bytes:
     out = Writer()
     for s in subsets:
         out.varint(2 * s.rare.size + s.flipped)
-    rares = [s.rare.size for s in subsets]
+    sizes, rares = [s.size for s in subsets], [s.rare.size for s in subsets]
     if not sum(rares):
         return out.done()
-    gaps = np.concatenate([np.diff(s.rare, prepend=-1) - 1 for s in subsets])
+    gaps = _gaps(subsets, rares)
     tokens = _tokens(gaps)
-    model = _model([s.size for s in subsets], rares)
-    chosen = []
-    for i, guess in enumerate(model.guesses):
-        own = tokens if len(model.guesses) == 1 else tokens[model.which == i]
-        table = tables.choose(np.bincount(own, minlength=model.alphabet), signed=False, given=guess)
-        out.raw(table.spec)
-        chosen.append(table.frequencies)
-    out.raw(rans.encode(tokens, np.array(chosen), model.which, _rows(tokens.size)))
+    model = _model(sizes, rares)
+    index = tokens if len(model.members) == 1 else model.which.astype(np.intp) * model.alphabet + tokens
+    counts = np.bincount(index, minlength=len(model.members) * model.alphabet).reshape(-1, model.alphabet)
+    fixed = len(subsets) + int((counts * _EXTRA[: model.alphabet]).sum()) / 8
+    if fixed + rans.least(sum(map(tables.least_bits, counts)), tokens.size, _rows(tokens.size)) >= limit:
+        return None
+    chosen = [
+        tables.choose(own, signed=False, given=guess)
+        for own, guess in zip(counts, _guesses(model, sizes, rares), strict=True)
+    ]
+    specs = b"".join(table.spec for table in chosen)
+    coded = sum(table.bits for table in chosen) - 8 * len(specs)
+    if fixed + len(specs) + rans.least(coded, tokens.size, _rows(tokens.size)) >= limit:
+        return None
+    out.raw(specs)
+    frequencies = np.array([table.frequencies for table in chosen])
+    out.raw(rans.encode(tokens, frequencies, model.which, _rows(tokens.size)))
     extra = _EXTRA[tokens]
     for width in range(2, int(extra.max()) + 1):
         own = np.flatnonzero(extra == width)
@@ -156,7 +184,8 @@ def decode(reader: Reader, sizes: list[int]) -> list[Subset]:
     if not total:
         return [Subset(size, np.empty(0, np.int64), flip) for size, flip in zip(sizes, flips, strict=True)]
     model = _model(sizes, rares)
-    chosen = [tables.read(reader, model.alphabet, signed=False, given=guess) for guess in model.guesses]
+    guesses = _guesses(model, sizes, rares)
+    chosen = [tables.read(reader, model.alphabet, signed=False, given=guess) for guess in guesses]
     tokens = rans.decode(reader, total, np.array(chosen), model.which, _rows(total))
     room = sum(sizes)
     gaps: np.ndarray = _EDGES.astype(np.int32 if room <= _NARROW else np.int64)[tokens]

@@ -41,6 +41,15 @@ def overhead(symbols: int) -> int:
     return 1 + 3 * lane_count(symbols)
 
 
+def least(bits: float, symbols: int, rows: int = _ROWS) -> float:
+    """Return about how many bytes a stream of ``bits`` of information needs at least.
+
+    A lane ends with 0 to 16 bits of it in its state, and with at most a percent more or less than there were.
+    """
+    lanes = lane_count(symbols, rows)
+    return 1 + _LANE_BYTES * lanes + max(0.0, 0.99 * bits / 8 - 2 * lanes)
+
+
 Tables = NDArray[np.int64]
 
 

@@ -146,20 +146,19 @@ def _inside_out(known: Known, kept: list[Positions]) -> tuple[NDArray[np.bool_],
     return np.concatenate(inside), np.concatenate([np.empty(0, np.int64), *outside]), zeros
 
 
-def _encode_relative(known: Known, kept: list[Positions]) -> list[bytes]:
-    if all(np.array_equal(mine, at) for mine, (_, at) in zip(kept, known.arrays, strict=True)):
-        return [bytes([SAME])]
-    inside, outside, zeros = _inside_out(known, kept)
-    tail = gaps.sparse_subset(zeros, outside)
-    candidates = []
-    for sub in (0, 1, 2, 3) if inside.size <= _TRY_ALL else (2,):
-        parts = [gaps.subset(mask) for mask in _split(inside, known.by_depth(sub))]
-        candidates.append(bytes([RELATIVE, sub]) + gaps.encode([*parts, tail]))
-    return candidates
+def _ways(kept: list[Positions], sizes: list[int], known: Known | None) -> Iterator[tuple[bytes, list[Subset]]]:
+    """Yield the modes that code gaps: their first bytes, and the subsets."""
+    if known is not None:
+        inside, outside, zeros = _inside_out(known, kept)
+        tail = gaps.sparse_subset(zeros, outside)
+        for sub in (0, 1, 2, 3) if inside.size <= _TRY_ALL else (2,):
+            yield bytes([RELATIVE, sub]), [*map(gaps.subset, _split(inside, known.by_depth(sub))), tail]
+    if known is None or 2 * known.nnz < sum(sizes):  # a dense reference always helps
+        yield bytes([GAPS]), [gaps.sparse_subset(size, at) for size, at in zip(sizes, kept, strict=True)]
 
 
 def encode(kept: list[Positions], sizes: list[int], known: Known | None) -> bytes:
-    """Code the kept positions of every sparse array.
+    """Code the kept positions of every sparse array: the first of the smallest modes.
 
     Parameters
     ----------
@@ -170,13 +169,15 @@ def encode(kept: list[Positions], sizes: list[int], known: Known | None) -> byte
     known : Known, optional
         The reference's view of the same arrays.
     """
-    candidates = _encode_relative(known, kept) if known is not None else []
-    if candidates and candidates[0][0] == SAME:
-        return candidates[0]
+    if known is not None and all(np.array_equal(mine, at) for mine, (_, at) in zip(kept, known.arrays, strict=True)):
+        return bytes([SAME])
+    candidates: list[bytes] = []
+    for head, subsets in _ways(kept, sizes, known):
+        limit = min(map(len, candidates), default=float("inf")) - len(head)
+        coded = gaps.encode(subsets, limit)
+        if coded is not None:
+            candidates.append(head + coded)
     total, count = sum(sizes), sum(at.size for at in kept)
-    if known is None or 2 * known.nnz < total:  # a dense reference always helps
-        subsets = [gaps.sparse_subset(size, at) for size, at in zip(sizes, kept, strict=True)]
-        candidates.append(bytes([GAPS]) + gaps.encode(subsets))
     if 16 * count > total:
         mask = np.zeros(total, np.bool_)
         for at, start in zip(kept, np.cumsum([0, *sizes]), strict=False):
