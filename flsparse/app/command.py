@@ -25,7 +25,7 @@ from flsparse.app.composing import compose_jobs, parse_overrides, quoted, resume
 from flsparse.app.job import run_job
 from flsparse.app.settings import SettingsError, check, without_effect
 from flsparse.app.terminal import doing, errors, in_one_line, out, say, shown
-from flsparse.report.comparison import Job, comparison, read_job
+from flsparse.report.comparison import Job, comparison, read_job, targets
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -164,6 +164,8 @@ def _compare(sweep: Path) -> list[Job]:
     records = sweep.glob("*/.hydra/overrides.yaml")
     folders = [path.parent.parent for path in records if path.stat().st_mtime >= Comparison.started]
     jobs = [read_job(folder, since=Comparison.started) for folder in sorted(folders, key=_job_number)]
+    if (table := targets(jobs)) is not None:
+        out.print(table)
     out.print(comparison(jobs))
     for job in jobs:
         if not job.completed:

@@ -46,6 +46,10 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "runtime.num_gpus": _NOT_NEGATIVE,
     "evaluate.every": _at_least(1),
     "evaluate.on": _one_of("test", "validation"),
+    "evaluate.target": (
+        lambda value: _number(value) and 0 < value <= 1,
+        "an accuracy above 0 and at most 1, such as 0.95",
+    ),
     "partition.alpha": (lambda value: _number(value) and value > 0, "a number above 0; inf is IID"),
     "client.lr": _POSITIVE,
     "client.lr_final": _NOT_NEGATIVE,

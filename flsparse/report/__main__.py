@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from flsparse.report.comparison import comparison, read_job, swept_keys
+from flsparse.report.comparison import comparison, read_job, swept_keys, targets
 from flsparse.report.plots import accuracy_against_bytes, loss_along_directions
 from flsparse.report.tables import comparison_table, read_summary, run_table
 from flsparse.runs.folder import read_rows
@@ -43,14 +43,14 @@ def labels_of(folders: Sequence[Path]) -> list[str]:
     return labels
 
 
-def _table(folders: Sequence[Path], summaries: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> Table:
-    """Return the table of one run, of a sweep's by what was swept, or of any runs by their folders."""
+def _tables(folders: Sequence[Path], summaries: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> list[Table]:
+    """Return the table of one run, those of a sweep by what was swept, or that of any runs by their folders."""
     if len(folders) == 1:
-        return run_table(summaries[0])
+        return [run_table(summaries[0])]
     jobs = [read_job(folder) for folder in folders]
     if len({folder.parent for folder in folders}) == 1 and swept_keys([job.overrides for job in jobs]):
-        return comparison(jobs)
-    return comparison_table([[summary] for summary in summaries], labels)
+        return [table for table in (targets(jobs), comparison(jobs)) if table is not None]
+    return [comparison_table([[summary] for summary in summaries], labels)]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -63,7 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         summaries = [read_summary(folder) for folder in folders]
         labels = labels_of(folders)
-        Console().print(_table(folders, summaries, labels))
+        for table in _tables(folders, summaries, labels):
+            Console().print(table)
         rows = [read_rows(folder / "metrics.jsonl") for folder in folders]
         plot = accuracy_against_bytes(
             dict(zip(labels, rows, strict=True)), args.plot or args.folders[0] / "accuracy_against_bytes.png"

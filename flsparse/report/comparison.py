@@ -3,17 +3,22 @@
 Runs that did not complete are rows, too.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import yaml
 from rich.table import Table
 
-from flsparse.report.tables import comparison_table, read_summary
+from flsparse.report.tables import comparison_table, read_summary, target_table
+from flsparse.runs.folder import read_rows
+from flsparse.runs.target import HELD, to_target
 
 _SEED = "seed"
+_DENSE = 1.1  # ratio of plain arrays, which zeros may shrink a little
+_ALLOWED = 0.005  # of accuracy, below the baseline's final one
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,13 @@ class Job:
         return self.summary.get("status") == "completed"
 
     @property
+    def is_dense(self) -> bool:
+        """Whether it is dense FedAvg, the baseline of all methods: it sends whole models, and has learned."""
+        ratios = [self.summary.get(f"{way}_ratio") or 0.0 for way in ("uplink", "downlink")]
+        learned = self.summary.get("final_accuracy") is not None and not self.summary.get("warnings")
+        return self.summary["strategy"] == "fedavg" and max(ratios) < _DENSE and learned
+
+    @property
     def error(self) -> str:
         """Why it did not, in one line."""
         said = self.summary.get("error") or f"{self.summary.get('status', 'failed')}; its log is flsparse.log in there"
@@ -64,15 +76,8 @@ def comparison(jobs: Sequence[Job]) -> Table:
         Runs that were started with different overrides; those that differ by their seed alone are one row.
     """
     keys = swept_keys([job.overrides for job in jobs])
-    settings = [key for key in keys if key != _SEED]
-    groups: dict[tuple[str, ...], list[Job]] = {}
-    for job in jobs:
-        groups.setdefault(tuple(job.overrides.get(key, "-") for key in settings), []).append(job)
     labels, rows = [], []
-    for values, members in groups.items():
-        label = " ".join(map(_shortened, values)) or str(
-            next((job.summary["strategy"] for job in members if job.summary), "run")
-        )
+    for label, members in _groups(jobs).items():
         done = [job.summary for job in members if job.completed]
         if done:
             count = f"{len(done)} of {len(members)}" if len(done) < len(members) else f"{len(members)}"
@@ -83,7 +88,51 @@ def comparison(jobs: Sequence[Job]) -> Table:
                 seed = f"\nseed {job.overrides[_SEED]}" if _SEED in keys else ""
                 labels.append(label + seed)
                 rows.append([job.summary])
-    return comparison_table(rows, labels, " ".join(settings) or "run")
+    return comparison_table(rows, labels, _heading(jobs))
+
+
+def targets(jobs: Sequence[Job]) -> Table | None:
+    """Return the table of what a sweep's settings took to a target; None where there is no target.
+
+    It is the runs' own ``evaluate.target``; or, where one setting alone is dense FedAvg, the accuracy that this ends
+    with, less half a point: the mean of its last three evaluations, one alone being a matter of luck, and of its seeds.
+    """
+    done = {label: [job for job in members if job.completed] for label, members in _groups(jobs).items()}
+    done = {label: members for label, members in done.items() if members}
+    dense = [place for place, members in enumerate(done.values()) if all(job.is_dense for job in members)]
+    baseline = dense[0] if len(dense) == 1 else None
+    rows = [[read_rows(job.folder / "metrics.jsonl") for job in members] for members in done.values()]
+    asked = {job.summary.get("target") for members in done.values() for job in members}
+    target = asked.pop() if len(asked) == 1 else None
+    if target is None and baseline is not None and len(done) > 1 and all(rows[baseline]):
+        target = fmean(_ends_with(run) for run in rows[baseline]) - _ALLOWED
+    if target is None:
+        return None
+    found = [[to_target(run, target) for run in runs] for runs in rows]
+    return target_table(found, list(done), _heading(jobs), target, baseline)
+
+
+def _ends_with(rows: Sequence[Mapping[str, Any]]) -> float:
+    return fmean([row["accuracy"] for row in rows if row["accuracy"] is not None][-HELD:])
+
+
+def _settings(jobs: Sequence[Job]) -> list[str]:
+    return [key for key in swept_keys([job.overrides for job in jobs]) if key != _SEED]
+
+
+def _heading(jobs: Sequence[Job]) -> str:
+    return " ".join(_settings(jobs)) or "run"
+
+
+def _groups(jobs: Sequence[Job]) -> dict[str, list[Job]]:
+    """Return the runs of each setting, whatever their seeds, by its label."""
+    settings = _settings(jobs)
+    groups: dict[tuple[str, ...], list[Job]] = {}
+    for job in jobs:
+        groups.setdefault(tuple(job.overrides.get(key, "-") for key in settings), []).append(job)
+    if not settings:
+        return {str(next((job.summary["strategy"] for job in jobs if job.summary), "run")): list(jobs)}
+    return {" ".join(map(_shortened, values)): members for values, members in groups.items()}
 
 
 def swept_keys(overrides: Sequence[dict[str, str]]) -> list[str]:

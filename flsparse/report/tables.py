@@ -103,13 +103,14 @@ def run_table(summary: Mapping[str, Any]) -> Table:
         table.add_row("nodes' own", percent(summary["mean_node_accuracy"]), worst)
     table.add_row("loss", _number(summary.get("final_loss")), "")
     table.add_row("sparsity", percent(summary.get("final_sparsity")), "of the prunable weights")
-    baseline = " activations" if summary["strategy"] == "split_ms" else ""
     for direction in ("uplink", "downlink"):
         sent, framed = summary.get(f"{direction}_bytes", 0), summary.get(f"{direction}_wire_bytes", 0)
         times = ratio_of(summary, direction)
-        smaller = f"{times} smaller than dense{baseline}; " if times not in ("-", "1.0x") else ""
+        smaller = f"{times} smaller than dense FedAvg; " if times not in ("-", "1.0x") else ""
         note = f"{smaller}{human_bytes(framed)} framed"
         table.add_row(direction, human_bytes(sent), note)
+    if summary.get("target") is not None:
+        table.add_row(f"to {percent(summary['target'])}", *_reached(summary.get("to_target")))
     if "evaluation_bytes" in summary:
         table.add_row(
             "evaluation", human_bytes(summary["evaluation_bytes"]), "nodes' models, to look at; not in the above"
@@ -199,6 +200,56 @@ def _accuracy(row: Sequence[Mapping[str, Any]]) -> str:
     values = _values(row, "final_accuracy")
     spread = f"\n± {100 * stdev(values):.1f} %" if len(values) > 1 else ""
     return percent(_mean(row, "final_accuracy")) + spread
+
+
+def _reached(found: Mapping[str, Any] | None) -> tuple[str, str]:
+    if found is None:
+        return "not held", ""
+    up, down = (human_bytes(found[f"{way}_bytes"]) for way in ("uplink", "downlink"))
+    return human_bytes(found["wire_bytes"]), f"both ways, framed, in {found['rounds']} rounds; {up} up, {down} down"
+
+
+def target_table(
+    rows: Sequence[Sequence[Mapping[str, Any] | None]],
+    labels: Sequence[str],
+    what: str,
+    target: float,
+    baseline: int | None,
+) -> Table:
+    """Return what settings took to a target, side by side, in the given order.
+
+    Parameters
+    ----------
+    rows : Sequence[Sequence[Mapping[str, Any] | None]]
+        Results of :func:`flsparse.runs.target.to_target`: those of one row are of one setting, and give means where all
+        held the target.
+    labels : Sequence[str]
+        Labels of the rows.
+    what : str
+        Heading of the labels' column.
+    target : float
+        The accuracy, in (0, 1].
+    baseline : int, optional
+        The row whose bytes, framed and both ways, the ratios divide by those of the others.
+    """
+    table = Table(title=f"to {percent(target)}, held for three evaluations", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("\n".join(map(_breakable, what.split())), overflow="fold")
+    for column in ("rounds", "up", "down", "both, framed", "ratio"):
+        table.add_column(column, justify="right", no_wrap=True)
+    whole = _mean_held(rows[baseline], "wire_bytes") if baseline is not None else None
+    for label, row in zip(labels, rows, strict=True):
+        means = [_mean_held(row, key) for key in ("rounds", "uplink_bytes", "downlink_bytes", "wire_bytes")]
+        rounds, *sizes = means
+        cells = ["not held" if rounds is None else f"{rounds:.3g}"]
+        cells += ["-" if size is None else human_bytes(size) for size in sizes]
+        times = whole / means[-1] if whole and means[-1] else None
+        table.add_row(escape(_breakable(label)), *cells, ratio(times))
+    return table
+
+
+def _mean_held(row: Sequence[Mapping[str, Any] | None], key: str) -> float | None:
+    held = [float(each[key]) for each in row if each is not None]
+    return fmean(held) if held and len(held) == len(row) else None
 
 
 def _ratio(row: Sequence[Mapping[str, Any]], direction: str) -> str:

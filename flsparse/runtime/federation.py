@@ -23,8 +23,10 @@ from flsparse.clients import PARTS, Part
 from flsparse.clients.core.state import state_dir
 from flsparse.configs import build, did_you_mean, keys_of, lookup, parameters, sampled_nodes
 from flsparse.nets.arrays import Arrays, load_arrays, state_arrays
-from flsparse.runs.folder import RunFolder, read_checkpoint, restore_node_files
+from flsparse.runs.baseline import Baseline
+from flsparse.runs.folder import RunFolder, read_checkpoint, read_rows, restore_node_files
 from flsparse.runs.health import Guess, Health
+from flsparse.runs.target import Target
 from flsparse.runtime.inprocess import InProcessGrid
 from flsparse.sparsity import check_outputs, export_dense, is_sparsified, prunable_names, sparsity_of
 from flsparse.strategies import SERVER_PARTS, STRATEGIES, RoundLoop, RoundReport
@@ -39,7 +41,7 @@ _MUST_MATCH = ("seed", "num_clients", "dataset", "model", "partition", "strategy
 ROW_KEYS = (
     *("accuracy", "loss", "prediction_share", "warnings"),
     *("uplink_bytes", "downlink_bytes", "uplink_wire_bytes", "downlink_wire_bytes"),
-    *("uplink_ratio", "downlink_ratio", "sparsity", "broadcast_sparsity", "mask_iou", "regrowth"),
+    *("uplink_ratio", "downlink_ratio", "to_target", "sparsity", "broadcast_sparsity", "mask_iou", "regrowth"),
     *("step_seconds", "peak_memory_bytes", "encode_ms", "flops_dense", "flops_sparse"),
     *("train_loss", "train_accuracy", "replies", "failures", "rejected_payloads", "round_seconds"),
 )
@@ -194,6 +196,9 @@ class _Run:
         self.node_scores: dict[str, float] = {}  # of decentralized runs
         guess = Guess.of(self.evaluation_data.targets.numpy(), self.task.source.num_classes)
         self.health = Health(guess, cfg["strategy"])
+        accuracy = (cfg.get("evaluate") or {}).get("target")
+        self.target = None if accuracy is None else Target(float(accuracy))
+        self.baseline = Baseline(self.dense_bytes)
         self.started = self.saved = time.monotonic()
         self.save_seconds, self.saved_round = 0.0, 0
         self.folder: RunFolder | None = None
@@ -284,6 +289,8 @@ class _Run:
         counts = dict(self.strategy.wire.counts)  # the strategy counts over the run
         row |= {key: total - self.counts.get(key, 0) for key, total in counts.items()}
         self.counts = counts
+        row |= self.baseline.take(row)
+        row["to_target"] = self.target.take(row) if self.target else None
         self.node_scores |= {key: row[key] for key in ("mean_node_accuracy", "worst_node_accuracy") if key in row}
         if row["accuracy"] is not None:
             best = self.scores["best_accuracy"]
@@ -334,6 +341,10 @@ class _Run:
         self.scores, self.node_scores = state["scores"], state.get("node_scores", {})  # older checkpoints lack them
         if "health" in state:  # as above
             self.health.load_state_dict(state["health"])
+        for row in read_rows(Path(run_folder) / "metrics.jsonl")[: self.last_round]:
+            self.baseline.take(row)
+            if self.target:
+                self.target.take(row)
         self.seconds_before = state["wall_seconds"]
         self.strategy.load_state_dict(state["strategy"])
         self.counts = dict(self.strategy.wire.counts)
@@ -370,8 +381,9 @@ class _Run:
             "downlink_bytes": down.payload_bytes,
             "uplink_wire_bytes": up.wire_bytes,
             "downlink_wire_bytes": down.wire_bytes,
-            "uplink_ratio": up.ratio,
-            "downlink_ratio": down.ratio,
+            **self.baseline.ratios,
+            "target": self.target.accuracy if self.target else None,
+            "to_target": self.target.found if self.target else None,
             **({"evaluation_bytes": beside} if beside else {}),
             **self.node_scores,
             "uplink_messages": up.messages,

@@ -20,7 +20,7 @@ SERVERS_OWN = frozenset(
         *("accuracy", "loss", "sparsity", "broadcast_sparsity", "server_round", "schema_version", "replies"),
         *("failures", "rejected_payloads", "resent_models", "round_seconds", "wall_seconds", "uplink_bytes"),
         *("downlink_bytes", "uplink_wire_bytes", "downlink_wire_bytes", "uplink_ratio", "downlink_ratio"),
-        *("evaluation_bytes", "prediction_share", "warnings"),
+        *("evaluation_bytes", "prediction_share", "warnings", "to_target"),
     }
 )
 

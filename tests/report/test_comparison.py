@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 from rich.console import Console
 
-from flsparse.report.comparison import Job, comparison, read_job
+from flsparse.report.comparison import Job, comparison, read_job, targets
 
 SUMMARY: dict[str, Any] = {
     "status": "completed",
@@ -87,6 +87,61 @@ def test_80_columns_hold_the_widest_row_and_break_no_word() -> None:
     assert max(map(len, text)) <= 80
     for word in ("malcom_psgd", "1e+09", "fashion_", "mnist", "2 seeds", "1:02:05 h", "(99.9 MB)", "± 63.6 %"):
         assert any(word in line for line in text), word
+
+
+def run_of(folder: Path, strategy: str, accuracies: list[float], sent: int, seed: int = 0, **summary: Any) -> Job:
+    """Return a completed job whose rows send so many bytes each, both ways and framed."""
+    folder.mkdir()
+    ways = {f"{way}_bytes": sent // 4 for way in ("uplink", "downlink", "uplink_wire", "downlink_wire")}
+    rows = [{"server_round": i, "accuracy": a, **ways} for i, a in enumerate(accuracies, start=1)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = SUMMARY | {"strategy": strategy, "final_accuracy": accuracies[-1]} | summary
+    return Job(folder, {"strategy": strategy, "seed": str(seed)}, found)
+
+
+def target_lines(jobs: list[Job]) -> list[list[str]]:
+    out = StringIO()
+    table = targets(jobs)
+    assert table is not None
+    Console(file=out, width=80).print(table)
+    return [line.split() for line in out.getvalue().splitlines() if line.strip()]
+
+
+DENSE: dict[str, Any] = {"uplink_ratio": 1.0, "downlink_ratio": 1.0}
+
+
+def test_a_sweep_with_dense_fedavg_is_measured_at_its_accuracy_less_half_a_point(tmp_path: Path) -> None:
+    fedavg = run_of(tmp_path / "0", "fedavg", [0.5, 0.9, 0.9, 0.9], 4000, **DENSE)
+    topk = run_of(tmp_path / "1", "topk", [0.8, 0.8, 0.896, 0.896, 0.896, 0.896], 40)
+    lost = run_of(tmp_path / "2", "sparsyfed", [0.89] * 9, 40)
+    text = target_lines([fedavg, topk, lost])
+    assert text[0][:3] == ["to", "89.5", "%,"]
+    assert ["fedavg", "4", "4", "kB", "4", "kB", "8", "kB", "1.0x"] in text
+    assert ["topk", "5", "50", "B", "50", "B", "100", "B", "80.0x"] in text
+    assert ["sparsyfed", "not", "held", "-", "-", "-", "-"] in text
+
+
+def test_seeds_are_a_mean_and_all_must_hold(tmp_path: Path) -> None:
+    fedavg = [run_of(tmp_path / f"f{seed}", "fedavg", [0.9] * 4, 4000, seed, **DENSE) for seed in (0, 1)]
+    topk = [run_of(tmp_path / f"t{i}", "topk", [a, 0.9, 0.9, 0.9], 40, i) for i, a in enumerate((0.9, 0.1))]
+    assert ["topk", "3.5", "35", "B", "35", "B", "70", "B", "85.7x"] in target_lines([*fedavg, *topk])
+    one = [topk[0], run_of(tmp_path / "t2", "topk", [0.1] * 4, 40, 1)]
+    assert ["topk", "not", "held", "-", "-", "-", "-"] in target_lines([*fedavg, *one])
+
+
+def test_a_given_target_needs_no_baseline_and_nothing_to_compare_with_is_no_table(tmp_path: Path) -> None:
+    topk = run_of(tmp_path / "1", "topk", [0.5, 0.6, 0.7, 0.8], 40)
+    assert targets([topk]) is None
+    topk.summary["target"] = 0.6
+    assert ["topk", "4", "40", "B", "40", "B", "80", "B", "-"] in target_lines([topk])
+
+
+def test_a_dead_or_quantized_fedavg_is_no_baseline(tmp_path: Path) -> None:
+    topk = run_of(tmp_path / "1", "topk", [0.9] * 4, 40)
+    dead = run_of(tmp_path / "2", "fedavg", [0.1] * 4, 40, **DENSE, warnings=["nearly all samples get the same answer"])
+    coded = run_of(tmp_path / "3", "fedavg", [0.9] * 4, 40)
+    assert targets([topk, dead]) is None
+    assert targets([topk, coded]) is None
 
 
 def test_jobs_are_read_from_their_folders(tmp_path: Path) -> None:

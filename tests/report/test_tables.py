@@ -89,6 +89,15 @@ def test_a_dead_run_has_warnings_and_no_ratio() -> None:
     assert "one of two: layer" in words
 
 
+def test_a_run_with_a_target_says_what_it_took() -> None:
+    sizes = {"uplink_bytes": 1000, "downlink_bytes": 2000, "wire_bytes": 4000}
+    found = {"target": 0.95, "rounds": 7, **sizes}
+    text = " ".join(text_of(run_table(summary(target=0.95, to_target=found))).split())
+    assert "to 95.0 % 4 kB both ways, framed, in 7 rounds; 1 kB up, 2 kB down" in text
+    assert "to 95.0 % not held" in " ".join(text_of(run_table(summary(target=0.95, to_target=None))).split())
+    assert "not held" not in text_of(run_table(summary()))
+
+
 def test_a_failed_run_has_no_ratio() -> None:
     text = text_of(comparison_table([[summary(status="failed")], [summary(status="interrupted")]], ["a", "b"]))
     assert text.count("97.2x") == 1

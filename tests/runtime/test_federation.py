@@ -162,6 +162,32 @@ def test_the_mend_of_an_empty_layer_keeps_its_weights(config: Config) -> None:
     assert not any("empty" in warning for warning in mended["warnings"])
 
 
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        {"name": "scaffold"},
+        {"name": "split_ms", "cut": "2", "steps_per_round": 2},
+        {"name": "d_psgd", "topology": {"name": "ring"}, "num_nodes": 6},
+    ],
+    ids=lambda strategy: strategy["name"],
+)
+def test_every_methods_ratio_has_one_base_and_a_target_outlives_a_stop(
+    config: Config, tmp_path: Path, strategy: dict[str, Any]
+) -> None:
+    chosen = {"strategy": strategy, "evaluate": {"every": 1, "on": "test", "target": 0.01}}
+    launch(config(num_rounds=2, **chosen))
+    summary = launch(config(num_rounds=4, resume=str(tmp_path / "run"), **chosen))
+    rows = read_rows(tmp_path / "run" / "metrics.jsonl")
+    base = summary["dense_bytes_per_model"] * sum(row["replies"] for row in rows)
+    for way in ("uplink", "downlink"):
+        assert summary[f"{way}_ratio"] == pytest.approx(base / summary[f"{way}_bytes"])
+    assert [row["to_target"] is not None for row in rows] == [False, False, True, True]
+    assert summary["to_target"] == rows[2]["to_target"]
+    assert summary["to_target"]["wire_bytes"] == sum(
+        row[f"{way}_wire_bytes"] for row in rows[:3] for way in ("uplink", "downlink")
+    )
+
+
 def test_sigterm_ends_a_run_as_ctrl_c_does(config: Config, tmp_path: Path) -> None:
     class Scheduler(Recorder):
         def on_round(self, row: dict[str, Any]) -> None:
