@@ -65,3 +65,13 @@ def test_arrays_of_another_model_are_refused(change: dict[str, Any], said: str) 
             del arrays[name]
     with pytest.raises(ValueError, match=said):
         load_arrays(model, arrays)
+
+
+def test_a_bfloat16_model_travels_as_float32_and_comes_back() -> None:
+    model = nn.Linear(5, 3).to(torch.bfloat16)
+    arrays = state_arrays(model)
+    assert {array.dtype for array in arrays.values()} == {np.dtype(np.float32)}
+    other = nn.Linear(5, 3).to(torch.bfloat16)
+    load_arrays(other, arrays)
+    assert other.weight.dtype == torch.bfloat16
+    assert torch.equal(other.weight, model.weight)
