@@ -47,9 +47,7 @@ def make_optimizer(model: nn.Module, config: Mapping[str, "Scalar"]) -> torch.op
         float(config.get("lr-final", 0.0)),
         str(config.get("lr-schedule", "geometric")),
     )
-    on_cpu = all(parameter.device.type == "cpu" for parameter in model.parameters())
-    kind = SGD if on_cpu else torch.optim.SGD  # elsewhere many parameters go in one launch
-    return kind(
+    return SGD(
         model.parameters(),
         lr=rate,
         momentum=float(config.get("momentum", 0.0)),
