@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,14 +19,13 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
-from flsparse.codec import Reference, exact_names
+from flsparse.codec import Reference
 
 STATE_DIR = "FLSPARSE_STATE_DIR"
 SPILL_BYTES = 256 * 1024  # context.state is serialized with every message
 _IDLE_S = 24 * 3600.0  # a run that has stored nothing for so long has ended
 _MEMORY_BYTES = 256 * 1024 * 1024
 _KEY = "flsparse"
-_EXACT = "!"  # behind the position of an exact array
 
 _memory: OrderedDict[Path, Reference] = OrderedDict()  # last used references of this process
 _lock = threading.Lock()
@@ -117,9 +116,8 @@ class NodeState:
                 _memory.move_to_end(path)
                 return _memory[path]
         with suppress(ValueError):  # values that are not finite
-            exact: set[str] = set()
-            arrays = _read(path, exact)
-            if arrays is not None and (reference := Reference(arrays, exact)).id == reference_id:
+            arrays = _read(path)
+            if arrays is not None and (reference := Reference.of_marked(arrays)).id == reference_id:
                 self._remember(path, reference)
                 return reference
         path.unlink(missing_ok=True)
@@ -137,7 +135,7 @@ class NodeState:
         path = self._reference_file(reference.id)
         with suppress(OSError, SafetensorError):  # a full disk, or complex128, which the format lacks
             if not path.exists():
-                _write(path, reference.arrays, exact_names(reference.specs))
+                _write(path, reference.marked())
                 self._trim(path)
             self._remember(path, reference)
             self.values["held"] = reference.id
@@ -188,30 +186,20 @@ class NodeState:
                     file.unlink(missing_ok=True)
 
 
-def _read(path: Path, exact: set[str] | None = None) -> dict[str, np.ndarray] | None:
-    """Return the arrays of a file, None where there is no good one; add the names of exact ones to the set."""
+def _read(path: Path) -> dict[str, np.ndarray] | None:
     try:
         stored = load_file(path)
     except (FileNotFoundError, SafetensorError):
         return None
-    arrays = {}
-    for key in sorted(stored):
-        mark, _, name = key.partition("/")
-        arrays[name] = stored[key]
-        if exact is not None and mark.endswith(_EXACT):
-            exact.add(name)
-    return arrays
+    return {key.partition("/")[2]: stored[key] for key in sorted(stored)}
 
 
-def _write(path: Path, arrays: Mapping[str, np.ndarray], exact: Collection[str] = ()) -> None:
+def _write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}.partial")
     try:
         # safetensors does not keep the order of names, so each carries its position
-        numbered = {
-            f"{i:06}{_EXACT * (name in exact)}/{name}": np.asarray(array, order="C")
-            for i, (name, array) in enumerate(arrays.items())
-        }
+        numbered = {f"{i:06}/{name}": np.asarray(a, order="C") for i, (name, a) in enumerate(arrays.items())}
         partial.write_bytes(save(numbered))
         partial.replace(path)
     finally:

@@ -18,6 +18,7 @@ DTYPES = (*FLOATS, *INTEGERS, "bool", *COMPLEX)  # a dtype's place in this list 
 Derived = TypeVar("Derived")
 _IDS = {np.dtype(name): i for i, name in enumerate(DTYPES)}
 _PARTS = {np.dtype(name): np.dtype(part) for name, part in COMPLEX.items()}
+_MARK = "!"  # before the name of a stored exact array
 _EXACT = 0x80  # beside a dtype's id
 
 
@@ -202,6 +203,16 @@ class Reference:
     def flat(self, name: str) -> np.ndarray:
         """Return one array as 1-D, a complex one in parts, without a copy."""
         return _flat(self.arrays[name])
+
+    def marked(self) -> dict[str, np.ndarray]:
+        """Return the arrays for storage, the names of exact ones marked; :meth:`of_marked` is the way back."""
+        return {(_MARK if self.specs[name].exact else "") + name: array for name, array in self.arrays.items()}
+
+    @classmethod
+    def of_marked(cls, marked: Mapping[str, np.ndarray]) -> "Reference":
+        """Return the reference of arrays of :meth:`marked`."""
+        exact = [name.removeprefix(_MARK) for name in marked if name.startswith(_MARK)]
+        return cls({name.removeprefix(_MARK): array for name, array in marked.items()}, exact)
 
     def reshaped(self, specs: Specs) -> "Reference":
         """Return the reference of other names, shapes or dtypes: zeros for an array that is not here, or overflows."""

@@ -17,7 +17,6 @@ from flsparse.nets.batch_norm import statistics_names
 from flsparse.nets.exact import LARGEST_WEIGHT, small
 
 Arrays = dict[str, np.ndarray]
-_EXACT = "!"  # before a name in a checkpoint
 
 
 @dataclass(frozen=True)
@@ -129,13 +128,8 @@ class Downlink:
 
     def state_dict(self) -> dict[str, Arrays]:
         """Return the kept references, oldest first, by id; exact arrays are marked in their names."""
-        return {key: {_EXACT * r.specs[n].exact + n: a for n, a in r.arrays.items()} for key, r in self._kept.items()}
+        return {key: reference.marked() for key, reference in self._kept.items()}
 
     def load_state_dict(self, state: Mapping[str, Mapping[str, np.ndarray]]) -> None:
         """Restore the state of :meth:`state_dict`."""
-        self._kept = OrderedDict((reference_id, _reference(arrays)) for reference_id, arrays in state.items())
-
-
-def _reference(marked: Mapping[str, np.ndarray]) -> Reference:
-    exact = [name.removeprefix(_EXACT) for name in marked if name.startswith(_EXACT)]
-    return Reference({name.removeprefix(_EXACT): array for name, array in marked.items()}, exact)
+        self._kept = OrderedDict((reference_id, Reference.of_marked(arrays)) for reference_id, arrays in state.items())
