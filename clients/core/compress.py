@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from flwr.app import ConfigRecord, Context, Message, MessageType, RecordDict
@@ -23,6 +24,7 @@ from flsparse.clients.parts.topk_update import TopKUpdate
 from flsparse.codec import Codec, Reference, Specs, decode, exact_names, specs_of
 from flsparse.nets.arrays import Arrays
 from flsparse.nets.exact import exact_arrays
+from flsparse.wire.folded import fold, is_folded, unfold
 from flsparse.wire.messages import (
     MISSING_REFERENCE,
     RECORD,
@@ -100,6 +102,16 @@ class CompressMod:
 
     def __call__(self, message: Message, context: Context, call_next: ClientAppCallable) -> Message:
         """Unpack, call the app, pack."""
+        if not message.has_content() or not is_folded(message.content):
+            return self._through(message, context, call_next)
+        message.content = unfold(message.content)
+        reply = self._through(message, context, call_next)
+        if reply.has_content():
+            reply.content = fold(reply.content)
+        return reply
+
+    def _through(self, message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+        """Call the app, and unpack and pack around it where the message brings a packed model."""
         if not message.has_content():
             return call_next(message, context)
         size = payload_size(message.content)
@@ -121,8 +133,10 @@ class CompressMod:
             reply = call_next(message, context)
         if not reply.has_error():
             said = {} if answer is None else _pack(reply.content, first, answer)
-            held = {"held": state.held} if state.held else {}  # Flower's message_size_mod takes no empty texts
-            reply.content[RECORD] = ConfigRecord({**held, **said})
+            if state.held != received.id:
+                said["held"] = state.held
+            if said:
+                reply.content[RECORD] = ConfigRecord(said)
         return reply
 
     @contextmanager
@@ -188,9 +202,9 @@ class _Answer:
     rounding: str
 
 
-def _pack(content: RecordDict, first: str, answer: _Answer) -> dict[str, bytes | list[str]]:
+def _pack(content: RecordDict, first: str, answer: _Answer) -> dict[str, Any]:
     """Replace the trained arrays by one packed array; return what our record is to say of them."""
-    said: dict[str, bytes | list[str]] = {}
+    said: dict[str, Any] = {}
     if not (records := tensor_records(content, first)):
         return said
     trained, received = joined(content, records), answer.leaving.received

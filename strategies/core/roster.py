@@ -80,10 +80,14 @@ class Roster:
         return sorted(self.nodes.values(), key=lambda node: node.partition)
 
     def note_held(self, reply: Reply) -> None:
-        """Note the reference that a node says it keeps: the next broadcast is a delta against it."""
-        node_id = reply.node.node_id
-        if node_id in self.nodes:
-            self.nodes[node_id] = replace(self.nodes[node_id], held=held_by(reply.record))
+        """Note the reference that a node keeps, the broadcast if it names no other: the next one is a delta against it."""
+        node_id, said = reply.node.node_id, reply.record
+        if node_id not in self.nodes:
+            return
+        if "held" in said:
+            self.nodes[node_id] = replace(self.nodes[node_id], held=held_by(said))
+        elif reply.broadcast is not None:
+            self.nodes[node_id] = replace(self.nodes[node_id], held=reply.broadcast.reference.id)
 
     def greet(
         self,
