@@ -30,6 +30,7 @@ from flsparse.wire.messages import (
     RECORD,
     Blueprint,
     Entries,
+    initial_reference,
     joined,
     pack,
     packed_payload,
@@ -123,7 +124,7 @@ class CompressMod:
         asked = record_of(message.content)
         is_train = message.metadata.message_type.split(".")[0] == MessageType.TRAIN
         try:
-            first, received, prunable = self._unpack(message.content, asked, state)
+            first, received, prunable = self._unpack(message.content, asked, state, context)
         except _MissingReference:
             record = ConfigRecord({"status": MISSING_REFERENCE})
             return Message(RecordDict({RECORD: record}), reply_to=message)
@@ -157,21 +158,31 @@ class CompressMod:
             parts.append(TopKUpdate(density=1.0, decay=1.0))  # everything is sent: the residual is the coding error
         return parts
 
-    def _unpack(self, content: RecordDict, asked: ConfigRecord, state: NodeState) -> tuple[str, Reference, list[str]]:
+    def initial(self, asked: ConfigRecord, context: Context) -> Arrays | None:
+        """Return the model that the run starts from, where this node can build it; subclasses do."""
+        return None
+
+    def _unpack(
+        self, content: RecordDict, asked: ConfigRecord, state: NodeState, context: Context
+    ) -> tuple[str, Reference, list[str]]:
         """Replace the packed array by the decoded records; return the first's name, the model, and what is prunable."""
         key, payload = packed_record(content), packed_payload(content)
         assert key is not None
         assert payload is not None
-        records, reference = records_said(content, key), None
-        if reference_id := str(asked.get("reference", "")):
-            reference = state.reference(reference_id)
-            if reference is None or "blueprint" not in state.values:
-                raise _MissingReference
+        records, reference, reference_id = records_said(content, key), None, str(asked.get("reference", ""))
+        if reference_id and "blueprint" not in asked and "blueprint" not in state.values:
+            raise _MissingReference
         described = asked.get("blueprint", state.values.get("blueprint", b""))
         blueprint = Blueprint.from_bytes(described)
-        if reference is not None and list(reference.specs.items()) != list(blueprint.specs.items()):
-            raise _MissingReference
         self.limits.check("max_memory_bytes", blueprint.nbytes)
+        if reference_id:
+            reference = state.reference(reference_id)
+            if reference is None and (arrays := self.initial(asked, context)) is not None:
+                reference = initial_reference(arrays, blueprint.specs)
+            if reference is None or reference.id != reference_id:
+                raise _MissingReference
+            if list(reference.specs.items()) != list(blueprint.specs.items()):
+                raise _MissingReference
         received = Reference(decode(payload, like=blueprint.specs, reference=reference), exact_names(blueprint.specs))
         state.values["blueprint"] = described
         if asked.get("hold", False):

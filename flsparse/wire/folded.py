@@ -32,21 +32,21 @@ _BYTES = "b"
 
 # Deflation finds words in it, those at its end at the least cost.
 DICTIONARY = (
-    '[["mail","a",{"payload":["flsparse.opaque.v1",["flsparse","c",{"status":"ok","applied":,"size":,"models":1'
-    '["split","c",{"kind":"forward","status":"missing-reference","held":"","applied":,"epoch":,"first":,"last":,'
-    '"accepted":["neighbours":["weights":["senders":["rounds":["sizes":["initial-id":"","initial-size":'
-    '"methods":["choco_sgd","d_psgd","dppf","fedavg","fedprox","local_sgd","malcom_psgd","scaffold","sparsyfed",'
-    '"split_ms","topk"],"codec-version":1,"initial":"","partition-id":,"num-examples":'
-    '["metrics","m",{"train-loss":0.,"train-accuracy":0.,"num-examples":0.0,"steps":1.0,"step-seconds":0.00,'
-    '"peak-memory-bytes":3.0,"flops-dense":0.0,"flops-sparse":0.0,"regrowth":0.0,"encode-ms":'
-    '"parts":"clip,masks,noise,topk_update","topk_update.density":0.,"topk_update.decay":0.,"mu":0.,"alpha":0.,'
-    '["arrays","a",{"payload":["flsparse.v1",'
-    '["config","c",{"lr":0.,"lr-final":0.00,"lr-schedule":"geometric","batch-size":32,"local-epochs":1,"local-steps":0,'
-    '"momentum":0.0,"weight-decay":0.0,"clip-grad":0.0,"server-round":1,"num-rounds":30}],'
-    '["flsparse","c",{"hold":true,"values":"int4","rounding":"nearest","seed":0,"round":1,"node":1,'
-    '"method":"sparsyfed","method.sparsity":0.95,"method.scope":"global","method.beta":1.25,'
-    '"method.activation_pruning":false,"method.activation_threshold":"frozen","blueprint":{"b":,"reference":"'
-).encode()
+    b'[["mail","a",{"payload":["flsparse.opaque.v1",["flsparse","c",{"status":"ok","applied":,"size":,"models":1'
+    b'["split","c",{"kind":"forward","status":"missing-reference","held":"","applied":,"epoch":,"first":,"last":,'
+    b'"accepted":["neighbours":["weights":["senders":["rounds":["sizes":["initial-id":"","initial-size":'
+    b'"methods":["choco_sgd","d_psgd","dppf","fedavg","fedprox","local_sgd","malcom_psgd","scaffold","sparsyfed",'
+    b'"split_ms","topk"],"codec-version":1,"initial":"","partition-id":,"num-examples":'
+    b'["metrics","m",{"train-loss":0.,"train-accuracy":0.,"num-examples":0.0,"steps":1.0,"step-seconds":0.00,'
+    b'"peak-memory-bytes":3.0,"flops-dense":0.0,"flops-sparse":0.0,"regrowth":0.0,"encode-ms":'
+    b'"parts":"clip,masks,noise,topk_update","topk_update.density":0.,"topk_update.decay":0.,"mu":0.,"alpha":0.,'
+    b'["arrays","a",{"payload":["flsparse.v1",'
+    b'["config","c",{"lr":0.,"lr-final":0.00,"lr-schedule":"geometric","batch-size":32,"local-epochs":1,"local-steps":0,'
+    b'"momentum":0.0,"weight-decay":0.0,"clip-grad":0.0,"server-round":1,"num-rounds":30}],'
+    b'["flsparse","c",{"hold":true,"values":"int4","rounding":"nearest","seed":0,"round":1,"node":1,'
+    b'"method":"sparsyfed","method.sparsity":0.95,"method.scope":"global","method.beta":1.25,'
+    b'"method.activation_pruning":false,"method.activation_threshold":"frozen","blueprint":{"b":,"reference":"'
+)
 
 
 def is_ours(content: RecordDict) -> bool:

@@ -5,9 +5,9 @@ in place of the arrays of all its records, and one ``ConfigRecord`` named ``flsp
 are, as do records of what is no tensor. To the node::
 
     payload     the coded model                        Array, stype "flsparse.v1"
-    reference   id of the model it is coded against; empty: none
+    reference   id of the model it is coded against: one that the node holds, or builds from the run's seed
     hold        whether the node is to keep the decoded model as its next reference
-    blueprint   names, shapes, dtypes and which arrays are prunable or exact; only where the node holds no reference
+    blueprint   names, shapes, dtypes and which arrays are prunable or exact; only where the node holds none
     records     names of the array records, where there is more than one
     values, rounding   how the node is to code its reply
     seed, round, node  seeds of the randomness; node is the partition id
@@ -22,6 +22,7 @@ now keeps; ``blueprint`` where its arrays are not those that it received, and ``
 import json
 import zlib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -29,7 +30,7 @@ from typing import Any
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
-from flsparse.codec import ArraySpec, PayloadError
+from flsparse.codec import ArraySpec, PayloadError, Reference, exact_names
 from flsparse.codec.specs import DTYPES, Specs
 
 Scalar = int | float | str | bool  # values of a record
@@ -287,6 +288,16 @@ class Blueprint:
     def nbytes(self) -> int:
         """Size of the model as plain arrays, in bytes."""
         return sum(spec.nbytes for spec in self.specs.values())
+
+
+def initial_reference(arrays: Mapping[str, np.ndarray], specs: Specs) -> Reference | None:
+    """Return the initial model as a reference of what is sent: other arrays beside it stand at 0; None without weights.
+
+    Server and node each make it of the model that they built from the run's seed, and compare its id.
+    """
+    with suppress(ValueError):  # weights that are not finite
+        return Reference(arrays, exact_names(specs)).reshaped(specs)
+    return None
 
 
 def misfit(specs: Specs, wanted: Specs) -> str | None:

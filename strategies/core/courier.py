@@ -191,7 +191,7 @@ class Wire:
         if not (records := tensor_records(content)):
             return message
         self._set_model(content, records)
-        broadcast = self.downlink.to(node.held)
+        broadcast = self.downlink.to(node.held, seeded=node.seeded)
         record = ConfigRecord(
             {
                 "hold": self.downlink.uses_references,
@@ -205,7 +205,7 @@ class Wire:
         )
         if broadcast.coded_against:
             record["reference"] = broadcast.coded_against
-        else:
+        if broadcast.coded_against != node.held or not node.held:
             record["blueprint"] = self._blueprint.to_bytes()
         if len(records) > 1:
             record["records"] = records

@@ -37,12 +37,15 @@ class Node:
         Id of the reference it reported last; empty: none.
     num_examples : int
         Size of its training data; 0: unknown.
+    seeded : bool
+        Whether it builds the run's initial model from its seed, as far as is known.
     """
 
     node_id: int
     partition: int
     held: str = ""
     num_examples: int = 0
+    seeded: bool = False
 
 
 @dataclass(frozen=True)
@@ -109,8 +112,9 @@ class Exchange:
 
     Iterating yields the replies in the messages' order, each as soon as its turn has come: a reply that an earlier node
     holds up waits (coded, so it is small) until that one is in or the deadline has passed. Errors are dropped and
-    counted, as is a node that did not reply by the deadline; a node that lacks its reference is sent the full model,
-    once. :meth:`arrived` yields replies as they come, without an order and without a deadline.
+    counted, as is a node that did not reply by the deadline; a node that lacks its reference, or builds another initial
+    model from the seed, is sent the full model, once. :meth:`arrived` yields replies as they come, without an order and
+    without a deadline.
 
     Attributes
     ----------
@@ -260,7 +264,7 @@ class Exchange:
             return
         self.post.counts["resent_models"] += 1
         self._resent.add(node.node_id)
-        self._push(message, replace(node, held=""))
+        self._push(message, replace(node, held="", seeded=False))
 
 
 def _folded(message: Message) -> Message:

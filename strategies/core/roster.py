@@ -80,7 +80,7 @@ class Roster:
         return sorted(self.nodes.values(), key=lambda node: node.partition)
 
     def note_held(self, reply: Reply) -> None:
-        """Note the reference that a node keeps, the broadcast if it names no other: the next one is a delta against it."""
+        """Note the reference that a node keeps: the broadcast, if it names no other."""
         node_id, said = reply.node.node_id, reply.record
         if node_id not in self.nodes:
             return
@@ -162,7 +162,7 @@ class Roster:
             return f"says it is partition {partition}, as does node {taken[partition]}"
         examples = said.get("num-examples")
         known = examples if type(examples) is int and 0 < examples < 2**31 else 0
-        self.nodes[node_id] = Node(node_id, partition, held_by(said), known)
+        self.nodes[node_id] = Node(node_id, partition, held_by(said), known, seeded=True)
         return None
 
 

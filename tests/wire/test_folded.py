@@ -2,6 +2,7 @@
 
 import json
 import zlib
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -50,7 +51,7 @@ def test_a_content_comes_back_as_it_was(records):
 def test_what_is_no_number_comes_back_too():
     content = RecordDict({"metrics": MetricRecord({"loss": float("nan"), "most": float("inf")})})
     found = unfold(fold(content))["metrics"]
-    assert np.isnan(found["loss"])
+    assert str(found["loss"]) == "nan"
     assert found["most"] == float("inf")
 
 
@@ -65,9 +66,20 @@ def test_large_payloads_and_tensors_stay_records_that_are_sent_in_chunks():
 
 def test_a_folded_message_is_no_larger_than_its_payload_and_four_hundred_bytes():
     set_identity(1)
-    said = {"hold": True, "values": "int4", "rounding": "nearest", "seed": 0, "round": 17, "node": 42}
-    method = {"method": "sparsyfed", "method.sparsity": 0.92, "method.scope": "global", "method.beta": 1.25}
-    config = {"lr": 0.13, "lr-final": 0.0062, "lr-schedule": "geometric", "batch-size": 32, "local-epochs": 1}
+    said: dict[str, Any] = {"hold": True, "values": "int4", "rounding": "nearest", "seed": 0, "round": 17, "node": 42}
+    method: dict[str, Any] = {
+        "method": "sparsyfed",
+        "method.sparsity": 0.92,
+        "method.scope": "global",
+        "method.beta": 1.25,
+    }
+    config: dict[str, Any] = {
+        "lr": 0.13,
+        "lr-final": 0.0062,
+        "lr-schedule": "geometric",
+        "batch-size": 32,
+        "local-epochs": 1,
+    }
     payload = np.random.default_rng(0).bytes(700)
     content = RecordDict(
         {
@@ -135,7 +147,7 @@ def test_what_was_not_folded_here_is_refused_in_a_line(content):
 @given(st.data())
 def test_a_damaged_message_is_refused_or_read_and_never_more(data):
     content = RecordDict({"arrays": pack(b"1234"), RECORD: ConfigRecord({"round": 3, "held": "ab"})})
-    blob = bytearray(fold(content)[RECORD][folded.VERSION])
+    blob = bytearray(cast("bytes", fold(content).config_records[RECORD][folded.VERSION]))
     for _ in range(data.draw(st.integers(1, 3))):
         blob[data.draw(st.integers(0, len(blob) - 1))] = data.draw(st.integers(0, 255))
     blob = blob[: data.draw(st.integers(0, len(blob)))]
