@@ -23,7 +23,7 @@ FLAGS = ("-g", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all
 
 def senseless(count: int, seed: int) -> None:
     """Call every function of the kernel with buffers of any length and contents."""
-    rng, compiled, done = np.random.default_rng(seed), kernel.compiled, [0] * 8
+    rng, compiled, done = np.random.default_rng(seed), kernel.compiled, [0] * 9
     assert compiled is not None
 
     def integers() -> np.ndarray:
@@ -55,6 +55,10 @@ def senseless(count: int, seed: int) -> None:
             lambda a=a: compiled.geometric(np.empty(max(0, a.size - 1), np.int64), a, float(rng.uniform(-0.1, 1.1))),
             lambda n=n: compiled.least_squares(
                 rng.normal(size=n) * 10.0 ** small(), rng.random(n + int(rng.random() < 0.1)), 64 * small(), small()
+            ),
+            lambda n=n: compiled.group_split(
+                np.empty(n // 3 + 1, np.uint8), np.empty(n, np.int16), rng.integers(-(1 << 15), 1 << 15, n, np.int16),
+                small() % 40, int(rng.integers(0, 9)),
             ),
         )  # fmt: skip
         for i, call in enumerate(calls):

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flsparse.codec import Codec, PayloadError, Reference, decode_layers, kernel, portable, steps
-from flsparse.codec.coders import gaps, rans, tables
+from flsparse.codec.coders import gaps, grouped, rans, tables
 from flsparse.codec.wire import Reader
 
 pytestmark = pytest.mark.skipif(not kernel_kit.COMPILER, reason="no C compiler")
@@ -88,6 +88,15 @@ def test_tables_are_chosen_alike(both: Both, counts: list[int], signed: bool, gu
     spec, _, frequencies = alike(both(chosen))
     read = alike(both(lambda: tables.read(Reader(spec), own.size, signed=signed, given=given_table)))
     assert read.tolist() == frequencies
+
+
+@FIXED
+@given(
+    st.lists(st.integers(-40, 40) | st.integers(1 - (1 << 15), (1 << 15) - 1), max_size=200),
+    st.sampled_from(grouped.REACHES),
+)
+def test_groups_are_split_alike(both: Both, values: list[int], reach: int) -> None:
+    alike(both(lambda: [part.tolist() for part in grouped.split(np.array(values, np.int16), reach)]))
 
 
 @FIXED
@@ -200,6 +209,9 @@ def test_buffers_of_other_sizes_and_senseless_contents_are_refused(compiled: Mod
         lambda: compiled.choose(np.empty(3, np.int64), np.array([1, 1]), None, False),
         lambda: compiled.choose(np.empty(2, np.int64), np.array([1, 1]), table + 1, False),
         lambda: compiled.entropy(np.array([-1])),
+        lambda: compiled.group_split(np.empty(1, np.uint8), np.empty(3, np.int16), np.zeros(3, np.int16), 1, 2),
+        lambda: compiled.group_split(np.empty(2, np.uint8), np.empty(2, np.int16), np.zeros(3, np.int16), 1, 2),
+        lambda: compiled.group_split(np.empty(2, np.uint8), np.empty(3, np.int16), np.zeros(3, np.int16), 1, 0),
         lambda: compiled.parametric(np.empty(3, np.int64), 1, 256),
         lambda: compiled.geometric(np.empty(3, np.int64), np.arange(3), 0.5),
         lambda: compiled.least_squares(np.zeros(3), np.zeros(2), 100, 7),

@@ -35,5 +35,6 @@ PyObject *parametric(PyObject *self, PyObject *args);
 PyObject *geometric(PyObject *self, PyObject *args);
 PyObject *entropy(PyObject *self, PyObject *args);
 PyObject *least_squares(PyObject *self, PyObject *args);
+PyObject *group_split(PyObject *self, PyObject *args);
 
 #endif

@@ -40,6 +40,7 @@ static PyMethodDef METHODS[] = {
     {"geometric", geometric, METH_VARARGS, NULL},
     {"entropy", entropy, METH_VARARGS, NULL},
     {"least_squares", least_squares, METH_VARARGS, NULL},
+    {"group_split", group_split, METH_VARARGS, NULL},
     {NULL, NULL, 0, NULL},
 };
 
