@@ -173,7 +173,10 @@ def test_zstd_size_is_checked_before_decompressing():
 def test_gaps_beat_or_meet_independent_positions(density):
     rng = np.random.default_rng(1)
     masks = [rng.random(n) < density for n in (5000, 1, 0, 20_000)]
-    subsets = [gaps.subset(mask) for mask in masks]
+    subsets = gaps.subsets(np.concatenate(masks), [mask.size for mask in masks])
+    for mask, one in zip(masks, subsets, strict=True):
+        alone = gaps.subset(mask)
+        assert (one.size, one.flipped, one.rare.tolist()) == (alone.size, alone.flipped, alone.rare.tolist())
     coded = gaps.encode(subsets)
     assert coded is not None
     assert density in (0, 1) or gaps.encode(subsets, 0.5 * len(coded)) is None

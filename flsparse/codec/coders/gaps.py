@@ -68,6 +68,18 @@ def subset(mask: NDArray[np.bool_]) -> Subset:
     return Subset(mask.size, np.flatnonzero(~mask if flipped else mask), flipped)
 
 
+def subsets(mask: NDArray[np.bool_], sizes: list[int]) -> list[Subset]:
+    """Return the subsets of consecutive groups, given one mask over all of them."""
+    ends = np.cumsum([0, *sizes])
+    flipped = 2 * np.diff(np.searchsorted(np.flatnonzero(mask), ends)) > sizes
+    rare = np.flatnonzero(mask ^ np.repeat(flipped, sizes))
+    bounds = np.searchsorted(rare, ends)
+    rare -= np.repeat(ends[:-1], np.diff(bounds))
+    cuts = bounds.tolist()
+    parts = zip(sizes, cuts, cuts[1:], flipped.tolist(), strict=False)
+    return [Subset(size, rare[low:high], flip) for size, low, high, flip in parts]
+
+
 def sparse_subset(size: int, positions: Positions) -> Subset:
     """Return the subset of ``range(size)`` with these positions, without a mask where they are few."""
     if 2 * positions.size <= size:

@@ -25,6 +25,7 @@ from flsparse.codec.specs import Reference
 from flsparse.codec.wire import Reader
 
 SAME, GAPS, BITMAP, RELATIVE = range(4)
+_FINEST = 3  # the largest ``sub``
 _OCTAVES = 12  # below the largest magnitude; all smaller ones share the last step
 _BLOCK = 1 << 20  # support elements sorted at once
 _TRY_ALL = 1 << 18  # up to this many reference positions, every resolution of magnitudes is tried
@@ -56,14 +57,19 @@ class Known:
         """Size of the support."""
         return sum(at.size for _, at in self.arrays)
 
-    def depths(self, sub: int) -> NDArray[np.uint8]:
-        """Steps of about 2^(1/2^sub) below the largest magnitude, of the support's elements, all arrays in a row."""
+    @cached_property
+    def magnitudes(self) -> NDArray[np.uint16]:
+        """Exponent and 3 bits of fraction of the support's elements as float32, all arrays in a row."""
         parts = [np.empty(0, np.uint16)]
         with np.errstate(over="ignore", under="ignore"):
             for array, at in self.arrays:
                 single = np.abs(array[at]).astype(np.float32).view(np.uint32)  # bit patterns grow with the magnitude
-                parts.append((single >> np.uint32(23 - sub)).astype(np.uint16))
-        steps = np.concatenate(parts)
+                parts.append((single >> np.uint32(23 - _FINEST)).astype(np.uint16))
+        return np.concatenate(parts)
+
+    def depths(self, sub: int) -> NDArray[np.uint8]:
+        """Steps of about 2^(1/2^sub) below the largest magnitude, of the support's elements, all arrays in a row."""
+        steps = self.magnitudes >> np.uint16(_FINEST - sub)
         depths: np.ndarray = np.minimum(steps.max(initial=0) - steps, _OCTAVES << sub)
         return depths.astype(np.uint8)
 
@@ -109,19 +115,19 @@ def _blocks(depths: NDArray[np.uint8], levels: int) -> Iterator[Block]:
         yield own, order, np.bincount(depths[own], minlength=levels).tolist()
 
 
-def _split(inside: NDArray[np.bool_], by_depth: ByDepth) -> list[NDArray[np.bool_]]:
-    """Return the part of a mask over the support that lies at each depth."""
+def _sorted(inside: NDArray[np.bool_], by_depth: ByDepth) -> NDArray[np.bool_]:
+    """Return a mask over the support in the order of depths."""
     pieces: list[list[NDArray[np.bool_]]] = [[np.empty(0, np.bool_)] for _ in by_depth.sizes]
     for own, order, counts in by_depth.blocks:
         ends = np.cumsum(counts)
         ordered = inside[own][order]
         for depth, (end, count) in enumerate(zip(ends, counts, strict=True)):
             pieces[depth].append(ordered[end - count : end])
-    return [np.concatenate(piece) for piece in pieces]
+    return np.concatenate([part for piece in pieces for part in piece])
 
 
 def _join(parts: list[NDArray[np.bool_]], by_depth: ByDepth) -> NDArray[np.bool_]:
-    """Undo :func:`_split`."""
+    """Undo :func:`_sorted`, given the part at each depth."""
     inside = np.empty(sum(by_depth.sizes), np.bool_)
     used = [0] * len(parts)
     for own, order, counts in by_depth.blocks:
@@ -151,8 +157,9 @@ def _ways(kept: list[Positions], sizes: list[int], known: Known | None) -> Itera
     if known is not None:
         inside, outside, zeros = _inside_out(known, kept)
         tail = gaps.sparse_subset(zeros, outside)
-        for sub in (0, 1, 2, 3) if inside.size <= _TRY_ALL else (2,):
-            yield bytes([RELATIVE, sub]), [*map(gaps.subset, _split(inside, known.by_depth(sub))), tail]
+        for sub in range(_FINEST + 1) if inside.size <= _TRY_ALL else (2,):
+            by_depth = known.by_depth(sub)
+            yield bytes([RELATIVE, sub]), [*gaps.subsets(_sorted(inside, by_depth), by_depth.sizes), tail]
     if known is None or 2 * known.nnz < sum(sizes):  # a dense reference always helps
         yield bytes([GAPS]), [gaps.sparse_subset(size, at) for size, at in zip(sizes, kept, strict=True)]
 
@@ -205,7 +212,7 @@ def decode(reader: Reader, sizes: list[int], known: Known | None) -> list[Positi
 
 def _decode_relative(reader: Reader, known: Known) -> list[Positions]:
     sub = reader.byte()
-    require(sub <= 3, f"unknown resolution {sub} of magnitudes")
+    require(sub <= _FINEST, f"unknown resolution {sub} of magnitudes")
     by_depth = known.by_depth(sub)
     zeros = sum(known.reference.specs[name].size for name in known.names) - sum(by_depth.sizes)
     *parts, tail = gaps.decode(reader, [*by_depth.sizes, zeros])
