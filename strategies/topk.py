@@ -33,8 +33,9 @@ class TopK(FedAvg):
         Approach the target over the first third of the rounds; off in the paper.
     reprune : bool (default: True)
         Prune the aggregate to the round's sparsity before it is broadcast; off in the paper.
-    scope : {"global", "layer"} (default: "global")
-        One magnitude ranking over all layers, or one for each.
+    scope : {"lamp", "global", "layer"} (default: "lamp")
+        One ranking over all layers, of each magnitude's share of its layer (:mod:`flsparse.sparsity.lamp`) or of
+        magnitudes (as in the paper), or one for each layer.
     tiers : Mapping[str, float], optional
         Other targets for ranges of partition ids, such as ``{"0-49": 0.9, "50-99": 0.98}``, for devices of unequal
         strength; from round 2 on, as in the authors' code.
@@ -51,7 +52,7 @@ class TopK(FedAvg):
         sparsity: float = 0.95,
         ramp: bool = True,
         reprune: bool = True,
-        scope: Scope = "global",
+        scope: Scope = "lamp",
         tiers: Mapping[str, float] | Mapping[int, float] | None = None,
         **fedavg: Any,
     ) -> None:
