@@ -89,7 +89,8 @@ class LocalMethod:
             case Kind.EVALUATE:
                 model, _ = _loaded(self, visit)
                 found = visit.task.evaluate(model, visit.data)
-                measured = {f"train-{key}": found.pop(key) for key in ("loss", "accuracy")}  # there are no other data
+                scores = [key for key in ("loss", "accuracy") if key in found]
+                measured = {f"train-{key}": found.pop(key) for key in scores}  # there are no other data
                 return RecordDict({questions.METRICS: MetricRecord({**measured, **found})})
             case Kind.STATISTICS:
                 model, _ = _loaded(self, visit)

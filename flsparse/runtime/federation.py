@@ -194,7 +194,8 @@ class _Run:
         self.counts: dict[str, int] = {}
         self.scores: dict[str, float | None] = {"accuracy": None, "loss": None, "best_accuracy": None}
         self.node_scores: dict[str, float] = {}  # of decentralized runs
-        guess = Guess.of(self.evaluation_data.targets.numpy(), self.task.source.num_classes)
+        classes = self.task.source.num_classes
+        guess = Guess.of(self.evaluation_data.targets.numpy(), classes) if classes else None
         self.health = Health(guess, cfg["strategy"])
         accuracy = (cfg.get("evaluate") or {}).get("target")
         self.target = None if accuracy is None else Target(float(accuracy))
@@ -278,7 +279,7 @@ class _Run:
             return None
         load_arrays(self.model, to_numpy(arrays))
         metrics = self.task.evaluate(self.model, self.evaluation_data)
-        return MetricRecord({key: metrics[key] for key in ("loss", "accuracy", "prediction-share")})
+        return MetricRecord({key: value for key, value in metrics.items() if key != "num-examples"})
 
     def _after_round(self, report: RoundReport) -> None:
         self.arrays, self.last_round = to_numpy(report.arrays), report.server_round
@@ -292,12 +293,12 @@ class _Run:
         row |= self.baseline.take(row)
         row["to_target"] = self.target.take(row) if self.target else None
         self.node_scores |= {key: row[key] for key in ("mean_node_accuracy", "worst_node_accuracy") if key in row}
-        if row["accuracy"] is not None:
-            best = self.scores["best_accuracy"]
+        if row["loss"] is not None:
+            found = [each for each in (self.scores["best_accuracy"], row["accuracy"]) if each is not None]
             self.scores = {
                 "accuracy": row["accuracy"],
                 "loss": row["loss"],
-                "best_accuracy": row["accuracy"] if best is None else max(best, row["accuracy"]),
+                "best_accuracy": max(found, default=None),
             }
         is_last = report.server_round == self.num_rounds
         row["warnings"] = self.health.examine(row, self.arrays, self.prunable, is_last=is_last)

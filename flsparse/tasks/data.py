@@ -1,5 +1,6 @@
 """Data sets for the training loop: shared tensors, and index views into them."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -47,7 +48,8 @@ class Data:
     ----------
     all_inputs, all_targets : Tensor
         The whole split, shared by all views: images uint8 (samples, channels, height, width) or characters uint8
-        (samples, length); targets int64 (samples,) or uint8 (samples, length).
+        (samples, length), or float32 (samples, ...); targets int64 or uint8 classes, (samples,) or one for each
+        position; float32 numbers, (samples,) or (samples, outputs); 0 and 1 (samples, labels).
     index : Tensor
         int64 (size,), which samples belong to this part.
     prepare : callable
@@ -69,8 +71,8 @@ class Data:
 
     @property
     def targets(self) -> Tensor:
-        """This part's targets as int64 (a copy)."""
-        return self.all_targets[self.index].long()
+        """This part's targets as stored (a copy); the objective turns them into what its loss takes."""
+        return self.all_targets[self.index]
 
 
 @dataclass(frozen=True)
@@ -82,13 +84,17 @@ class Source:
     train_inputs, train_targets, test_inputs, test_targets : Tensor
         As in :class:`Data`.
     num_classes : int
-        Number of labels, or of characters.
+        Number of classes, or of characters; 0 where the targets are no classes.
     prepare : callable
         As in :class:`Data`.
     train_groups, test_groups : np.ndarray, optional
         int64 (samples,), the natural node of each sample, where the data set knows one.
     in_time : bool
         Samples of a group stand in order of time, so a hold-out must be a group's tail, not a random pick.
+    labels : tuple of str, optional
+        Names of the classes, or of the outputs.
+    objective : str
+        What the targets suggest, a name of ``flsparse.tasks.objectives.OBJECTIVES``.
     """
 
     train_inputs: Tensor
@@ -100,11 +106,23 @@ class Source:
     train_groups: np.ndarray | None = None
     test_groups: np.ndarray | None = None
     in_time: bool = False
+    labels: tuple[str, ...] | None = None
+    objective: str = "classification"
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """Shape of one sample: (channels, height, width), or (length,) for text."""
+        """Shape of one sample: (channels, height, width), (length,) for text, (features,) for vectors."""
         return tuple(self.train_inputs.shape[1:])
+
+    @property
+    def is_text(self) -> bool:
+        """Whether a sample is a sequence of character codes: a vector's numbers are floating."""
+        return len(self.input_shape) == 1 and not self.train_inputs.is_floating_point()
+
+    @property
+    def num_outputs(self) -> int:
+        """Outputs of a model: one a class, or one a number of a sample's target."""
+        return self.num_classes or math.prod(self.train_targets.shape[1:])
 
 
 def batches(size: int, batch_size: int, generator: torch.Generator, *, epochs: int, steps: int = 0) -> Iterator[Tensor]:

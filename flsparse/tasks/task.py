@@ -18,6 +18,7 @@ from flsparse.tasks.cost import TrainingFlops
 from flsparse.tasks.data import Data, Source
 from flsparse.tasks.hub import hub_images
 from flsparse.tasks.models import build_model
+from flsparse.tasks.objectives import OBJECTIVES, Objective
 from flsparse.tasks.partitions import Partition, make_partition
 from flsparse.tasks.shakespeare import shakespeare
 
@@ -34,7 +35,7 @@ LOADERS: dict[str, Callable[..., Source]] = {
     "shakespeare": shakespeare,
     "hf": hub_images,
 }
-_TASK_KEYS = ("dataset", "model", "partition", "num_clients", "seed", "device")
+_TASK_KEYS = ("dataset", "model", "objective", "partition", "num_clients", "seed", "device")
 
 
 def build_task(config: Mapping[str, Any]) -> "Task":
@@ -44,7 +45,8 @@ def build_task(config: Mapping[str, Any]) -> "Task":
     ----------
     config : Mapping
         Plain values. ``dataset``: ``name``, the loader's own arguments, ``validation_fraction`` (default 0.1) and
-        ``train_samples`` (default all); ``model``: ``name`` and the model's own arguments; ``partition``: ``kind`` and
+        ``train_samples`` (default all); ``model``: ``name`` and the model's own arguments; ``objective``: ``name`` and
+        its arguments (default: what the data set suggests); ``partition``: ``kind`` and
         ``alpha``; ``num_clients``; ``seed``; ``device`` (default ``cpu``; ``auto`` takes a GPU where there is one).
         Other keys are ignored.
 
@@ -75,6 +77,8 @@ class Task:
     ----------
     source : Source
         The data set.
+    objective : Objective
+        The loss.
     num_nodes : int
         Number of nodes that hold data.
     """
@@ -90,6 +94,9 @@ class Task:
         self._flops = TrainingFlops()
         self._nodes = config.get("num_clients")
         self.source = _load(json.dumps(dataset, sort_keys=True))
+        asked = dict(config.get("objective") or {})
+        name = asked.pop("name", None) or self.source.objective
+        self.objective: Objective = build(OBJECTIVES, name, asked, what="objective")
         self.num_nodes = len(self._partition)
 
     def model(self) -> nn.Module:
@@ -135,11 +142,11 @@ class Task:
 
     def fit(self, fit: "Fit", method: "Hooks", data: Data) -> dict[str, np.ndarray]:
         """Train on one node's data (see :func:`flsparse.tasks.training.train`)."""
-        return training.train(fit, method, data, self._flops)
+        return training.train(fit, method, data, self._flops, self.objective)
 
     def evaluate(self, model: nn.Module, data: Data) -> dict[str, float]:
         """Return loss, accuracy and the like (see :func:`flsparse.tasks.training.evaluate`)."""
-        return training.evaluate(model, data)
+        return training.evaluate(model, data, self.objective)
 
     def sample(self, data: Data, size: int) -> list[tuple[Tensor, Tensor]]:
         """Return batches of a fixed random sample of some data, prepared as the model takes them, with their targets.
@@ -154,7 +161,7 @@ class Task:
         index = data.index[torch.from_numpy(order)]
         parts = torch.chunk(index, max(1, len(index) // 100))
         inputs = [data.prepare(data.all_inputs[part].to(self.device)) for part in parts]
-        targets = [data.all_targets[part].long().to(self.device) for part in parts]
+        targets = [self.objective.target(data.all_targets[part].to(self.device)) for part in parts]
         return list(zip(inputs, targets, strict=True))
 
     def _train_view(self, index: np.ndarray) -> Data:
@@ -164,7 +171,8 @@ class Task:
     @cached_property
     def _initial_model(self) -> nn.Module:
         with seeded(rng.derive(self.seed, 0, -1, "init"), torch.device("cpu")):
-            model = build_model(self._model_config, self.source.input_shape, self.source.num_classes)
+            source = self.source
+            model = build_model(self._model_config, source.input_shape, source.num_outputs, is_text=source.is_text)
         return model.to(self.device)
 
     @cached_property
@@ -174,7 +182,7 @@ class Task:
     @cached_property
     def _partition(self) -> Partition:
         source, (train, _) = self.source, self._split
-        labels = source.train_targets.numpy()[train] if source.train_targets.ndim == 1 else None
+        labels = source.train_targets.numpy()[train] if source.num_classes and source.train_targets.ndim == 1 else None
         groups = None if source.train_groups is None else source.train_groups[train]
         parts = make_partition(self._partition_config, labels, groups, len(train), self._nodes, self.seed)
         return [train[part] for part in parts]
