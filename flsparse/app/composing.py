@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from flsparse.app.checks import count_nodes
 from flsparse.app.settings import SettingsError
 from flsparse.configs import did_you_mean, keys_of
 
@@ -60,7 +61,7 @@ def compose_jobs(overrides: Sequence[str], *, sweep: bool) -> list[dict[str, Any
         known = {key for job in _jobs(chosen) for key in keys_of(_compose(job))}
         for each in ours:
             _check_key(each, groups, known)
-        return [_compose(job) for job in _jobs(parsed)]
+        return [_compose_counted(job) for job in _jobs(parsed)]
     except (HydraException, OmegaConfBaseException) as error:
         raise SettingsError(_first_line(error) + _missing_plugin(error)) from error
 
@@ -162,6 +163,19 @@ def _read_config(folder: Path) -> DictConfig:
 def _compose(overrides: Sequence[str]) -> dict[str, Any]:
     """Return one job's configuration; its output folder is Hydra's to choose, and null here."""
     config = hydra.compose("config", [*overrides, "output_dir=null"])
+    return OmegaConf.to_container(config, resolve=True)  # type: ignore[return-value]
+
+
+def _compose_counted(job: Sequence[str]) -> dict[str, Any]:
+    """Return one job's configuration, with the number of nodes that the data have where none is given."""
+    cfg = _compose(job)
+    return _compose([*job, f"num_clients={count_nodes(cfg)}"]) if cfg["num_clients"] is None else cfg
+
+
+def filled_in(config: DictConfig) -> dict[str, Any]:
+    """Return the configuration that Hydra hands to a job as plain values, its nodes counted where none are given."""
+    if config.num_clients is None:
+        config.num_clients = count_nodes(OmegaConf.to_container(config, resolve=True))  # type: ignore[arg-type]
     return OmegaConf.to_container(config, resolve=True)  # type: ignore[return-value]
 
 

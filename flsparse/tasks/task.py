@@ -14,13 +14,17 @@ from flsparse import rng
 from flsparse.configs import build
 from flsparse.nets.seeded import seeded
 from flsparse.tasks import datasets, training
+from flsparse.tasks.arrays import arrays
 from flsparse.tasks.cost import TrainingFlops
 from flsparse.tasks.data import Data, Source
+from flsparse.tasks.folder import folder
 from flsparse.tasks.hub import hub_images
 from flsparse.tasks.models import build_model
 from flsparse.tasks.objectives import OBJECTIVES, Objective
 from flsparse.tasks.partitions import Partition, make_partition
+from flsparse.tasks.series import series
 from flsparse.tasks.shakespeare import shakespeare
+from flsparse.tasks.table import table
 
 if TYPE_CHECKING:
     from flsparse.clients.core.fit import Fit
@@ -34,6 +38,10 @@ LOADERS: dict[str, Callable[..., Source]] = {
     "cifar10": datasets.cifar10,
     "shakespeare": shakespeare,
     "hf": hub_images,
+    "arrays": arrays,
+    "folder": folder,
+    "table": table,
+    "series": series,
 }
 _TASK_KEYS = ("dataset", "model", "objective", "partition", "num_clients", "seed", "device")
 
@@ -93,9 +101,10 @@ class Task:
         self._partition_config = dict(config.get("partition", {}))
         self._flops = TrainingFlops()
         self._nodes = config.get("num_clients")
-        self.source = _load(json.dumps(dataset, sort_keys=True))
         asked = dict(config.get("objective") or {})
-        name = asked.pop("name", None) or self.source.objective
+        name = asked.pop("name", None)
+        self.source = _load(json.dumps(dataset, sort_keys=True), name)
+        name = name or self.source.objective
         self.objective: Objective = build(OBJECTIVES, name, asked, what="objective")
         self.num_nodes = len(self._partition)
 
@@ -175,9 +184,30 @@ class Task:
             model = build_model(self._model_config, source.input_shape, source.num_outputs, is_text=source.is_text)
         return model.to(self.device)
 
+    @property
+    def notes(self) -> list[str]:
+        """What the owner of the data should know of what becomes of them, a line each."""
+        groups, tested = self.source.train_groups, len(self.source.test_inputs)
+        if self._partition_config.get("kind") != "natural" or groups is None:
+            return list(self.source.notes)
+        there, left_out = len(np.unique(groups[self._split[0]])), tested - len(self.test_data())
+        if self.num_nodes == there:
+            return list(self.source.notes)
+        trained = sum(map(len, self._partition))
+        return [
+            *self.source.notes,
+            f"num_clients={self.num_nodes} of the {there} natural nodes take part; left out are those others' "
+            f"{len(self._split[0]) - trained:,} training and {left_out:,} test samples; num_clients=null takes all",
+        ]
+
     @cached_property
     def _split(self) -> tuple[np.ndarray, np.ndarray]:
-        return hold_out(self.source, self._validation_fraction, self._train_samples, self.seed)
+        train, held = hold_out(self.source, self._validation_fraction, self._train_samples, self.seed)
+        groups = self.source.train_groups
+        if self._partition_config.get("kind") == "natural" and groups is not None and self._train_samples is None:
+            small = ~np.isin(groups[held], groups[train])  # nodes that would have nothing left to train on
+            train, held = np.sort(np.concatenate([train, held[small]])), held[~small]
+        return train, held
 
     @cached_property
     def _partition(self) -> Partition:
@@ -218,8 +248,8 @@ def hold_out(source: Source, fraction: float, limit: int | None, seed: int) -> t
         raise ValueError(f"dataset.train_samples={limit} must be from 1 to the {total} training samples there are")
     stream = rng.stream(seed, 0, -1, "validation")
     chosen = np.arange(total) if limit is None else np.sort(stream.choice(total, limit, replace=False))
-    if source.in_time and source.train_groups is not None:
-        groups = source.train_groups[chosen]
+    if source.in_time:
+        groups = np.zeros(len(chosen)) if source.train_groups is None else source.train_groups[chosen]
         _, start, size = np.unique(groups, return_index=True, return_counts=True)
         # Samples of a group are contiguous: count each one's distance to its group's end.
         left = np.repeat(start + size, size) - np.arange(len(chosen))
@@ -231,10 +261,10 @@ def hold_out(source: Source, fraction: float, limit: int | None, seed: int) -> t
 
 
 @lru_cache(maxsize=2)
-def _load(config: str) -> Source:
+def _load(config: str, objective: str | None) -> Source:
     arguments = json.loads(config)
     name = arguments.pop("name", None)
-    return build(LOADERS, name, arguments, what="dataset")
+    return build(LOADERS, name, arguments, what="dataset", offered={"objective": objective})
 
 
 def _device(name: str) -> torch.device:
