@@ -11,7 +11,7 @@ from torch import Tensor
 
 from flsparse.configs import did_you_mean
 from flsparse.tasks.data import Normalize, Source, tokens
-from flsparse.tasks.lazy import lazily, rows_of
+from flsparse.tasks.lazy import Lazy, lazily, rows_of
 from flsparse.tasks.splits import held_out
 from flsparse.tasks.targets import Stats, as_targets
 
@@ -32,6 +32,7 @@ def arrays(
     mean: Stats = 0.5,
     std: Stats = 0.5,
     objective: str | None = None,
+    partial: bool = False,
 ) -> Source:
     """Map the arrays of a file.
 
@@ -57,6 +58,8 @@ def arrays(
         Of images of 8 bits, in [0, 1] units.
     objective : str, optional
         What the targets are for; ``regression`` keeps whole numbers as numbers.
+    partial : bool
+        Other nodes hold other samples: classes may lack.
 
     Returns
     -------
@@ -86,6 +89,7 @@ def arrays(
         mean=mean,
         std=std,
         objective=objective,
+        partial=partial,
     )
 
 
@@ -100,6 +104,7 @@ def source_of(
     mean: Stats = 0.5,
     std: Stats = 0.5,
     objective: str | None = None,
+    partial: bool = False,
 ) -> Source:
     """Return the data set of arrays by name (see :func:`arrays`); `where` they are from, for errors."""
     named = {
@@ -120,16 +125,19 @@ def source_of(
         groups = None if "groups" not in parts else np.asarray(parts["groups"])
         train, test = held_out(len(parts["inputs"]), test_fraction, groups, where=where)
         inputs = {"train": _inputs(parts["inputs"], layout, train), "test": _inputs(parts["inputs"], layout, test)}
-        targets = [np.asarray(parts["targets"])[index] for index in (train, test)]
+        stored = np.asarray(parts["targets"])
+        targets = (stored[train], stored[test])
         grouped = [None if groups is None else groups[index] for index in (train, test)]
     else:
         inputs = {part: _inputs(parts[f"{part}_inputs"], layout, None) for part in ("train", "test")}
-        targets = [np.asarray(parts[f"{part}_targets"]) for part in ("train", "test")]
+        targets = (np.asarray(parts["train_targets"]), np.asarray(parts["test_targets"]))
         grouped = [np.asarray(parts[key]) if (key := f"{part}_groups") in parts else None for part in ("train", "test")]
     if inputs["train"].shape[1:] != inputs["test"].shape[1:]:
         shapes = " and ".join(str(tuple(each.shape[1:])) for each in inputs.values())
         raise ValueError(f"{where}: samples to train and to test on differ in shape, {shapes}: make them alike")
-    made = as_targets(targets[0], targets[1], f"{where}: targets", classes=classes, objective=objective)
+    made = as_targets(
+        targets[0], targets[1], f"{where}: targets", classes=classes, objective=objective, partial=partial
+    )
     codes = _group_codes(grouped, where)
     return Source(
         inputs["train"],
@@ -142,6 +150,7 @@ def source_of(
         test_groups=codes[1],
         labels=made.labels,
         objective=made.objective,
+        holds={"classes": list(made.labels or map(str, range(made.num_classes)))} if made.num_classes else {},
     )
 
 
@@ -214,6 +223,8 @@ def _check_lengths(parts: Mapping[str, Any], where: str) -> None:
 
 def _inputs(stored: Any, layout: str, index: np.ndarray | None) -> Tensor:
     """Return samples that stay in their file, images with their channels first."""
+    if isinstance(stored, Lazy):
+        return rows_of(stored, torch.arange(len(stored)) if index is None else torch.from_numpy(index))
     rows = stored if isinstance(stored, Tensor) else torch.from_numpy(np.asarray(stored, order="K"))
     last = layout == "channels_last" and rows.ndim == 4
     shape = tuple(rows.shape[1:])

@@ -82,7 +82,7 @@ def folder(
     if size is not None and (len(size) != 2 or min(size) < 1):
         raise ValueError(f"dataset.image_size={image_size} is neither a number of pixels nor a height and a width")
     notes: list[str] = []
-    sites = _sites(base)
+    sites = _sites(base, partial)
     parts = [_divided(site, test_fraction, notes, may_lack=classes is not None or partial) for site in sites]
     train, test = ([site[which] for site in parts] for which in (0, 1))
     files = [[file for part in parts for file in part.files] for parts in (train, test)]
@@ -115,8 +115,8 @@ def folder(
     )
 
 
-def _sites(base: Path) -> list[Path]:
-    if (base / "train").is_dir():
+def _sites(base: Path, partial: bool) -> list[Path]:
+    if (base / "train").is_dir() or (partial and (base / "test").is_dir()):
         return [base]
     inside = sorted(each for each in base.iterdir() if each.is_dir() and not each.name.startswith("."))
     if sites := [each for each in inside if (each / "train").is_dir()]:
@@ -131,6 +131,8 @@ def _sites(base: Path) -> list[Path]:
 
 def _divided(site: Path, test_fraction: float, notes: list[str], *, may_lack: bool) -> tuple[_Part, _Part]:
     """Return the images of a site to train and to test on."""
+    if not (site / "train").is_dir():  # a server's
+        return _Part([], []), _images(site / "test", notes, may_lack=True)
     train = _images(site / "train", notes, may_lack)
     if (site / "test").is_dir():
         return train, _images(site / "test", notes, may_lack=True)

@@ -14,6 +14,7 @@ from flsparse import rng
 from flsparse.configs import build
 from flsparse.nets.seeded import seeded
 from flsparse.tasks import datasets, training
+from flsparse.tasks.agreement import Agreement, holdings
 from flsparse.tasks.arrays import arrays
 from flsparse.tasks.cost import TrainingFlops
 from flsparse.tasks.data import Data, Source
@@ -22,6 +23,7 @@ from flsparse.tasks.hub import hub_images
 from flsparse.tasks.models import build_model
 from flsparse.tasks.objectives import OBJECTIVES, Objective
 from flsparse.tasks.partitions import Partition, make_partition
+from flsparse.tasks.python import python_source
 from flsparse.tasks.series import series
 from flsparse.tasks.shakespeare import shakespeare
 from flsparse.tasks.table import table
@@ -43,6 +45,7 @@ LOADERS: dict[str, Callable[..., Source]] = {
     "table": table,
     "series": series,
 }
+_DIVISION = ("validation_fraction", "train_samples")  # settings of a data set that its loader does not see
 _TASK_KEYS = ("dataset", "model", "objective", "partition", "num_clients", "seed", "device")
 
 
@@ -69,8 +72,13 @@ def build_task(config: Mapping[str, Any]) -> "Task":
 
 
 @lru_cache(maxsize=2)  # devices ask once a message; two, since a data set may be large
-def _build_task(config: str) -> "Task":
-    return Task(json.loads(config))
+def _build_task(text: str) -> "Task":
+    config = json.loads(text)
+    if (config.get("partition") or {}).get("kind") == "own":
+        from flsparse.tasks.own import task_here  # it imports this module
+
+        return task_here(config)
+    return Task(config)
 
 
 class Task:
@@ -80,33 +88,41 @@ class Task:
     ----------
     config : Mapping
         As for :func:`build_task`.
+    source : Source, optional
+        The data set, where it is loaded already.
+    agreement : Agreement, optional
+        What nodes with data of their own share, for the server's task.
 
     Attributes
     ----------
     source : Source
         The data set.
+    agreement : Agreement or None
     objective : Objective
         The loss.
     num_nodes : int
         Number of nodes that hold data.
     """
 
-    def __init__(self, config: Mapping[str, Any]) -> None:
-        dataset = dict(config["dataset"])
+    def __init__(
+        self, config: Mapping[str, Any], source: Source | None = None, agreement: Agreement | None = None
+    ) -> None:
+        dataset = config["dataset"]
+        self.agreement = agreement
         self.seed = int(config["seed"])
         self.device = _device(str(config.get("device", "cpu")))
-        self._validation_fraction = float(dataset.pop("validation_fraction", 0.1))
-        self._train_samples = dataset.pop("train_samples", None)
+        self._validation_fraction = float(dataset.get("validation_fraction", 0.1))
+        self._train_samples = dataset.get("train_samples")
         self._model_config = dict(config["model"])
         self._partition_config = dict(config.get("partition", {}))
         self._flops = TrainingFlops()
         self._nodes = config.get("num_clients")
         asked = dict(config.get("objective") or {})
         name = asked.pop("name", None)
-        self.source = _load(json.dumps(dataset, sort_keys=True), name)
+        self.source = _load(json.dumps(dataset, sort_keys=True), name) if source is None else source
         name = name or self.source.objective
         self.objective: Objective = build(OBJECTIVES, name, asked, what="objective")
-        self.num_nodes = len(self._partition)
+        self.num_nodes = len(self._partition) if not self._own else int(self._nodes or len(self._roots))
 
     def model(self) -> nn.Module:
         """Return a fresh model; its initial weights depend on the seed alone, and no global generator moves."""
@@ -122,7 +138,27 @@ class Task:
         """
         if not 0 <= node < self.num_nodes:
             raise ValueError(f"partition id {node} is not among the {self.num_nodes} nodes of this task (num_clients)")
+        if self._own:
+            return self._train_view(self._split[0])
         return self._train_view(self._partition[node])
+
+    def local_test_data(self, node: int) -> Data | None:
+        """Return the test part of a node that has data of its own; None where the server has all of them."""
+        return self.test_data() if self._own else None
+
+    def holdings(self) -> dict[str, Any]:
+        """Return what a node says of its data before round 1 (see :func:`flsparse.tasks.agreement.holdings`)."""
+        return holdings(self.source)
+
+    def example(self, data: Data) -> Tensor:
+        """Return two samples as the model takes them; made-up ones where there are no data."""
+        if len(data):
+            return self.sample(data, 2)[0][0]
+        stream = rng.stream(self.seed, 0, -1, "example")
+        shape = (2, *self.source.input_shape)
+        if self.source.is_text:
+            return torch.from_numpy(stream.integers(0, max(1, self.source.num_classes), shape)).to(self.device)
+        return torch.from_numpy(stream.standard_normal(shape).astype(np.float32)).to(self.device)
 
     def validation_data(self) -> Data:
         """Return the part of the training set that no node holds, for choosing settings.
@@ -172,6 +208,14 @@ class Task:
         inputs = [data.prepare(data.all_inputs[part].to(self.device)) for part in parts]
         targets = [self.objective.target(data.all_targets[part].to(self.device)) for part in parts]
         return list(zip(inputs, targets, strict=True))
+
+    @property
+    def _own(self) -> bool:
+        return bool(self._partition_config.get("kind") == "own")
+
+    @property
+    def _roots(self) -> list[str]:
+        return list(self._partition_config.get("roots") or ())
 
     def _train_view(self, index: np.ndarray) -> Data:
         source = self.source
@@ -261,10 +305,23 @@ def hold_out(source: Source, fraction: float, limit: int | None, seed: int) -> t
 
 
 @lru_cache(maxsize=2)
-def _load(config: str, objective: str | None) -> Source:
-    arguments = json.loads(config)
-    name = arguments.pop("name", None)
-    return build(LOADERS, name, arguments, what="dataset", offered={"objective": objective})
+def _load(dataset: str, objective: str | None) -> Source:
+    return load({"dataset": json.loads(dataset), "objective": {"name": objective}})
+
+
+def load(config: Mapping[str, Any], *, partial: bool = False) -> Source:
+    """Load the data set of a configuration; `partial` where other nodes hold other parts of it.
+
+    Raises
+    ------
+    ValueError, FileNotFoundError
+        As for :func:`build_task`.
+    """
+    arguments = {key: value for key, value in config["dataset"].items() if key not in _DIVISION}
+    name, objective = arguments.pop("name", None), (config.get("objective") or {}).get("name")
+    if name == "python":
+        return python_source(arguments, objective)
+    return build(LOADERS, name, arguments, what="dataset", offered={"objective": objective, "partial": partial})
 
 
 def _device(name: str) -> torch.device:
