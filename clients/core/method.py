@@ -88,8 +88,11 @@ class LocalMethod:
                 return _trained(self, visit)
             case Kind.EVALUATE:
                 model, _ = _loaded(self, visit)
+                if (held := visit.test_data) is not None:
+                    return RecordDict({questions.METRICS: MetricRecord(dict(visit.task.evaluate(model, held)))})
                 found = visit.task.evaluate(model, visit.data)
-                measured = {f"train-{key}": found.pop(key) for key in ("loss", "accuracy")}  # there are no other data
+                scores = [key for key in ("loss", "accuracy") if key in found]
+                measured = {f"train-{key}": found.pop(key) for key in scores}  # there are no other data
                 return RecordDict({questions.METRICS: MetricRecord({**measured, **found})})
             case Kind.STATISTICS:
                 model, _ = _loaded(self, visit)
@@ -220,6 +223,12 @@ class Visit:
     def data(self) -> Any:
         """The node's training data, as its task holds them."""
         return self.task.train_data(self.node)
+
+    @property
+    def test_data(self) -> Any:
+        """The test part of the node's own data; None where it has training data alone."""
+        find = getattr(self.task, "local_test_data", None)
+        return None if find is None else find(self.node)
 
     @property
     def sample(self) -> questions.Batches:

@@ -137,8 +137,8 @@ class Health:
 
     Parameters
     ----------
-    guess : Guess
-        Of the evaluation data.
+    guess : Guess or None
+        Of the evaluation data; None where the targets are no classes.
     strategy : Mapping
         The strategy's settings, which name the mend.
 
@@ -149,7 +149,7 @@ class Health:
         and in the run's last round from the first.
     """
 
-    def __init__(self, guess: Guess, strategy: Mapping[str, Any]) -> None:
+    def __init__(self, guess: Guess | None, strategy: Mapping[str, Any]) -> None:
         self.warnings: list[str] = []
         self._guess = guess
         self._mend = layer_mend(strategy)
@@ -164,7 +164,7 @@ class Health:
         is_last: bool,
     ) -> list[str]:
         """Return the warnings after a round, from its row and its model; scores count where it was evaluated."""
-        if row["accuracy"] is not None:
+        if self._guess is not None and row["accuracy"] is not None:
             scores = row["accuracy"], row["loss"], row["prediction_share"]
             signs = guessing(*scores, self._guess, self._mend.partition(" or ")[0])
             self._counts = {sign: self._counts.get(sign, 0) + 1 for sign in signs}

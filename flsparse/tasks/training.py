@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from flsparse import rng
 from flsparse.nets.seeded import seeded
@@ -20,6 +19,7 @@ from flsparse.nets.sgd import SGD
 from flsparse.schedules import learning_rate
 from flsparse.tasks.cost import TrainingFlops, peak_memory_bytes
 from flsparse.tasks.data import Data, batches
+from flsparse.tasks.objectives import Objective
 
 if TYPE_CHECKING:
     from flsparse.clients.core.fit import Fit
@@ -64,12 +64,12 @@ def _asked(config: Mapping[str, "Scalar"], key: str) -> "Scalar":
     return config[key]
 
 
-def train(fit: "Fit", method: "Hooks", data: Data, flops: TrainingFlops) -> dict[str, np.ndarray]:
+def train(fit: "Fit", method: "Hooks", data: Data, flops: TrainingFlops, objective: Objective) -> dict[str, np.ndarray]:
     """Train a model on one node's data and return the arrays to send.
 
     Reads ``batch-size``, ``local-epochs``, ``local-steps`` (0: whole epochs) and ``clip-grad`` (largest gradient norm,
-    0: off) from ``fit.config``. Fills ``fit.metrics``: ``train-loss`` (nats) and ``train-accuracy``, means over all
-    steps; ``num-examples``; ``steps``; ``step-seconds``, the mean; ``peak-memory-bytes``, of the process;
+    0: off) from ``fit.config``. Fills ``fit.metrics``: ``train-loss`` and, of classes, ``train-accuracy``, means over
+    all steps; ``num-examples``; ``steps``; ``step-seconds``, the mean; ``peak-memory-bytes``, of the process;
     ``flops-dense`` and ``flops-sparse``, of all steps together (:mod:`flsparse.metering.flops`).
 
     Parameters
@@ -82,6 +82,8 @@ def train(fit: "Fit", method: "Hooks", data: Data, flops: TrainingFlops) -> dict
         At least one sample.
     flops : TrainingFlops
         The counter of this model's task.
+    objective : Objective
+        The loss.
 
     Returns
     -------
@@ -104,7 +106,8 @@ def train(fit: "Fit", method: "Hooks", data: Data, flops: TrainingFlops) -> dict
     model, optimizer, device = fit.model, fit.optimizer, _device(fit.model)
     inputs, targets = data.inputs.to(device), data.targets.to(device)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    loss_sum, correct = torch.zeros((), device=device), torch.zeros((), dtype=torch.int64, device=device)
+    loss_sum = torch.zeros((), device=device)
+    correct: Tensor | None = torch.zeros((), dtype=torch.int64, device=device)
     seen = predictions = first_step = 0
     shuffle = torch.Generator().manual_seed(rng.derive(fit.seed, fit.server_round, fit.node, "batches"))
 
@@ -114,9 +117,9 @@ def train(fit: "Fit", method: "Hooks", data: Data, flops: TrainingFlops) -> dict
         first_step, started = fit.step, time.perf_counter()
         for positions in batches(len(data), batch_size, shuffle, epochs=epochs, steps=steps):
             chosen = positions.to(device)
-            target = targets[chosen].flatten()
-            logits = model(data.prepare(inputs[chosen])).flatten(0, -2)
-            loss = cross_entropy(logits, target)
+            target = objective.target(targets[chosen])
+            output = objective.output(model(data.prepare(inputs[chosen])))
+            loss = objective.loss(output, target)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             if clip > 0:
@@ -126,7 +129,8 @@ def train(fit: "Fit", method: "Hooks", data: Data, flops: TrainingFlops) -> dict
             fit.step += 1
             method.after_step(fit)
             loss_sum += loss.detach() * len(target)
-            correct += (logits.detach().argmax(-1) == target).sum()
+            right = objective.correct(output.detach(), target)
+            correct = None if correct is None or right is None else correct + right
             predictions += len(target)
             seen += len(positions)
         train_loss = float(loss_sum) / predictions  # waits for a GPU, so the time below is the work's
@@ -136,7 +140,7 @@ def train(fit: "Fit", method: "Hooks", data: Data, flops: TrainingFlops) -> dict
         per_example = flops(model, data.prepare(inputs[[0, -1]]))
         fit.metrics |= {
             "train-loss": train_loss,
-            "train-accuracy": float(correct) / predictions,
+            **({} if correct is None else {"train-accuracy": float(correct) / predictions}),
             "num-examples": float(len(data)),
             "steps": float(done),
             "step-seconds": elapsed / done,
@@ -157,14 +161,15 @@ def _check_finite(model: nn.Module, steps: int, rate: float) -> None:
             )
 
 
-def evaluate(model: nn.Module, data: Data) -> dict[str, float]:
+def evaluate(model: nn.Module, data: Data, objective: Objective) -> dict[str, float]:
     """Return scores of a model over some data; its mode is put back afterwards.
 
     Returns
     -------
     dict[str, float]
-        ``loss``, the mean cross-entropy (nats); ``accuracy`` in [0, 1]; ``prediction-share``, of the class that is
-        predicted most often, in (0, 1]; ``num-examples``. For text, all are over the predicted characters.
+        ``loss``, the objective's mean; ``num-examples``. Of classes also ``accuracy`` in [0, 1] and
+        ``prediction-share``, of the class that is predicted most often, in (0, 1]. For text, all are over the predicted
+        characters.
 
     Raises
     ------
@@ -174,27 +179,25 @@ def evaluate(model: nn.Module, data: Data) -> dict[str, float]:
     if len(data) == 0:
         raise ValueError("there is no data to evaluate on")
     device, was_training = _device(model), model.training
-    loss_sum, correct, predictions = 0.0, 0, 0
+    loss_sum, correct, terms = 0.0, 0, 0
     answers: Tensor | int = 0  # how many there are of each class
     model.eval()
     try:
         with torch.no_grad():
             for index in torch.split(data.index, _EVALUATION_BATCH):
-                target = data.all_targets[index].long().to(device).flatten()
-                logits = model(data.prepare(data.all_inputs[index].to(device))).flatten(0, -2)
-                loss_sum += float(cross_entropy(logits, target, reduction="sum"))
-                answer = logits.argmax(-1)
-                answers = answers + torch.bincount(answer, minlength=logits.shape[-1])
-                correct += int((answer == target).sum())
-                predictions += len(target)
+                target = objective.target(data.all_targets[index].to(device))
+                output = objective.output(model(data.prepare(data.all_inputs[index].to(device))))
+                loss_sum += float(objective.loss(output, target, reduction="sum"))
+                terms += target.numel()
+                if (right := objective.correct(output, target)) is not None:
+                    answers = answers + torch.bincount(output.argmax(-1), minlength=output.shape[-1])
+                    correct += int(right)
     finally:
         model.train(was_training)
-    return {
-        "loss": loss_sum / predictions,
-        "accuracy": correct / predictions,
-        "prediction-share": float(torch.as_tensor(answers).max()) / predictions,
-        "num-examples": float(len(data)),
-    }
+    scores = {"loss": loss_sum / terms, "num-examples": float(len(data))}
+    if isinstance(answers, Tensor):
+        scores |= {"accuracy": correct / terms, "prediction-share": float(answers.max()) / terms}
+    return scores
 
 
 def _device(model: nn.Module) -> torch.device:

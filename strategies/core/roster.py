@@ -13,7 +13,7 @@ from flsparse._flwr import log
 from flsparse.codec.wire import VERSION
 from flsparse.strategies.core.courier import Wire
 from flsparse.strategies.core.exchange import Node, Reply
-from flsparse.wire.messages import RECORD
+from flsparse.wire.messages import RECORD, Scalar
 
 _HELLO_TIMEOUT_S = 120.0
 
@@ -68,10 +68,13 @@ class Roster:
     ----------
     nodes : dict[int, Node]
         Known nodes, by node id.
+    says : dict[str, Scalar]
+        What the hello tells a node, beside asking it.
     """
 
     def __init__(self, hello: bool) -> None:
         self.hello = hello
+        self.says: dict[str, Scalar] = {}
         self.nodes: dict[int, Node] = {}
         self._mute: set[int] = set()  # node ids that did not answer the hello
 
@@ -136,7 +139,7 @@ class Roster:
         if len(self.nodes) + len(here - self.nodes.keys() - self._mute) < wanted:
             self._mute.clear()
         new = [i for i in present if i not in self.nodes and i not in self._mute]
-        messages = [Message(RecordDict({RECORD: ConfigRecord()}), i, MessageType.QUERY) for i in new]
+        messages = [Message(RecordDict({RECORD: ConfigRecord(dict(self.says))}), i, MessageType.QUERY) for i in new]
         self._mute |= set(new)
         exchange = wire.exchange(grid, messages, {}, lambda _: {}, server_round, min(timeout_s, _HELLO_TIMEOUT_S))
         for reply in exchange:
