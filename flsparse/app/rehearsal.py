@@ -20,6 +20,7 @@ from flsparse.app.settings import SettingsError
 from flsparse.app.terminal import in_one_line
 from flsparse.nets.arrays import Arrays, load_arrays, state_arrays
 from flsparse.runs.folder import read_checkpoint
+from flsparse.runs.target import Target
 from flsparse.runtime.apps import client_app
 from flsparse.runtime.federation import make_strategy, prepare, train_config
 from flsparse.runtime.inprocess import InProcessGrid
@@ -77,6 +78,8 @@ def rehearse(cfg: Mapping[str, Any], tell: Callable[[str], object] = lambda _: N
     task = build_task(cfg)
     sizes = [len(task.train_data(node)) for node in range(task.num_nodes)]
     evaluated = task.validation_data() if cfg["evaluate"]["on"] == "validation" else task.test_data()
+    if (target := cfg["evaluate"].get("target")) is not None:
+        Target(target, task.kpi)
     tell(f"making the model {cfg['model']['name']}")
     parameters = sum(each.numel() for each in task.model().parameters())
     largest, smallest = int(np.argmax(sizes)), int(np.argmin(sizes))
