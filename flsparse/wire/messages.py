@@ -1,8 +1,8 @@
 """How an update travels in a Flower message, on both sides.
 
-A message of ours carries one packed ``Array`` (each further array would cost Flower about 457 bytes and two requests)
-in place of the arrays of all its records, and one ``ConfigRecord`` named ``flsparse``. Other records travel as they
-are, as do records of what is no tensor. To the node::
+A message of ours carries one packed ``Array`` in place of the arrays of all its records, and one ``ConfigRecord`` named
+``flsparse``; what is no tensor stays as it is. On its way all of that is folded into one record
+(:mod:`flsparse.wire.folded`). To the node::
 
     payload     the coded model                        Array, stype "flsparse.v1"
     reference   id of the model it is coded against: one that the node holds, or builds from the run's seed
@@ -15,8 +15,8 @@ are, as do records of what is no tensor. To the node::
     parts, NAME.*      names of the parts that compose with it, joined by commas, and their settings
 
 From the node: the payload, which names the reference it was coded against, and ``held``, the reference that the node
-now keeps; ``blueprint`` where its arrays are not those that it received, and ``records`` as above. Or
-``status = "missing-reference"`` and no payload, upon which the server sends the full model.
+now keeps, where it is not the broadcast; ``blueprint`` where its arrays are not those that it received, and ``records``
+as above. Or ``status = "missing-reference"`` and no payload, upon which the server sends the full model.
 """
 
 import json
