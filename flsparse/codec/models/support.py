@@ -133,6 +133,8 @@ def _blocks(depths: NDArray[np.uint8], levels: int) -> Iterator[Block]:
 
 def _sorted(inside: NDArray[np.bool_], by_depth: ByDepth) -> NDArray[np.bool_]:
     """Return a mask over the support in the order of depths."""
+    if inside.size <= _BLOCK:
+        return np.concatenate([inside[:0], *(inside[own].take(order) for own, order, _ in by_depth.blocks)])
     pieces: list[list[NDArray[np.bool_]]] = [[np.empty(0, np.bool_)] for _ in by_depth.sizes]
     for own, order, counts in by_depth.blocks:
         ends = np.cumsum(counts)
