@@ -7,6 +7,7 @@ is sent, or, where that costs too many bytes, the geometric one that their count
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,8 +29,7 @@ _NARROW = 1 << 29  # up to this many positions, every token's gap fits 32 bits
 _NEAR_TOKENS = (np.searchsorted(_EDGES, np.arange(_NEAR), "right") - 1).astype(np.uint8)
 
 
-@dataclass(frozen=True)
-class Subset:
+class Subset(NamedTuple):
     """A subset of ``range(size)``, held as the positions of its rarer side.
 
     Parameters
