@@ -44,14 +44,26 @@ def lamp_positions(arrays: Sequence[Array], k: int) -> list[npt.NDArray[np.int64
     [[0, 1], [0]]
     """
     flat = [np.ascontiguousarray(array).reshape(-1) for array in arrays]
-    candidates = [top_k([array], k)[0] for array in flat]
-    magnitudes = [np.abs(array[where]) for array, where in zip(flat, candidates, strict=True)]
-    counts = _largest([_scores(each) for each in magnitudes], k)
+    share = k / max(1, sum(array.size for array in flat))
+    limits = [1 + int(1.25 * share * array.size) for array in flat]  # so many of each layer are looked at first
+    candidates, scores = [np.empty(0, np.int64)] * len(flat), [np.empty(0)] * len(flat)
+    short = list(range(len(flat)))
+    while short:
+        for i in short:
+            candidates[i] = top_k([flat[i]], min(k, limits[i]))[0]
+            scores[i] = _scores(np.abs(flat[i][candidates[i]]))
+        counts = _largest(scores, k)
+        # A layer of which all that was looked at is kept may have more to give
+        short = [i for i in short if counts[i] == candidates[i].size == limits[i] < flat[i].size]
+        for i in short:
+            limits[i] *= 4
     for group in copies(flat):
         if both := sum(counts[i] for i in group):
             for i in group:
-                counts[i] = max(1, both // len(group))
-    return [where[top_k([each], count)[0]] for where, each, count in zip(candidates, magnitudes, counts, strict=True)]
+                counts[i] = min(candidates[i].size, max(1, both // len(group)))
+    return [
+        where[top_k([array[where]], count)[0]] for where, array, count in zip(candidates, flat, counts, strict=True)
+    ]
 
 
 def _scores(magnitudes: npt.NDArray[Any]) -> npt.NDArray[np.float64]:

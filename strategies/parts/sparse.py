@@ -59,11 +59,24 @@ class SparseModel(RoundPart):
         self.scope: Scope = scope
         self._prunable: set[str] = set()
 
-    def target(self, server_round: int, num_rounds: int, node: Node | None = None) -> float:
-        """Return the sparsity asked for in a round, of one node or of the aggregate."""
+    def target(self, server_round: int, num_rounds: int) -> float:
+        """Return the sparsity of a round's aggregate."""
+        return self._on_ramp(server_round, num_rounds, self.sparsity)
+
+    def asked(self, server_round: int, num_rounds: int, node: Node | None = None) -> float:
+        """Return the sparsity that a node, or any node, is asked for in a round.
+
+        On the ramp, where the aggregate is pruned, it is that of the model that goes out: the mean of the nodes tells
+        better than each of them which weights to lose next.
+        """
         target = self.sparsity
         if node is not None and server_round > 1:
             target = next((t for low, high, t in self.tiers if low <= node.partition <= high), target)
+        return self._on_ramp(server_round - (self.ramp and self.reprune), num_rounds, target)
+
+    def _on_ramp(self, server_round: int, num_rounds: int, target: float) -> float:
+        if server_round == 0:
+            return 0.0
         return sparsity_ramp(server_round, num_rounds, target) if self.ramp else target
 
     def given_back(self, mean: Arrays, given: Arrays) -> Arrays:

@@ -41,6 +41,15 @@ def test_equals_the_definition(dtype: type, k: int) -> None:
     assert [found.tolist() for found in lamp_positions(arrays, k)] == reference(arrays, k)
 
 
+def test_a_layer_may_keep_many_times_its_share() -> None:
+    """Of equal magnitudes the i-th has a score of 1 / i; where each is half of the one before, of 3 / 4^i."""
+    even, steep = np.ones(500) - 1e-6 * np.arange(500), 2.0 ** -np.arange(1000)
+    for k in (10, 100, 400, 600):
+        found = [each.tolist() for each in lamp_positions([even, steep], k)]
+        assert found == reference([even, steep], k)
+        assert len(found[0]) > 2 * k * even.size // 1500 or k == 600
+
+
 def test_a_layer_of_small_weights_is_not_emptied() -> None:
     """A wide hidden layer starts with weights of 1/8, the one behind it with 1/32."""
     rng = np.random.default_rng(0)
