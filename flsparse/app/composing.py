@@ -23,7 +23,7 @@ from yaml import YAMLError
 from flsparse.app.settings import SettingsError
 from flsparse.configs import did_you_mean, keys_of
 
-_FOLDERS = ("resume", "output_dir", "dataset.root")
+_FOLDERS = ("resume", "output_dir", "dataset.root", "init", "model.weights")
 # sections with constructors that refuse unknown arguments
 _CHECKED = ("strategy", "codec", "dataset", "model", "objective", "parts")
 
