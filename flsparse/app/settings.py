@@ -59,6 +59,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "client.batch_size": _at_least(1),
     "client.local_epochs": _at_least(0),
     "client.local_steps": _at_least(0),
+    "client.optimizer": _one_of("sgd", "adamw"),
     "client.momentum": (lambda value: _number(value) and 0 <= value < 1, "a number in [0, 1)"),
     "client.weight_decay": _NOT_NEGATIVE,
     "client.clip_grad": _NOT_NEGATIVE,
