@@ -19,6 +19,9 @@ CONF = files("flsparse.conf")
 NEEDS = {
     ("client", "adamw"): ["client.lr=0.01"],  # the default strategy brings a rate of SGD
     ("dataset", "hf"): ["dataset.repo=ylecun/mnist"],
+    **{
+        ("dataset", name): ["num_clients=2"] for name in ("arrays", "folder", "series", "table")
+    },  # else the data say it
     ("parts", "masks"): ["strategy=fedavg"],  # others have it by themselves
 }
 

@@ -89,6 +89,8 @@ class LocalMethod:
                 return _trained(self, visit)
             case Kind.EVALUATE:
                 model, _ = _loaded(self, visit)
+                if (held := visit.test_data) is not None:
+                    return RecordDict({questions.METRICS: MetricRecord(dict(visit.task.evaluate(model, held)))})
                 found = visit.task.evaluate(model, visit.data)
                 kept = (questions.NUM_EXAMPLES, "prediction-share")
                 named = {  # a device has no other data than those it trains on
@@ -226,6 +228,12 @@ class Visit:
     def data(self) -> Any:
         """The node's training data, as its task holds them."""
         return self.task.train_data(self.node)
+
+    @property
+    def test_data(self) -> Any:
+        """The test part of the node's own data; None where it has training data alone."""
+        find = getattr(self.task, "local_test_data", None)
+        return None if find is None else find(self.node)
 
     @property
     def sample(self) -> questions.Batches:

@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from flsparse import __version__
 from flsparse.app.checks import check_folder, check_machine, check_saved, check_strategy, rehearse_all
-from flsparse.app.composing import compose_jobs, parse_overrides, quoted, resumed_job, search_path
+from flsparse.app.composing import compose_jobs, filled_in, parse_overrides, quoted, resumed_job, search_path
 from flsparse.app.job import run_job
 from flsparse.app.settings import SettingsError, check, without_effect
 from flsparse.app.terminal import doing, errors, in_one_line, out, say, shown
@@ -114,7 +114,7 @@ def _job(config: DictConfig) -> float:
     sweeping = settings.mode == RunMode.MULTIRUN
     if sweeping:
         out.rule(f"{settings.job.num}: {' '.join(settings.overrides.task)}", align="left")
-    cfg: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    cfg = filled_in(config)
     try:
         summary = run_job(cfg, show=not sweeping)
     except KeyboardInterrupt:

@@ -13,6 +13,7 @@ from logging import ERROR, INFO, WARNING
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
 from flwr.serverapp import Grid
@@ -26,16 +27,19 @@ from flsparse.configs import build, did_you_mean, keys_of, lookup, parameters, s
 from flsparse.nets.arrays import Arrays, load_arrays, state_arrays
 from flsparse.runs.baseline import Baseline
 from flsparse.runs.folder import RunFolder, read_checkpoint, read_rows, restore_node_files
-from flsparse.runs.health import Health
+from flsparse.runs.health import Guess, Health
 from flsparse.runs.scores import Scores
 from flsparse.runs.target import Target
 from flsparse.runtime.inprocess import InProcessGrid
 from flsparse.runtime.learning import go_by, guess_of, start_of, told
+from flsparse.runtime.survey import Survey, survey
 from flsparse.sparsity import check_outputs, export_dense, is_sparsified, prunable_names, sparsity_of
 from flsparse.strategies import SERVER_PARTS, STRATEGIES, RoundLoop, RoundReport
 from flsparse.strategies.core.part import RoundPart
 from flsparse.tasks import Data, Task, build_task
-from flsparse.wire.messages import to_numpy, to_record
+from flsparse.tasks.agreement import Agreement
+from flsparse.tasks.own import is_own, server_task
+from flsparse.wire.messages import AGREED, to_numpy, to_record
 
 _PATIENCE_S = 300.0  # for the last nodes to connect
 _CHECKPOINT_SHARE = 0.05  # of the run's time, at most, goes into checkpoints
@@ -122,6 +126,9 @@ def make_strategy(cfg: Mapping[str, Any], prunable: list[str]) -> RoundLoop:
         "hello": True,
         "prunable": prunable,
     }
+    partition = cfg.get("partition") or {}
+    if partition.get("kind") == "own" and not partition.get("server_root"):
+        offered["fraction_evaluate"] = 1.0  # the server has nothing to evaluate on
     offered |= {"parts": make_parts(cfg.get("parts") or {})}
     return build(STRATEGIES, arguments.pop("name"), arguments, what="strategy", offered=offered)
 
@@ -137,10 +144,23 @@ def prepare(cfg: Mapping[str, Any], task: Task, data: Data) -> tuple[RoundLoop, 
     plain = start_of(cfg, task)
     strategy = make_strategy(cfg, prunable_names(plain))
     model = strategy.prepare(plain)
+    if cfg["model"].get("weights") or cfg.get("init"):
+        strategy.wire.downlink.initial = None  # no node builds it from the seed
     if is_sparsified(model):
-        check_outputs(start_of(cfg, task), model, task.sample(data, 2)[0][0])
+        check_outputs(start_of(cfg, task), model, task.example(data))
+    if task.agreement is not None:
+        strategy.roster.says = {AGREED: json.dumps(task.agreement.plain())}
+    if evaluates_on_nodes(task, data) and not getattr(strategy, "fraction_evaluate", 0.0):
+        raise ValueError(
+            f"strategy={strategy.name} evaluates on the server, which has no data: partition.server_root=DIR names some"
+        )
     go_by(cfg, strategy, task)
     return strategy, model
+
+
+def evaluates_on_nodes(task: Task, data: Data) -> bool:
+    """Whether nodes evaluate the model on their own test parts, since the server has none."""
+    return task.agreement is not None and not len(data)
 
 
 def make_parts(cfg: Mapping[str, Mapping[str, Any] | None]) -> list[Part | RoundPart]:
@@ -198,17 +218,25 @@ class _Run:
         torch.set_num_threads(int(cfg.get("threads") or 1))
         self.grid = grid
         self.cfg: dict[str, Any] = json.loads(json.dumps(dict(cfg)))  # as it is saved: every key a string
-        self.task: Task = build_task(cfg)
+        found = self._survey() if is_own(cfg) else None
+        self.task: Task = build_task(cfg) if found is None else server_task(self.cfg, found.agreement)
         self.num_rounds = int(cfg["num_rounds"])
         self.evaluation_data = self._evaluation_data()
         self.strategy, self.model = prepare(cfg, self.task, self.evaluation_data)
         self.prunable = prunable_names(self.task.model())
         self.arrays: Arrays = state_arrays(self.model)
         self.strategy.callbacks.append(self._after_round)
+        self.on_nodes = evaluates_on_nodes(self.task, self.evaluation_data)
+        if found is not None:
+            for way, size in (("downlink", found.downlink_wire_bytes), ("uplink", found.uplink_wire_bytes)):
+                self.strategy.ledger.count(way, 1, payload_bytes=0, wire_bytes=size, dense_bytes=0)  # type: ignore[arg-type]
         self.last_round, self.seconds_before = 0, 0.0
         self.counts: dict[str, int] = {}
         self.scores = Scores(self.task.kpi)
-        self.health = Health(guess_of(self.task, self.evaluation_data), cfg["strategy"])
+        guess = guess_of(self.task, self.evaluation_data)
+        if self.on_nodes and self.task.agreement is not None and (classes := self.task.source.num_classes):
+            guess = Guess.of(np.repeat(np.arange(classes), self.task.agreement.counts), classes)
+        self.health = Health(guess, cfg["strategy"])
         target = (cfg.get("evaluate") or {}).get("target")
         self.target = None if target is None else Target(float(target), self.task.kpi)
         self.baseline = Baseline(self.dense_bytes)
@@ -263,6 +291,14 @@ class _Run:
             raise leave
         return summary
 
+    def _survey(self) -> Survey:
+        """Ask the nodes what data they hold; a run that goes on keeps to what was agreed at its start."""
+        at_least = (self.cfg.get("strategy") or {}).get("min_available_nodes")
+        nodes = wait_for_nodes(self.grid, int(self.cfg["num_clients"]), at_least or 1)
+        if self.cfg.get("resume"):
+            return Survey(Agreement(**json.loads(read_checkpoint(self.cfg["resume"])["agreed"])), 0, 0)
+        return survey(self.grid, nodes, self.cfg["dataset"])
+
     def _save_models(self) -> None:
         """Save the weights into the run folder, the model's last: when it is there, all is."""
         if self.folder:
@@ -288,7 +324,7 @@ class _Run:
 
     def _evaluate(self, server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
         every = int((self.cfg.get("evaluate") or {}).get("every", 1))
-        if server_round == 0 or (server_round % every and server_round != self.num_rounds):
+        if self.on_nodes or server_round == 0 or (server_round % every and server_round != self.num_rounds):
             return None
         load_arrays(self.model, to_numpy(arrays))
         found = self.task.evaluate(self.model, self.evaluation_data)
@@ -298,6 +334,8 @@ class _Run:
         self.arrays, self.last_round = to_numpy(report.arrays), report.server_round
         row: dict[str, Any] = {"server_round": report.server_round, **dict.fromkeys(ROW_KEYS)}
         row |= {key: value for key, value in told(report.metrics, self.task).items() if key != "server_round"}
+        if self.on_nodes:
+            row |= {key: row.get(f"evaluate_{key}") for key in ("accuracy", "loss", "prediction_share")}
         row["sparsity"] = sparsity_of(self.arrays, self.prunable)
         row["broadcast_sparsity"] = row["broadcast_sparsity"] or row["sparsity"]
         counts = dict(self.strategy.wire.counts)  # the strategy counts over the run
@@ -333,6 +371,7 @@ class _Run:
                 "health": self.health.state_dict(),
                 "wall_seconds": self.wall_seconds,
                 "config": {key: self.cfg.get(key) for key in _MUST_MATCH},
+                "agreed": None if self.task.agreement is None else json.dumps(self.task.agreement.plain()),
             },
             self._node_files if in_process else None,
         )

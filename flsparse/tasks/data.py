@@ -1,17 +1,20 @@
 """Data sets for the training loop: shared tensors, and index views into them."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from flsparse.tasks.lazy import rows_of
+
 
 @dataclass(frozen=True)
 class Normalize:
-    """Turn stored bytes into a model's input: ``(x / 255 - mean) / std``, per channel.
+    """Turn stored pixels into a model's input: ``(x / 255 - mean) / std``, per channel.
 
     Attributes
     ----------
@@ -23,14 +26,17 @@ class Normalize:
     shift: Tensor
 
     @classmethod
-    def of(cls, mean: float | Sequence[float], std: float | Sequence[float]) -> "Normalize":
-        """Build from means and standard deviations in [0, 1] units, one for all channels or one each."""
+    def of(cls, mean: float | Sequence[float], std: float | Sequence[float], largest: int = 255) -> "Normalize":
+        """Build from means and standard deviations in [0, 1] units, one for all channels or one each.
+
+        `largest` is the value of a white pixel.
+        """
         means = torch.tensor(np.atleast_1d(mean), dtype=torch.float32).reshape(-1, 1, 1)
         stds = torch.tensor(np.atleast_1d(std), dtype=torch.float32).reshape(-1, 1, 1)
-        return cls(scale=1 / (255 * stds), shift=-means / stds)
+        return cls(scale=1 / (largest * stds), shift=-means / stds)
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Map uint8 images, shape (batch, channels, height, width), to float32 on the same device."""
+        """Map stored images, shape (batch, channels, height, width), to float32 on the same device."""
         scale, shift = self.scale.to(images.device), self.shift.to(images.device)
         return images.to(torch.float32).mul_(scale).add_(shift)
 
@@ -49,7 +55,8 @@ class Data:
     all_inputs, all_targets : Tensor
         The whole split, shared by all views: images uint8 (samples, channels, height, width) or characters uint8
         (samples, length), or float32 (samples, ...); targets int64 or uint8 classes, (samples,) or one for each
-        position; float32 numbers, (samples,) or (samples, outputs); 0 and 1 (samples, labels).
+        position; float32 numbers, (samples,) or (samples, outputs); 0 and 1 (samples, labels). Inputs may be
+        :class:`flsparse.tasks.lazy.Lazy`.
     index : Tensor
         int64 (size,), which samples belong to this part.
     prepare : callable
@@ -66,8 +73,8 @@ class Data:
 
     @property
     def inputs(self) -> Tensor:
-        """This part's inputs as stored (a copy)."""
-        return self.all_inputs[self.index]
+        """This part's inputs as stored: a copy, or where they are read from files batch by batch, a view."""
+        return rows_of(self.all_inputs, self.index)
 
     @property
     def targets(self) -> Tensor:
@@ -95,6 +102,10 @@ class Source:
         Names of the classes, or of the outputs.
     objective : str
         What the targets suggest, a name of ``flsparse.tasks.objectives.OBJECTIVES``.
+    notes : tuple of str
+        What was done to the data that its owner should know, a line each.
+    holds : Mapping
+        What nodes with data of their own have to agree on (:mod:`flsparse.tasks.agreement`), as plain values.
     """
 
     train_inputs: Tensor
@@ -108,6 +119,8 @@ class Source:
     in_time: bool = False
     labels: tuple[str, ...] | None = None
     objective: str = "classification"
+    notes: tuple[str, ...] = ()
+    holds: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def input_shape(self) -> tuple[int, ...]:

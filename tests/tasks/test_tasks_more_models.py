@@ -144,7 +144,7 @@ def test_a_net_with_auxiliary_classifiers_trains_on_all_of_its_outputs(fit_node:
     model = Auxiliary()
     plain = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
     plain.load_state_dict(model.main.state_dict())
-    start = model.second.state_dict()["1.weight"].clone()
+    start = model.second.get_parameter("1.weight").detach().clone()
     arrays, fit, _ = fit_node(made, 0, model=model)
     alone, other, _ = fit_node(made, 0, model=plain)
     assert (arrays["main.1.weight"] == alone["1.weight"]).all()

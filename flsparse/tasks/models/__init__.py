@@ -6,6 +6,7 @@ from typing import Any
 from torch import nn
 
 from flsparse.configs import build
+from flsparse.tasks.factories import called
 from flsparse.tasks.models.char_lstm import char_lstm
 from flsparse.tasks.models.cnn import cnn
 from flsparse.tasks.models.hugging_face import hf_model
@@ -71,10 +72,27 @@ def build_model(
     """
     arguments = dict(config)
     name = arguments.pop("name", None)
+    offered = {"input_shape": input_shape, "num_classes": num_classes}
+    if name == "python":
+        return python_model(arguments, offered)
     is_text = name == "char_lstm" and len(input_shape) == 1 if is_text is None else is_text
     kind = "text" if is_text else {1: "vectors", 3: "images"}.get(len(input_shape), "series")
     if kind not in _READS.get(str(name), (kind,)):
         mend = next(each for each, kinds in _READS.items() if kind in kinds)
         raise ValueError(f"model.name={name} does not read {kind}; use model={mend}")
-    offered = {"input_shape": input_shape, "num_classes": num_classes}
     return build(MODELS, name, arguments, what="model", offered=offered)
+
+
+def python_model(settings: Mapping[str, Any], offered: Mapping[str, Any]) -> nn.Module:
+    """Call a function or class of the user's own, ``settings["factory"]``, with its other settings, for a module.
+
+    It is offered ``input_shape`` and ``num_classes``, the number of outputs. ValueError where it makes something else.
+    """
+    model = called(settings, offered, "model")
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model.factory={settings['factory']} returns {type(model).__name__}, not a torch.nn.Module")
+    if not any(True for _ in model.parameters()):
+        raise ValueError(
+            f"model.factory={settings['factory']} returns a module without parameters: nothing would train"
+        )
+    return model
