@@ -34,7 +34,7 @@ def read_weights(file: Path | str) -> dict[str, Tensor]:
             else torch.load(path, map_location="cpu", weights_only=True)
         )
     except (SafetensorError, UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        first = str(error).strip().splitlines()[0]
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(f"{file} holds no weights ({first}): torch.save(model.state_dict(), FILE) does") from error
     if isinstance(found, dict) and isinstance(found.get("state_dict"), dict):  # of a training framework's checkpoint
         found = found["state_dict"]
