@@ -13,7 +13,7 @@ from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import ClientAppCallable
 
 from flsparse.clients.core.compress import CompressMod, Limits
-from flsparse.clients.core.method import METHODS, Kind, TaskLike, Visit, asked_method, partition_id
+from flsparse.clients.core.method import METHODS, Kind, TaskLike, Visit, asked_method, partition_id, test_data_of
 from flsparse.clients.core.state import NodeState
 from flsparse.codec.wire import VERSION
 from flsparse.wire.messages import AGREED, HOLDINGS, RECORD, SURVEY, record_of
@@ -76,6 +76,8 @@ def device_app(load_task: Callable[[Context], TaskLike], limits: Limits | None =
                 "held": state.held,
             }
         )
+        if (tested := test_data_of(task, partition_id(context))) is not None:
+            record["num-test-examples"] = len(tested)
         if asked.get(SURVEY) and hasattr(task, "holdings"):
             record[HOLDINGS] = json.dumps(task.holdings())
         return Message(RecordDict({RECORD: record}), reply_to=message)

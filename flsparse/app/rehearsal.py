@@ -20,6 +20,7 @@ from flsparse.app.settings import SettingsError
 from flsparse.app.terminal import in_one_line
 from flsparse.nets.arrays import Arrays, load_arrays, state_arrays
 from flsparse.runs.folder import read_checkpoint
+from flsparse.runs.target import Target
 from flsparse.runtime.apps import client_app
 from flsparse.runtime.federation import make_strategy, prepare, train_config
 from flsparse.runtime.inprocess import InProcessGrid
@@ -43,7 +44,7 @@ class Rehearsed:
     sizes : list of int
         Training samples of each node, by partition id.
     evaluated : int
-        Samples that the server will evaluate on.
+        Samples that the server, or with data of their own the nodes, will evaluate on.
     parameters : int
         Of the model.
     """
@@ -77,6 +78,8 @@ def rehearse(cfg: Mapping[str, Any], tell: Callable[[str], object] = lambda _: N
     task = build_task(cfg)
     sizes = [len(task.train_data(node)) for node in range(task.num_nodes)]
     evaluated = task.validation_data() if cfg["evaluate"]["on"] == "validation" else task.test_data()
+    if (target := cfg["evaluate"].get("target")) is not None:
+        Target(target, task.kpi)
     tell(f"making the model {cfg['model']['name']}")
     parameters = sum(each.numel() for each in task.model().parameters())
     largest, smallest = int(np.argmax(sizes)), int(np.argmin(sizes))
@@ -94,7 +97,8 @@ def rehearse(cfg: Mapping[str, Any], tell: Callable[[str], object] = lambda _: N
             f"node {node} fails in round 1, of {sizes[node]} training sample{'s' * (sizes[node] != 1)}: "
             f"{in_one_line(error)}{few}"
         ) from error
-    return Rehearsed(task, sizes, len(evaluated), parameters)
+    tested = [task.local_test_data(node) or () for node in range(task.num_nodes)]
+    return Rehearsed(task, sizes, len(evaluated) or sum(map(len, tested)), parameters)
 
 
 def _one_round(cfg: Mapping[str, Any], task: Task, nodes: "_Nodes", evaluated: Data) -> None:
@@ -118,7 +122,7 @@ def _one_round(cfg: Mapping[str, Any], task: Task, nodes: "_Nodes", evaluated: D
     )
 
     def evaluate(server_round: int, trained: ArrayRecord) -> MetricRecord | None:
-        if server_round == 0:  # first, since it is the quickest to fail
+        if server_round == 0 and len(evaluated):  # first, since it is the quickest to fail
             load_arrays(model, to_numpy(trained))
             task.evaluate(model, batch)
         return None

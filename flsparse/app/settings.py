@@ -11,6 +11,7 @@ from typing import Any
 
 from flsparse.codec.wire import VALUES
 from flsparse.configs import lookup, sampled_nodes
+from flsparse.kpi import KPIS
 
 
 class SettingsError(ValueError):
@@ -47,9 +48,10 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "evaluate.every": _at_least(1),
     "evaluate.on": _one_of("test", "validation"),
     "evaluate.target": (
-        lambda value: _number(value) and 0 < value <= 1,
-        "an accuracy above 0 and at most 1, such as 0.95",
+        lambda value: _number(value) and -inf < value < inf,
+        "a value of the metric, such as 0.95 of accuracy",
     ),
+    "metric": _one_of(*KPIS),
     "partition.alpha": (lambda value: _number(value) and value > 0, "a number above 0; inf is IID"),
     "client.lr": _POSITIVE,
     "client.lr_final": _NOT_NEGATIVE,

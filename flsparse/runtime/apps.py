@@ -26,6 +26,7 @@ from flsparse._flwr import log
 from flsparse.clients import Limits, device_app
 from flsparse.clients.core.method import partition_id
 from flsparse.clients.core.state import NodeState
+from flsparse.kpi import kpi_of
 from flsparse.runtime.federation import run_federation, wait_for_nodes
 from flsparse.runtime.owner import at_home, check_factories
 from flsparse.tasks import Task, build_task
@@ -177,14 +178,15 @@ class RoundLog:
 
     def on_start(self, info: Mapping[str, Any]) -> None:
         """Nothing to say yet."""
-        self._num_rounds = info["num_rounds"]
+        self._num_rounds, self._kpi = info["num_rounds"], kpi_of(info)
         self._said: set[str] = set()
 
     def on_round(self, row: Mapping[str, Any]) -> None:
-        """Log accuracy and bytes, and what is wrong with the model, once."""
-        accuracy = "not evaluated" if row["accuracy"] is None else f"accuracy {row['accuracy']:.2%}"
+        """Log the KPI and bytes, and what is wrong with the model, once."""
+        found = row.get(self._kpi.name)
+        score = "not evaluated" if found is None else f"{self._kpi.name} {self._kpi.shown(found)}"
         text = "Round %d/%d: %s, sparsity %.1f %%, %s"
-        log(INFO, text, row["server_round"], self._num_rounds, accuracy, 100 * row["sparsity"], _sent(row))
+        log(INFO, text, row["server_round"], self._num_rounds, score, 100 * row["sparsity"], _sent(row))
         for warning in row["warnings"]:
             if warning not in self._said:
                 self._said.add(warning)

@@ -13,7 +13,6 @@ from logging import ERROR, INFO, WARNING
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
 from flwr.serverapp import Grid
@@ -22,13 +21,16 @@ from torch import nn
 from flsparse._flwr import log
 from flsparse.clients import PARTS, Part
 from flsparse.clients.core.state import state_dir
+from flsparse.clients.parts.questions import NUM_EXAMPLES, SUMS
 from flsparse.configs import build, did_you_mean, keys_of, lookup, parameters, sampled_nodes
 from flsparse.nets.arrays import Arrays, load_arrays, state_arrays
 from flsparse.runs.baseline import Baseline
 from flsparse.runs.folder import RunFolder, read_checkpoint, read_rows, restore_node_files
-from flsparse.runs.health import Guess, Health
+from flsparse.runs.health import Health
+from flsparse.runs.scores import Scores
 from flsparse.runs.target import Target
 from flsparse.runtime.inprocess import InProcessGrid
+from flsparse.runtime.learning import go_by, guess_of, told
 from flsparse.runtime.survey import Survey, survey
 from flsparse.sparsity import check_outputs, export_dense, is_sparsified, prunable_names, sparsity_of
 from flsparse.strategies import SERVER_PARTS, STRATEGIES, RoundLoop, RoundReport
@@ -40,7 +42,18 @@ from flsparse.wire.messages import AGREED, to_numpy, to_record
 
 _PATIENCE_S = 300.0  # for the last nodes to connect
 _CHECKPOINT_SHARE = 0.05  # of the run's time, at most, goes into checkpoints
-_MUST_MATCH = ("seed", "num_clients", "dataset", "model", "partition", "strategy", "codec", "parts")
+_MUST_MATCH = (
+    "seed",
+    "num_clients",
+    "dataset",
+    "model",
+    "objective",
+    "metric",
+    "partition",
+    "strategy",
+    "codec",
+    "parts",
+)
 # Keys of every row; null where a method does not measure one.
 ROW_KEYS = (
     *("accuracy", "loss", "prediction_share", "warnings"),
@@ -55,7 +68,7 @@ class Observer(Protocol):
     """Sees a run from outside. All values are plain."""
 
     def on_start(self, info: dict[str, Any]) -> None:
-        """Take ``first_round``, ``num_rounds``, ``num_nodes``, ``output_dir`` and ``config``."""
+        """Take ``first_round``, ``num_rounds``, ``num_nodes``, ``output_dir``, ``metric`` and ``config``."""
 
     def on_round(self, row: dict[str, Any]) -> None:
         """Take a round's metrics: ``server_round`` and at least the keys of ``ROW_KEYS``."""
@@ -138,6 +151,7 @@ def prepare(cfg: Mapping[str, Any], task: Task, data: Data) -> tuple[RoundLoop, 
         raise ValueError(
             f"strategy={strategy.name} evaluates on the server, which has no data: partition.server_root=DIR names some"
         )
+    go_by(strategy, task)
     return strategy, model
 
 
@@ -215,16 +229,10 @@ class _Run:
                 self.strategy.ledger.count(way, 1, payload_bytes=0, wire_bytes=size, dense_bytes=0)  # type: ignore[arg-type]
         self.last_round, self.seconds_before = 0, 0.0
         self.counts: dict[str, int] = {}
-        self.scores: dict[str, float | None] = {"accuracy": None, "loss": None, "best_accuracy": None}
-        self.node_scores: dict[str, float] = {}  # of decentralized runs
-        classes = self.task.source.num_classes
-        targets = self.evaluation_data.targets.numpy()
-        if self.on_nodes and self.task.agreement is not None:
-            targets = np.repeat(np.arange(classes), self.task.agreement.counts)
-        guess = Guess.of(targets, classes) if classes and targets.size else None
-        self.health = Health(guess, cfg["strategy"])
-        accuracy = (cfg.get("evaluate") or {}).get("target")
-        self.target = None if accuracy is None else Target(float(accuracy))
+        self.scores = Scores(self.task.kpi)
+        self.health = Health(guess_of(self.task, self.evaluation_data), cfg["strategy"])
+        target = (cfg.get("evaluate") or {}).get("target")
+        self.target = None if target is None else Target(float(target), self.task.kpi)
         self.baseline = Baseline(self.dense_bytes)
         self.started = self.saved = time.monotonic()
         self.save_seconds, self.saved_round = 0.0, 0
@@ -242,6 +250,7 @@ class _Run:
             "num_rounds": self.num_rounds,
             "num_nodes": int(self.cfg["num_clients"]),
             "output_dir": str(self.folder.path) if self.folder else None,
+            "metric": self.task.kpi.name,
             "config": self.cfg,
         }
         status = "completed"
@@ -313,14 +322,15 @@ class _Run:
             return None
         load_arrays(self.model, to_numpy(arrays))
         metrics = self.task.evaluate(self.model, self.evaluation_data)
-        return MetricRecord({key: value for key, value in metrics.items() if key != "num-examples"})
+        left_out = (NUM_EXAMPLES, SUMS)
+        return MetricRecord({key: value for key, value in metrics.items() if not key.startswith(left_out)})
 
     def _after_round(self, report: RoundReport) -> None:
         self.arrays, self.last_round = to_numpy(report.arrays), report.server_round
         row: dict[str, Any] = {"server_round": report.server_round, **dict.fromkeys(ROW_KEYS)}
-        row |= {key: value for key, value in report.metrics.items() if key != "server_round"}
+        row |= {key: value for key, value in told(report.metrics, self.task).items() if key != "server_round"}
         if self.on_nodes:
-            row |= {key: row.get(f"evaluate_{key}") for key in ("accuracy", "loss", "prediction_share")}
+            row |= {key.removeprefix("evaluate_"): row[key] for key in list(row) if key.startswith("evaluate_")}
         row["sparsity"] = sparsity_of(self.arrays, self.prunable)
         row["broadcast_sparsity"] = row["broadcast_sparsity"] or row["sparsity"]
         counts = dict(self.strategy.wire.counts)  # the strategy counts over the run
@@ -328,14 +338,7 @@ class _Run:
         self.counts = counts
         row |= self.baseline.take(row)
         row["to_target"] = self.target.take(row) if self.target else None
-        self.node_scores |= {key: row[key] for key in ("mean_node_accuracy", "worst_node_accuracy") if key in row}
-        if row["loss"] is not None:
-            found = [each for each in (self.scores["best_accuracy"], row["accuracy"]) if each is not None]
-            self.scores = {
-                "accuracy": row["accuracy"],
-                "loss": row["loss"],
-                "best_accuracy": max(found, default=None),
-            }
+        self.scores.take(row)
         is_last = report.server_round == self.num_rounds
         row["warnings"] = self.health.examine(row, self.arrays, self.prunable, is_last=is_last)
         row["wall_seconds"] = self.wall_seconds
@@ -359,8 +362,7 @@ class _Run:
                 "arrays": self.arrays,
                 "strategy": self.strategy.state_dict(),
                 "nodes": self.grid.state_dict() if isinstance(self.grid, InProcessGrid) else None,
-                "scores": self.scores,
-                "node_scores": self.node_scores,
+                **self.scores.state_dict(),
                 "health": self.health.state_dict(),
                 "wall_seconds": self.wall_seconds,
                 "config": {key: self.cfg.get(key) for key in _MUST_MATCH},
@@ -376,8 +378,8 @@ class _Run:
         refuse_changes(run_folder, state["config"], self.cfg)
         self.last_round = self.saved_round = state["round"]
         self.arrays = state["arrays"]
-        self.scores, self.node_scores = state["scores"], state.get("node_scores", {})  # older checkpoints lack them
-        if "health" in state:  # as above
+        self.scores.load_state_dict(state)
+        if "health" in state:  # older checkpoints lack it
             self.health.load_state_dict(state["health"])
         for row in read_rows(Path(run_folder) / "metrics.jsonl")[: self.last_round]:
             self.baseline.take(row)
@@ -410,9 +412,7 @@ class _Run:
             "num_clients": int(self.cfg["num_clients"]),
             "rounds": self.last_round,
             "checkpoint_round": self.saved_round,
-            "final_accuracy": self.scores["accuracy"],
-            "best_accuracy": self.scores["best_accuracy"],
-            "final_loss": self.scores["loss"],
+            **self.scores.summary(),
             "warnings": self.health.warnings,
             "dense_bytes_per_model": self.dense_bytes,
             "uplink_bytes": up.payload_bytes,
@@ -420,10 +420,9 @@ class _Run:
             "uplink_wire_bytes": up.wire_bytes,
             "downlink_wire_bytes": down.wire_bytes,
             **self.baseline.ratios,
-            "target": self.target.accuracy if self.target else None,
+            "target": self.target.value if self.target else None,
             "to_target": self.target.found if self.target else None,
             **({"evaluation_bytes": beside} if beside else {}),
-            **self.node_scores,
             "uplink_messages": up.messages,
             "downlink_messages": down.messages,
             "final_sparsity": float(sparsity_of(self.arrays, self.prunable)),

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from flsparse import rng
 from flsparse.configs import build
+from flsparse.kpi import kpi_named
 from flsparse.nets.seeded import seeded
 from flsparse.tasks import datasets, training
 from flsparse.tasks.agreement import Agreement, holdings
@@ -20,8 +21,10 @@ from flsparse.tasks.cost import TrainingFlops
 from flsparse.tasks.data import Data, Source
 from flsparse.tasks.folder import folder
 from flsparse.tasks.hub import hub_images
+from flsparse.tasks.metrics import COUNTED, Meter, check_metrics
 from flsparse.tasks.models import build_model
-from flsparse.tasks.objectives import OBJECTIVES, Objective
+from flsparse.tasks.objective import Objective
+from flsparse.tasks.objectives import OBJECTIVES
 from flsparse.tasks.partitions import Partition, make_partition
 from flsparse.tasks.python import python_source
 from flsparse.tasks.series import series
@@ -46,7 +49,7 @@ LOADERS: dict[str, Callable[..., Source]] = {
     "series": series,
 }
 _DIVISION = ("validation_fraction", "train_samples")  # settings of a data set that its loader does not see
-_TASK_KEYS = ("dataset", "model", "objective", "partition", "num_clients", "seed", "device")
+_TASK_KEYS = ("dataset", "model", "objective", "metric", "metrics", "partition", "num_clients", "seed", "device")
 
 
 def build_task(config: Mapping[str, Any]) -> "Task":
@@ -57,9 +60,9 @@ def build_task(config: Mapping[str, Any]) -> "Task":
     config : Mapping
         Plain values. ``dataset``: ``name``, the loader's own arguments, ``validation_fraction`` (default 0.1) and
         ``train_samples`` (default all); ``model``: ``name`` and the model's own arguments; ``objective``: ``name`` and
-        its arguments (default: what the data set suggests); ``partition``: ``kind`` and
-        ``alpha``; ``num_clients``; ``seed``; ``device`` (default ``cpu``; ``auto`` takes a GPU where there is one).
-        Other keys are ignored.
+        its arguments (default: what the data set suggests); ``metric``, the KPI (default: the objective's), and
+        ``metrics``, further ones; ``partition``: ``kind`` and ``alpha``; ``num_clients``;
+        ``seed``; ``device`` (default ``cpu``; ``auto`` takes a GPU where there is one). Other keys are ignored.
 
     Raises
     ------
@@ -100,6 +103,10 @@ class Task:
     agreement : Agreement or None
     objective : Objective
         The loss.
+    kpi : Kpi
+        What runs go by.
+    metrics : list of str
+        Metrics beside loss and accuracy, the KPI among them.
     num_nodes : int
         Number of nodes that hold data.
     """
@@ -109,6 +116,7 @@ class Task:
     ) -> None:
         dataset = config["dataset"]
         self.agreement = agreement
+        self.nodes: list[Task] = []  # of the nodes with data of their own that are on this machine
         self.seed = int(config["seed"])
         self.device = _device(str(config.get("device", "cpu")))
         self._validation_fraction = float(dataset.get("validation_fraction", 0.1))
@@ -122,6 +130,12 @@ class Task:
         self.source = _load(json.dumps(dataset, sort_keys=True), name) if source is None else source
         name = name or self.source.objective
         self.objective: Objective = build(OBJECTIVES, name, asked, what="objective")
+        if agreement is None:
+            self.objective.check(self.source)
+        self.kpi = kpi_named(config.get("metric") or self.objective.metric)
+        wanted = dict.fromkeys((self.kpi.name, *(config.get("metrics") or ())))
+        check_metrics(self.objective, wanted)
+        self.metrics = [name for name in wanted if name not in COUNTED]
         self.num_nodes = len(self._partition) if not self._own else int(self._nodes or len(self._roots))
 
     def model(self) -> nn.Module:
@@ -138,12 +152,16 @@ class Task:
         """
         if not 0 <= node < self.num_nodes:
             raise ValueError(f"partition id {node} is not among the {self.num_nodes} nodes of this task (num_clients)")
+        if self.nodes:
+            return self.nodes[node].train_data(node)
         if self._own:
             return self._train_view(self._split[0])
         return self._train_view(self._partition[node])
 
     def local_test_data(self, node: int) -> Data | None:
         """Return the test part of a node that has data of its own; None where the server has all of them."""
+        if self.nodes:
+            return self.nodes[node].local_test_data(node)
         return self.test_data() if self._own else None
 
     def holdings(self) -> dict[str, Any]:
@@ -189,9 +207,27 @@ class Task:
         """Train on one node's data (see :func:`flsparse.tasks.training.train`)."""
         return training.train(fit, method, data, self._flops, self.objective)
 
-    def evaluate(self, model: nn.Module, data: Data) -> dict[str, float]:
-        """Return loss, accuracy and the like (see :func:`flsparse.tasks.training.evaluate`)."""
-        return training.evaluate(model, data, self.objective)
+    def evaluate(self, model: nn.Module, data: Data) -> dict[str, Any]:
+        """Return loss, accuracy and the task's other metrics (see :class:`flsparse.tasks.metrics.Meter`).
+
+        Where their means over nodes would not be exact, the sums that are (``sums.`` before their names) stand beside.
+        """
+        meter = training.evaluate(model, data, self.meter())
+        exact = not self.metrics and self.objective.even
+        return meter.scores() | ({} if exact else meter.sums())
+
+    def summed_loss(self, raw: Tensor, target: Tensor) -> Tensor:
+        """Return the sum of a batch's loss."""
+        return self.objective.loss(raw, target, reduction="sum")
+
+    def meter(self) -> Meter:
+        """Return a meter of the task's metrics, with nothing measured."""
+        return Meter(self.objective, self.num_outputs, self.metrics)
+
+    @cached_property
+    def num_outputs(self) -> int:
+        """Outputs of the model."""
+        return self.objective.num_outputs(self.source)
 
     def sample(self, data: Data, size: int) -> list[tuple[Tensor, Tensor]]:
         """Return batches of a fixed random sample of some data, prepared as the model takes them, with their targets.
@@ -206,7 +242,10 @@ class Task:
         index = data.index[torch.from_numpy(order)]
         parts = torch.chunk(index, max(1, len(index) // 100))
         inputs = [data.prepare(data.all_inputs[part].to(self.device)) for part in parts]
-        targets = [self.objective.target(data.all_targets[part].to(self.device)) for part in parts]
+        targets = [
+            self.objective.target(data.all_targets[part].to(self.device), batch)
+            for part, batch in zip(parts, inputs, strict=True)
+        ]
         return list(zip(inputs, targets, strict=True))
 
     @property
@@ -225,12 +264,14 @@ class Task:
     def _initial_model(self) -> nn.Module:
         with seeded(rng.derive(self.seed, 0, -1, "init"), torch.device("cpu")):
             source = self.source
-            model = build_model(self._model_config, source.input_shape, source.num_outputs, is_text=source.is_text)
+            model = build_model(self._model_config, source.input_shape, self.num_outputs, is_text=source.is_text)
         return model.to(self.device)
 
     @property
     def notes(self) -> list[str]:
         """What the owner of the data should know of what becomes of them, a line each."""
+        if self.nodes:
+            return [f"node {node}: {note}" for node, task in enumerate(self.nodes) for note in task.notes]
         groups, tested = self.source.train_groups, len(self.source.test_inputs)
         if self._partition_config.get("kind") != "natural" or groups is None:
             return list(self.source.notes)

@@ -5,6 +5,7 @@ The loop is the same for every method; methods differ in the hooks of
 process or the order in which nodes are handled.
 """
 
+import math
 import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -19,7 +20,8 @@ from flsparse.nets.sgd import SGD
 from flsparse.schedules import learning_rate
 from flsparse.tasks.cost import TrainingFlops, peak_memory_bytes
 from flsparse.tasks.data import Data, batches
-from flsparse.tasks.objectives import Objective
+from flsparse.tasks.metrics import Meter
+from flsparse.tasks.objective import Objective
 
 if TYPE_CHECKING:
     from flsparse.clients.core.fit import Fit
@@ -106,9 +108,9 @@ def train(fit: "Fit", method: "Hooks", data: Data, flops: TrainingFlops, objecti
     model, optimizer, device = fit.model, fit.optimizer, _device(fit.model)
     inputs, targets = data.inputs.to(device), data.targets.to(device)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    loss_sum = torch.zeros((), device=device)
-    correct: Tensor | None = torch.zeros((), dtype=torch.int64, device=device)
+    loss_sum, correct = torch.zeros((), device=device), torch.zeros((), dtype=torch.int64, device=device)
     seen = predictions = first_step = 0
+    all_terms = 0.0
     shuffle = torch.Generator().manual_seed(rng.derive(fit.seed, fit.server_round, fit.node, "batches"))
 
     model.train()
@@ -117,9 +119,10 @@ def train(fit: "Fit", method: "Hooks", data: Data, flops: TrainingFlops, objecti
         first_step, started = fit.step, time.perf_counter()
         for positions in batches(len(data), batch_size, shuffle, epochs=epochs, steps=steps):
             chosen = positions.to(device)
-            target = objective.target(targets[chosen])
-            output = objective.output(model(data.prepare(inputs[chosen])))
-            loss = objective.loss(output, target)
+            batch = data.prepare(inputs[chosen])
+            target = objective.target(targets[chosen], batch)
+            raw = model(batch)
+            loss = objective.loss(raw, target)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             if clip > 0:
@@ -128,19 +131,22 @@ def train(fit: "Fit", method: "Hooks", data: Data, flops: TrainingFlops, objecti
             optimizer.step()
             fit.step += 1
             method.after_step(fit)
-            loss_sum += loss.detach() * len(target)
-            right = objective.correct(output.detach(), target)
-            correct = None if correct is None or right is None else correct + right
-            predictions += len(target)
+            terms = objective.terms(target)
+            loss_sum += loss.detach() * terms
+            all_terms += terms
+            if objective.form == "classes":
+                logits, labels = objective.pairs(raw.detach(), target)
+                correct += (logits.argmax(-1) == labels).sum()
+                predictions += len(labels)
             seen += len(positions)
-        train_loss = float(loss_sum) / predictions  # waits for a GPU, so the time below is the work's
+        total = float(loss_sum)  # waits for a GPU, so the time below is the work's
         elapsed = time.perf_counter() - started
         done = fit.step - first_step
         _check_finite(model, done, float(optimizer.param_groups[0]["lr"]))
         per_example = flops(model, data.prepare(inputs[[0, -1]]))
         fit.metrics |= {
-            "train-loss": train_loss,
-            **({} if correct is None else {"train-accuracy": float(correct) / predictions}),
+            "train-loss": total / all_terms if all_terms else math.nan,
+            **({"train-accuracy": float(correct) / predictions} if predictions else {}),
             "num-examples": float(len(data)),
             "steps": float(done),
             "step-seconds": elapsed / done,
@@ -161,15 +167,16 @@ def _check_finite(model: nn.Module, steps: int, rate: float) -> None:
             )
 
 
-def evaluate(model: nn.Module, data: Data, objective: Objective) -> dict[str, float]:
-    """Return scores of a model over some data; its mode is put back afterwards.
+def evaluate(model: nn.Module, data: Data, meter: Meter) -> Meter:
+    """Measure a model over some data; its mode is put back afterwards.
 
-    Returns
-    -------
-    dict[str, float]
-        ``loss``, the objective's mean; ``num-examples``. Of classes also ``accuracy`` in [0, 1] and
-        ``prediction-share``, of the class that is predicted most often, in (0, 1]. For text, all are over the predicted
-        characters.
+    Parameters
+    ----------
+    model : nn.Module
+    data : Data
+        At least one sample.
+    meter : Meter
+        Takes the sums, and is returned.
 
     Raises
     ------
@@ -179,25 +186,15 @@ def evaluate(model: nn.Module, data: Data, objective: Objective) -> dict[str, fl
     if len(data) == 0:
         raise ValueError("there is no data to evaluate on")
     device, was_training = _device(model), model.training
-    loss_sum, correct, terms = 0.0, 0, 0
-    answers: Tensor | int = 0  # how many there are of each class
     model.eval()
     try:
         with torch.no_grad():
             for index in torch.split(data.index, _EVALUATION_BATCH):
-                target = objective.target(data.all_targets[index].to(device))
-                output = objective.output(model(data.prepare(data.all_inputs[index].to(device))))
-                loss_sum += float(objective.loss(output, target, reduction="sum"))
-                terms += target.numel()
-                if (right := objective.correct(output, target)) is not None:
-                    answers = answers + torch.bincount(output.argmax(-1), minlength=output.shape[-1])
-                    correct += int(right)
+                inputs = data.prepare(data.all_inputs[index].to(device))
+                meter.add(model(inputs), meter.objective.target(data.all_targets[index].to(device), inputs))
     finally:
         model.train(was_training)
-    scores = {"loss": loss_sum / terms, "num-examples": float(len(data))}
-    if isinstance(answers, Tensor):
-        scores |= {"accuracy": correct / terms, "prediction-share": float(answers.max()) / terms}
-    return scores
+    return meter
 
 
 def _device(model: nn.Module) -> torch.device:

@@ -34,12 +34,15 @@ class Node:
         Id of the reference it reported last; empty: none.
     num_examples : int
         Size of its training data; 0: unknown.
+    num_test_examples : int
+        Size of the test part of its own data; 0: it has none.
     """
 
     node_id: int
     partition: int
     held: str = ""
     num_examples: int = 0
+    num_test_examples: int = 0
 
 
 @dataclass(frozen=True)

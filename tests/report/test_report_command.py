@@ -41,7 +41,7 @@ def test_a_sweep_stands_for_its_runs(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 def test_runs_in_folders_of_one_name_keep_their_own_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[Any] = []
-    monkeypatch.setattr(report, "accuracy_against_bytes", lambda runs, path: drawn.extend([runs]))
+    monkeypatch.setattr(report, "accuracy_against_bytes", lambda runs, path, kpi: drawn.extend([runs]))
     monkeypatch.setattr(report, "loss_along_directions", lambda row, path: drawn.extend([(path, row)]))
     runs, rows = [], []
     for number, name in enumerate(("a/seed0", "b/seed0")):

@@ -197,7 +197,7 @@ def test_validation_is_the_end_in_time(signal: str) -> None:
 
 def trains(task: Task) -> float:
     model = task.model()
-    return task.evaluate(model, task.test_data())["loss"]
+    return float(task.evaluate(model, task.test_data())["loss"])
 
 
 @pytest.mark.parametrize("layout", ["channels_first", "channels_last"])
