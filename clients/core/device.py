@@ -32,9 +32,9 @@ class _OpenMod(CompressMod):
 def device_app(load_task: Callable[[Context], TaskLike], limits: Limits | None = None) -> ClientApp:
     """Return the ClientApp that trains, evaluates and answers the hello.
 
-    Asked to evaluate, a device with data of its own reports ``loss`` and ``accuracy`` of the model it received, on its
-    test part. Others have training data alone, and report ``train-loss`` and ``train-accuracy``: the server measures test
-    accuracy, or an app of one's own does.
+    Asked to evaluate the model that it received, a device with data of its own reports ``loss`` and ``accuracy`` on its
+    test part. Others have training data alone, and report ``train-loss`` and ``train-accuracy``: the server measures
+    test accuracy, or an app of one's own does.
 
     Parameters
     ----------

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib.metadata import version
-from logging import ERROR, INFO, WARNING
+from logging import ERROR
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -30,17 +30,15 @@ from flsparse.runs.health import Health
 from flsparse.runs.scores import Scores
 from flsparse.runs.target import Target
 from flsparse.runtime.inprocess import InProcessGrid
-from flsparse.runtime.learning import go_by, guess_of, told
-from flsparse.runtime.survey import Survey, survey
+from flsparse.runtime.learning import evaluates_on_nodes, go_by, guess_of, told
+from flsparse.runtime.survey import survey, wait_for_nodes
 from flsparse.sparsity import check_outputs, export_dense, is_sparsified, prunable_names, sparsity_of
 from flsparse.strategies import SERVER_PARTS, STRATEGIES, RoundLoop, RoundReport
 from flsparse.strategies.core.part import RoundPart
 from flsparse.tasks import Data, Task, build_task
-from flsparse.tasks.agreement import Agreement
 from flsparse.tasks.own import is_own, server_task
-from flsparse.wire.messages import AGREED, to_numpy, to_record
+from flsparse.wire.messages import to_numpy, to_record
 
-_PATIENCE_S = 300.0  # for the last nodes to connect
 _CHECKPOINT_SHARE = 0.05  # of the run's time, at most, goes into checkpoints
 _MUST_MATCH = (
     "seed",
@@ -145,19 +143,8 @@ def prepare(cfg: Mapping[str, Any], task: Task, data: Data) -> tuple[RoundLoop, 
     model = strategy.prepare(plain)
     if is_sparsified(model):
         check_outputs(task.model(), model, task.example(data))
-    if task.agreement is not None:
-        strategy.roster.says = {AGREED: json.dumps(task.agreement.plain())}
-    if evaluates_on_nodes(task, data) and not getattr(strategy, "fraction_evaluate", 0.0):
-        raise ValueError(
-            f"strategy={strategy.name} evaluates on the server, which has no data: partition.server_root=DIR names some"
-        )
-    go_by(strategy, task)
+    go_by(strategy, task, data)
     return strategy, model
-
-
-def evaluates_on_nodes(task: Task, data: Data) -> bool:
-    """Whether nodes evaluate the model on their own test parts, since the server has none."""
-    return task.agreement is not None and not len(data)
 
 
 def make_parts(cfg: Mapping[str, Mapping[str, Any] | None]) -> list[Part | RoundPart]:
@@ -191,23 +178,6 @@ def refuse_changes(run_folder: Path | str, saved: Mapping[str, Any], cfg: Mappin
             raise ValueError(f"cannot resume {run_folder}: its {key} was {before}")
 
 
-def wait_for_nodes(grid: Grid, wanted: int, at_least: int | None = None) -> list[int]:
-    """Wait until ``wanted`` nodes are connected, and return their ids.
-
-    With ``at_least``, after five minutes that many will do: one dead device does not stop a run.
-    """
-    began, told = time.monotonic(), False
-    while len(present := list(grid.get_node_ids())) < wanted:
-        if at_least is not None and len(present) >= at_least and time.monotonic() - began > _PATIENCE_S:
-            log(WARNING, "Going on with %d of %d nodes", len(present), wanted)
-            break
-        if not told:
-            log(INFO, "Waiting for nodes: %d of %d are connected", len(present), wanted)
-            told = True
-        time.sleep(0.5)
-    return present
-
-
 class _Run:
     """One run, from configuration to summary."""
 
@@ -215,7 +185,7 @@ class _Run:
         torch.set_num_threads(int(cfg.get("threads") or 1))
         self.grid = grid
         self.cfg: dict[str, Any] = json.loads(json.dumps(dict(cfg)))  # as it is saved: every key a string
-        found = self._survey() if is_own(cfg) else None
+        found = survey(grid, self.cfg) if is_own(cfg) else None
         self.task: Task = build_task(cfg) if found is None else server_task(self.cfg, found.agreement)
         self.num_rounds = int(cfg["num_rounds"])
         self.evaluation_data = self._evaluation_data()
@@ -284,14 +254,6 @@ class _Run:
         if leave is not None:
             raise leave
         return summary
-
-    def _survey(self) -> Survey:
-        """Ask the nodes what data they hold; a run that goes on keeps to what was agreed at its start."""
-        at_least = (self.cfg.get("strategy") or {}).get("min_available_nodes")
-        nodes = wait_for_nodes(self.grid, int(self.cfg["num_clients"]), at_least or 1)
-        if self.cfg.get("resume"):
-            return Survey(Agreement(**json.loads(read_checkpoint(self.cfg["resume"])["agreed"])), 0, 0)
-        return survey(self.grid, nodes, self.cfg["dataset"])
 
     def _save_models(self) -> None:
         """Save the weights into the run folder, the model's last: when it is there, all is."""
