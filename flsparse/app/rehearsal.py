@@ -46,7 +46,7 @@ class Rehearsed:
     sizes : list of int
         Training samples of each node, by partition id.
     evaluated : int
-        Samples that the server will evaluate on.
+        Samples that the server, or with data of their own the nodes, will evaluate on.
     parameters : int
         Of the model.
     """
@@ -99,7 +99,8 @@ def rehearse(cfg: Mapping[str, Any], tell: Callable[[str], object] = lambda _: N
             f"node {node} fails in round 1, of {sizes[node]} training sample{'s' * (sizes[node] != 1)}: "
             f"{in_one_line(error)}{few}"
         ) from error
-    return Rehearsed(task, sizes, len(evaluated), parameters)
+    tested = [task.local_test_data(node) or () for node in range(task.num_nodes)]
+    return Rehearsed(task, sizes, len(evaluated) or sum(map(len, tested)), parameters)
 
 
 def _one_round(cfg: Mapping[str, Any], task: Task, nodes: "_Nodes", evaluated: Data) -> None:
@@ -123,7 +124,7 @@ def _one_round(cfg: Mapping[str, Any], task: Task, nodes: "_Nodes", evaluated: D
     )
 
     def evaluate(server_round: int, trained: ArrayRecord) -> MetricRecord | None:
-        if server_round == 0:  # first, since it is the quickest to fail
+        if server_round == 0 and len(evaluated):  # first, since it is the quickest to fail
             load_arrays(model, to_numpy(trained))
             task.evaluate(model, batch)
         return None

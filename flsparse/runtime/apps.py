@@ -27,8 +27,9 @@ from flsparse.clients import Limits, device_app
 from flsparse.clients.core.method import partition_id
 from flsparse.clients.core.state import NodeState
 from flsparse.kpi import kpi_of
-from flsparse.runtime.federation import run_federation, wait_for_nodes
+from flsparse.runtime.federation import run_federation
 from flsparse.runtime.owner import at_home, check_factories
+from flsparse.runtime.survey import wait_for_nodes
 from flsparse.tasks import Task, build_task
 from flsparse.tasks.agreement import Agreement
 from flsparse.tasks.own import is_own, own_task

@@ -9,11 +9,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib.metadata import version
-from logging import ERROR, INFO, WARNING
+from logging import ERROR
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from flwr.app import ArrayRecord, MetricRecord
 from flwr.serverapp import Grid
@@ -27,22 +26,20 @@ from flsparse.configs import AUTO, build, did_you_mean, keys_of, lookup, paramet
 from flsparse.nets.arrays import Arrays, load_arrays, state_arrays
 from flsparse.runs.baseline import Baseline
 from flsparse.runs.folder import RunFolder, read_checkpoint, read_rows, restore_node_files
-from flsparse.runs.health import Guess, Health
+from flsparse.runs.health import Health
 from flsparse.runs.scores import Scores
 from flsparse.runs.target import Target
 from flsparse.runtime.inprocess import InProcessGrid
-from flsparse.runtime.learning import go_by, guess_of, start_of, told
+from flsparse.runtime.learning import evaluates_on_nodes, go_by, guess_of, start_of, told
 from flsparse.runtime.rate_search import Found, check_searchable, search, train_config, with_rate
-from flsparse.runtime.survey import Survey, survey
+from flsparse.runtime.survey import survey, wait_for_nodes
 from flsparse.sparsity import check_outputs, export_dense, is_sparsified, prunable_names, sparsity_of
 from flsparse.strategies import SERVER_PARTS, STRATEGIES, RoundLoop, RoundReport
 from flsparse.strategies.core.part import RoundPart
 from flsparse.tasks import Data, Task, build_task
-from flsparse.tasks.agreement import Agreement
 from flsparse.tasks.own import is_own, server_task
-from flsparse.wire.messages import AGREED, to_numpy, to_record
+from flsparse.wire.messages import to_numpy, to_record
 
-_PATIENCE_S = 300.0  # for the last nodes to connect
 _CHECKPOINT_SHARE = 0.05  # of the run's time, at most, goes into checkpoints
 _MUST_MATCH = (
     "seed",
@@ -152,22 +149,11 @@ def prepare(cfg: Mapping[str, Any], task: Task, data: Data) -> tuple[RoundLoop, 
         strategy.wire.downlink.initial = None  # no node builds it from the seed
     if is_sparsified(model):
         check_outputs(start_of(cfg, task), model, task.example(data))
-    if task.agreement is not None:
-        strategy.roster.says = {AGREED: json.dumps(task.agreement.plain())}
-    if evaluates_on_nodes(task, data) and not getattr(strategy, "fraction_evaluate", 0.0):
-        raise ValueError(
-            f"strategy={strategy.name} evaluates on the server, which has no data: partition.server_root=DIR names some"
-        )
-    go_by(cfg, strategy, task)
+    go_by(cfg, strategy, task, data)
     if cfg["client"]["lr"] == AUTO:
         runtime = (cfg.get("runtime") or {}).get("name", "inprocess")
         check_searchable(cfg, strategy, in_process=runtime == "inprocess")
     return strategy, model
-
-
-def evaluates_on_nodes(task: Task, data: Data) -> bool:
-    """Whether nodes evaluate the model on their own test parts, since the server has none."""
-    return task.agreement is not None and not len(data)
 
 
 def make_parts(cfg: Mapping[str, Mapping[str, Any] | None]) -> list[Part | RoundPart]:
@@ -196,23 +182,6 @@ def refuse_changes(run_folder: Path | str, saved: Mapping[str, Any], cfg: Mappin
             raise ValueError(f"cannot resume {run_folder}: its {key} was {before}")
 
 
-def wait_for_nodes(grid: Grid, wanted: int, at_least: int | None = None) -> list[int]:
-    """Wait until ``wanted`` nodes are connected, and return their ids.
-
-    With ``at_least``, after five minutes that many will do: one dead device does not stop a run.
-    """
-    began, told = time.monotonic(), False
-    while len(present := list(grid.get_node_ids())) < wanted:
-        if at_least is not None and len(present) >= at_least and time.monotonic() - began > _PATIENCE_S:
-            log(WARNING, "Going on with %d of %d nodes", len(present), wanted)
-            break
-        if not told:
-            log(INFO, "Waiting for nodes: %d of %d are connected", len(present), wanted)
-            told = True
-        time.sleep(0.5)
-    return present
-
-
 class _Run:
     """One run, from configuration to summary."""
 
@@ -220,7 +189,7 @@ class _Run:
         torch.set_num_threads(int(cfg.get("threads") or 1))
         self.grid = grid
         self.cfg: dict[str, Any] = json.loads(json.dumps(dict(cfg)))  # as it is saved: every key a string
-        found = self._survey() if is_own(cfg) else None
+        found = survey(grid, self.cfg) if is_own(cfg) else None
         self.task: Task = build_task(cfg) if found is None else server_task(self.cfg, found.agreement)
         self.num_rounds = int(cfg["num_rounds"])
         self.evaluation_data = self._evaluation_data()
@@ -236,10 +205,7 @@ class _Run:
         self.searched: Found | None = None
         self.counts: dict[str, int] = {}
         self.scores = Scores(self.task.kpi)
-        guess = guess_of(self.task, self.evaluation_data)
-        if self.on_nodes and self.task.agreement is not None and (classes := self.task.source.num_classes):
-            guess = Guess.of(np.repeat(np.arange(classes), self.task.agreement.counts), classes)
-        self.health = Health(guess, cfg["strategy"])
+        self.health = Health(guess_of(self.task, self.evaluation_data), cfg["strategy"])
         target = (cfg.get("evaluate") or {}).get("target")
         self.target = None if target is None else Target(float(target), self.task.kpi)
         self.baseline = Baseline(self.dense_bytes)
@@ -325,14 +291,6 @@ class _Run:
                 way, 1, payload_bytes=sums.payload_bytes, wire_bytes=sums.wire_bytes, dense_bytes=0
             )
 
-    def _survey(self) -> Survey:
-        """Ask the nodes what data they hold; a run that goes on keeps to what was agreed at its start."""
-        at_least = (self.cfg.get("strategy") or {}).get("min_available_nodes")
-        nodes = wait_for_nodes(self.grid, int(self.cfg["num_clients"]), at_least or 1)
-        if self.cfg.get("resume"):
-            return Survey(Agreement(**json.loads(read_checkpoint(self.cfg["resume"])["agreed"])), 0, 0)
-        return survey(self.grid, nodes, self.cfg["dataset"])
-
     def _save_models(self) -> None:
         """Save the weights into the run folder, the model's last: when it is there, all is."""
         if self.folder:
@@ -369,7 +327,7 @@ class _Run:
         row: dict[str, Any] = {"server_round": report.server_round, **dict.fromkeys(ROW_KEYS)}
         row |= {key: value for key, value in told(report.metrics, self.task).items() if key != "server_round"}
         if self.on_nodes:
-            row |= {key: row.get(f"evaluate_{key}") for key in ("accuracy", "loss", "prediction_share")}
+            row |= {key.removeprefix("evaluate_"): row[key] for key in list(row) if key.startswith("evaluate_")}
         row["sparsity"] = sparsity_of(self.arrays, self.prunable)
         row["broadcast_sparsity"] = row["broadcast_sparsity"] or row["sparsity"]
         counts = dict(self.strategy.wire.counts)  # the strategy counts over the run
