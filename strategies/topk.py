@@ -1,7 +1,7 @@
 """Top-K on the server: nodes send the largest weights, the server averages them.
 
-    s_t  = sparsity asked for in round t: ``sparsity``, or a cubic ramp towards it (ramp)
-    x    <- weighted mean of the pruned y_m; its support is the union of theirs
+    s_t  = sparsity of round t: ``sparsity``, or a cubic ramp towards it            (ramp)
+    x    <- weighted mean of the y_m, pruned to s_t, or to s_(t-1) of x itself      (ramp and reprune)
     x    <- top-(1 - s_t) of |x|                                                    (reprune)
 
 The baseline of the SparsyFed paper (arXiv 2504.05153), which neither ramps nor prunes the aggregate.
@@ -34,7 +34,9 @@ class TopK(FedAvg):
     ramp : bool (default: True)
         Approach the target over the first third of the rounds; off in the paper.
     reprune : bool (default: True)
-        Prune the aggregate to the round's sparsity before it is broadcast; off in the paper.
+        Prune the aggregate to the round's sparsity before it is broadcast; off in the paper. With a ramp, too, nodes
+        prune no further than the model they received, and their updates are sparse
+        (:mod:`flsparse.strategies.parts.ramped_updates`).
     scope : {"lamp", "global", "layer"} (default: "lamp")
         One ranking over all layers, of each magnitude's share of its layer (:mod:`flsparse.sparsity.lamp`) or of
         magnitudes (as in the paper), or one for each layer.
@@ -66,13 +68,13 @@ class TopK(FedAvg):
         if ramp and reprune and all(part.name != TopKUpdate.name for part in self.parts):
             self.parts.add(RampedUpdates(self.model))
 
-    def asked_sparsity(self, server_round: int, node: Node | None = None) -> float:
+    def round_sparsity(self, server_round: int, node: Node | None = None) -> float:
         """Return the sparsity that a node, or any node, is asked for in a round."""
         return self.model.asked(server_round, self._num_rounds, node)
 
     def method(self, server_round: int, node: Node | None = None) -> LocalMethod:
         """Ask for the round's sparsity."""
-        return TopKLocal(sparsity=self.asked_sparsity(server_round, node), scope=self.model.scope)
+        return TopKLocal(sparsity=self.round_sparsity(server_round, node), scope=self.model.scope)
 
     def summary(self) -> None:
         """Log the configuration."""
