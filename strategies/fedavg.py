@@ -33,6 +33,8 @@ from flsparse.strategies.core.roster import sample
 from flsparse.strategies.parts.server_optimizer import Kind, ServerOptimizer
 from flsparse.wire.messages import Scalar, to_numpy, to_record
 
+_EVALUATED = 10  # examples that a node evaluates on, at most, for each that it trains on
+
 
 @dataclass
 class Weighted:
@@ -261,7 +263,7 @@ class FedAvg(RoundLoop):
                 continue
             if pooled is not None and (sums := sums_of(reply)):
                 try:
-                    pooled.merge(sums, weighed[0])
+                    pooled.merge(sums, _EVALUATED * weighed[0])
                 except ValueError as error:
                     self.wire.refuse(reply, str(error))
                     continue
@@ -269,6 +271,7 @@ class FedAvg(RoundLoop):
             self.roster.note_held(reply)
         found: dict[str, Any] = weighted_means([(weight, numbers) for weight, numbers in accepted if weight > 0])
         if pooled is not None and pooled.examples:
-            scores = {f"train-{key}": value for key, value in pooled.scores().items()}
+            prefix = "train-" if "train-loss" in found else ""  # of nodes that have no other data
+            scores = {f"{prefix}{key}": value for key, value in pooled.scores().items()}
             found |= {key: value for key, value in scores.items() if key in found or isinstance(value, list)}
         return MetricRecord(found) if accepted else None

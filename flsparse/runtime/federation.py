@@ -335,7 +335,9 @@ class _Run:
         row: dict[str, Any] = {"server_round": report.server_round, **dict.fromkeys(ROW_KEYS)}
         row |= {key: value for key, value in told(report.metrics, self.task).items() if key != "server_round"}
         if self.on_nodes:
-            row |= {key: row.get(f"evaluate_{key}") for key in ("accuracy", "loss", "prediction_share")}
+            row |= {
+                key: row.get(f"evaluate_{key}") for key in ("accuracy", "loss", "prediction_share", *self.task.metrics)
+            }
         row["sparsity"] = sparsity_of(self.arrays, self.prunable)
         row["broadcast_sparsity"] = row["broadcast_sparsity"] or row["sparsity"]
         counts = dict(self.strategy.wire.counts)  # the strategy counts over the run

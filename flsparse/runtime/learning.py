@@ -81,6 +81,8 @@ def told(metrics: Mapping[str, Any], task: Task) -> dict[str, Any]:
 def guess_of(task: Task, data: Data) -> Guess | float | None:
     """Return how a model does that knows the targets' frequencies, or their mean, and nothing else."""
     objective = task.objective
+    if not len(data):
+        return None
     if isinstance(objective, Classification):
         labels = objective.known(data.targets).numpy()
         return Guess.of(labels, task.source.num_classes) if labels.size else None

@@ -235,3 +235,21 @@ def test_adamw_leaves_the_zeros_of_powerpropagation(config: Config, tmp_path: Pa
 def test_adamw_is_refused_where_the_other_side_steps_as_sgd(config: Config, strategy: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"client=adamw does not go with .* use client=sgd"):
         launch(config(client=ADAMW, strategy=strategy, codec=DENSE))
+
+
+def test_nodes_with_data_of_their_own_are_measured_together(regression: dict[str, Any], tmp_path: Path) -> None:
+    """The server has no data; a mean of the nodes' roots would not be the root of the mean."""
+    draw, roots = np.random.default_rng(0), []
+    for site, size in enumerate((30, 80, 200)):
+        inputs = draw.normal(size=(size, 3))
+        rows = np.column_stack([inputs, inputs @ [1, 2, -1] + site + draw.normal(size=size)])
+        (tmp_path / str(site)).mkdir()
+        np.savetxt(tmp_path / str(site) / "plant.csv", rows, "%.6f", ",", header="a,b,c,y", comments="")
+        roots.append(str(tmp_path / str(site)))
+    data = {"name": "table", "file": "plant.csv", "target": "y", "validation_fraction": 0.0, "root": None}
+    own = {"dataset": data, "partition": {"kind": "own", "roots": roots}, "strategy": {"name": "fedavg"}}
+    summary = launch(regression | own | {"num_clients": 3})
+    row = read_rows(tmp_path / "run" / "metrics.jsonl")[-1]
+    assert summary["final_metric"] == row["rmse"] == pytest.approx(row["loss"] ** 0.5, rel=1e-6)
+    assert row["r2"] > 0.3
+    assert summary["best_metric"] < 0.8
