@@ -230,14 +230,18 @@ class FedAvg(RoundLoop):
             self.roster.note_held(reply)
             yield reply
 
-    def weigh(self, reply: Reply, key: str = "") -> tuple[float, dict[str, float]] | None:
-        """Return a reply's weight, by ``weighted_by_key`` or a given key, and its other numbers; None if it is bad."""
+    def weigh(self, reply: Reply, key: str = "", *, tested: bool = False) -> tuple[float, dict[str, float]] | None:
+        """Return a reply's weight, by ``weighted_by_key`` or a given key, and its other numbers; None if it is bad.
+
+        With `tested` the weight is of the samples that the node evaluated on.
+        """
         key = key or self.weighted_by_key
         numbers = numbers_of(reply, key)
         weight = numbers.pop(key, math.nan)
         known = self.nodes.get(reply.node.node_id)
-        if known is not None and known.num_examples:
-            weight = min(weight, known.num_examples)  # no node weighs more than it said in the hello
+        most = known and ((tested and known.num_test_examples) or known.num_examples)
+        if most:
+            weight = min(weight, most)  # no node weighs more than it said in the hello
         if not 0 <= weight <= LARGEST:
             self.wire.refuse(reply, f"its metric {key!r} is {weight}, not in [0, {LARGEST:g}]")
             return None
@@ -259,7 +263,7 @@ class FedAvg(RoundLoop):
         """Average the nodes' metrics; with a :attr:`meter`, those that it has are of all their data together."""
         accepted, pooled = [], self.meter() if self.meter else None
         for reply in replies:
-            if (weighed := self.weigh(reply)) is None:
+            if (weighed := self.weigh(reply, tested=True)) is None:
                 continue
             if pooled is not None and (sums := sums_of(reply)):
                 try:
@@ -271,7 +275,7 @@ class FedAvg(RoundLoop):
             self.roster.note_held(reply)
         found: dict[str, Any] = weighted_means([(weight, numbers) for weight, numbers in accepted if weight > 0])
         if pooled is not None and pooled.examples:
-            prefix = "train-" if "train-loss" in found else ""  # of nodes that have no other data
-            scores = {f"{prefix}{key}": value for key, value in pooled.scores().items()}
+            where = "" if "loss" in found else "train-"  # on the nodes' own test parts, or on what they train on
+            scores = {f"{where}{key}": value for key, value in pooled.scores().items()}
             found |= {key: value for key, value in scores.items() if key in found or isinstance(value, list)}
         return MetricRecord(found) if accepted else None

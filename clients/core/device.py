@@ -13,7 +13,7 @@ from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import ClientAppCallable
 
 from flsparse.clients.core.compress import CompressMod, Limits
-from flsparse.clients.core.method import METHODS, Kind, TaskLike, Visit, asked_method, partition_id
+from flsparse.clients.core.method import METHODS, Kind, TaskLike, Visit, asked_method, partition_id, test_data_of
 from flsparse.clients.core.state import NodeState
 from flsparse.codec.wire import VERSION
 from flsparse.nets.arrays import Arrays, state_arrays
@@ -42,7 +42,7 @@ class _OpenMod(CompressMod):
 def device_app(load_task: Callable[[Context], TaskLike], limits: Limits | None = None) -> ClientApp:
     """Return the ClientApp that trains, evaluates and answers the hello.
 
-    Asked to evaluate, a device with data of its own reports ``loss`` and ``accuracy`` of the model it received, on its
+    Asked to evaluate the model that it received, a device with data of its own reports ``loss`` and ``accuracy`` on its
     test part. Others have training data alone, and report ``train-loss`` and ``train-accuracy``: the server measures
     test accuracy, or an app of one's own does.
 
@@ -86,6 +86,8 @@ def device_app(load_task: Callable[[Context], TaskLike], limits: Limits | None =
                 "held": state.held,
             }
         )
+        if (tested := test_data_of(task, partition_id(context))) is not None:
+            record["num-test-examples"] = len(tested)
         if asked.get(SURVEY) and hasattr(task, "holdings"):
             record[HOLDINGS] = json.dumps(task.holdings())
         return Message(RecordDict({RECORD: record}), reply_to=message)

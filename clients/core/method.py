@@ -232,8 +232,7 @@ class Visit:
     @property
     def test_data(self) -> Any:
         """The test part of the node's own data; None where it has training data alone."""
-        find = getattr(self.task, "local_test_data", None)
-        return None if find is None else find(self.node)
+        return test_data_of(self.task, self.node)
 
     @property
     def sample(self) -> questions.Batches:
@@ -255,6 +254,12 @@ class Visit:
             state=self.state,
             prunable=prunable,
         )
+
+
+def test_data_of(task: TaskLike, node: int) -> Any:
+    """Return the test part of a node's own data; None where its task has none."""
+    find = getattr(task, "local_test_data", None)
+    return None if find is None else find(node)
 
 
 def unanswered(method: LocalMethod, kind: Kind) -> ValueError:

@@ -10,7 +10,7 @@ from math import inf
 from typing import Any
 
 from flsparse.codec.wire import VALUES
-from flsparse.configs import lookup, sampled_nodes
+from flsparse.configs import AUTO, lookup, sampled_nodes
 from flsparse.kpi import KPIS
 
 
@@ -53,7 +53,10 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     ),
     "metric": _one_of(*KPIS),
     "partition.alpha": (lambda value: _number(value) and value > 0, "a number above 0; inf is IID"),
-    "client.lr": _POSITIVE,
+    "client.lr": (
+        lambda value: value == AUTO or (_number(value) and 0 < value < inf),
+        "a number above 0, and finite, or auto: searched before round 1",
+    ),
     "client.lr_final": _NOT_NEGATIVE,
     "client.lr_schedule": _one_of("geometric", "cosine"),
     "client.batch_size": _at_least(1),
@@ -110,9 +113,10 @@ def check(cfg: Mapping[str, Any]) -> None:
         value = lookup(cfg, key)
         if value is not None and not allowed(value):
             raise SettingsError(f"{key}={value} is impossible: it is {words}")
-    if lookup(cfg, "client.optimizer") == "adamw" and lookup(cfg, "client.lr") >= _RATE_OF_SGD:
+    rate = lookup(cfg, "client.lr")
+    if lookup(cfg, "client.optimizer") == "adamw" and _number(rate) and rate >= _RATE_OF_SGD:
         raise SettingsError(
-            f"client.lr={lookup(cfg, 'client.lr')} is a rate of SGD, which the strategy brings: AdamW's steps are as "
+            f"client.lr={rate} is a rate of SGD, which the strategy brings: AdamW's steps are as "
             f"large as its rate, so give one below {_RATE_OF_SGD}, such as client.lr=0.01"
         )
     if lookup(cfg, "client.local_epochs") == 0 and not lookup(cfg, "client.local_steps"):

@@ -27,8 +27,9 @@ from flsparse.clients import Limits, device_app
 from flsparse.clients.core.method import partition_id
 from flsparse.clients.core.state import NodeState
 from flsparse.kpi import kpi_of
-from flsparse.runtime.federation import run_federation, wait_for_nodes
+from flsparse.runtime.federation import run_federation
 from flsparse.runtime.owner import at_home, check_factories
+from flsparse.runtime.survey import wait_for_nodes
 from flsparse.tasks import Task, build_task
 from flsparse.tasks.agreement import Agreement
 from flsparse.tasks.own import is_own, own_task
@@ -180,6 +181,10 @@ class RoundLog:
         """Nothing to say yet."""
         self._num_rounds, self._kpi = info["num_rounds"], kpi_of(info)
         self._said: set[str] = set()
+
+    def on_note(self, text: str) -> None:
+        """Log it."""
+        log(INFO, text)
 
     def on_round(self, row: Mapping[str, Any]) -> None:
         """Log the KPI and bytes, and what is wrong with the model, once."""

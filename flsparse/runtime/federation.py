@@ -9,13 +9,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib.metadata import version
-from logging import ERROR, INFO, WARNING
+from logging import ERROR
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
+from flwr.app import ArrayRecord, MetricRecord
 from flwr.serverapp import Grid
 from torch import nn
 
@@ -23,25 +22,24 @@ from flsparse._flwr import log
 from flsparse.clients import PARTS, Part
 from flsparse.clients.core.state import state_dir
 from flsparse.clients.parts.questions import NUM_EXAMPLES, SUMS
-from flsparse.configs import build, did_you_mean, keys_of, lookup, parameters, sampled_nodes
+from flsparse.configs import AUTO, build, did_you_mean, keys_of, lookup, parameters, sampled_nodes
 from flsparse.nets.arrays import Arrays, load_arrays, state_arrays
 from flsparse.runs.baseline import Baseline
 from flsparse.runs.folder import RunFolder, read_checkpoint, read_rows, restore_node_files
-from flsparse.runs.health import Guess, Health
+from flsparse.runs.health import Health
 from flsparse.runs.scores import Scores
 from flsparse.runs.target import Target
 from flsparse.runtime.inprocess import InProcessGrid
-from flsparse.runtime.learning import go_by, guess_of, start_of, told
-from flsparse.runtime.survey import Survey, survey
+from flsparse.runtime.learning import evaluates_on_nodes, go_by, guess_of, start_of, told
+from flsparse.runtime.rate_search import Found, check_searchable, search, train_config, with_rate
+from flsparse.runtime.survey import survey, wait_for_nodes
 from flsparse.sparsity import check_outputs, export_dense, is_sparsified, prunable_names, sparsity_of
 from flsparse.strategies import SERVER_PARTS, STRATEGIES, RoundLoop, RoundReport
 from flsparse.strategies.core.part import RoundPart
 from flsparse.tasks import Data, Task, build_task
-from flsparse.tasks.agreement import Agreement
 from flsparse.tasks.own import is_own, server_task
-from flsparse.wire.messages import AGREED, to_numpy, to_record
+from flsparse.wire.messages import to_numpy, to_record
 
-_PATIENCE_S = 300.0  # for the last nodes to connect
 _CHECKPOINT_SHARE = 0.05  # of the run's time, at most, goes into checkpoints
 _MUST_MATCH = (
     "seed",
@@ -66,7 +64,10 @@ ROW_KEYS = (
 
 
 class Observer(Protocol):
-    """Sees a run from outside. All values are plain."""
+    """Sees a run from outside. All values are plain.
+
+    One with a method ``on_note(text)`` is also told in a line what goes on before round 1.
+    """
 
     def on_start(self, info: dict[str, Any]) -> None:
         """Take ``first_round``, ``num_rounds``, ``num_nodes``, ``output_dir``, ``metric`` and ``config``."""
@@ -148,19 +149,11 @@ def prepare(cfg: Mapping[str, Any], task: Task, data: Data) -> tuple[RoundLoop, 
         strategy.wire.downlink.initial = None  # no node builds it from the seed
     if is_sparsified(model):
         check_outputs(start_of(cfg, task), model, task.example(data))
-    if task.agreement is not None:
-        strategy.roster.says = {AGREED: json.dumps(task.agreement.plain())}
-    if evaluates_on_nodes(task, data) and not getattr(strategy, "fraction_evaluate", 0.0):
-        raise ValueError(
-            f"strategy={strategy.name} evaluates on the server, which has no data: partition.server_root=DIR names some"
-        )
-    go_by(cfg, strategy, task)
+    go_by(cfg, strategy, task, data)
+    if cfg["client"]["lr"] == AUTO:
+        runtime = (cfg.get("runtime") or {}).get("name", "inprocess")
+        check_searchable(cfg, strategy, in_process=runtime == "inprocess")
     return strategy, model
-
-
-def evaluates_on_nodes(task: Task, data: Data) -> bool:
-    """Whether nodes evaluate the model on their own test parts, since the server has none."""
-    return task.agreement is not None and not len(data)
 
 
 def make_parts(cfg: Mapping[str, Mapping[str, Any] | None]) -> list[Part | RoundPart]:
@@ -172,11 +165,6 @@ def make_parts(cfg: Mapping[str, Mapping[str, Any] | None]) -> list[Part | Round
     for name in cfg.keys() - registry.keys():
         raise ValueError(f"parts: {name!r} is none of {', '.join(sorted(registry))}{did_you_mean(name, registry)}")
     return [build(registry, name, settings or {}, what=f"parts.{name}") for name, settings in cfg.items()]
-
-
-def train_config(cfg: Mapping[str, Any]) -> ConfigRecord:
-    """Return the configuration of every training message: ``client``, in Flower's kebab-case."""
-    return ConfigRecord({key.replace("_", "-"): value for key, value in cfg["client"].items() if value is not None})
 
 
 def refuse_changes(run_folder: Path | str, saved: Mapping[str, Any], cfg: Mapping[str, Any]) -> None:
@@ -194,23 +182,6 @@ def refuse_changes(run_folder: Path | str, saved: Mapping[str, Any], cfg: Mappin
             raise ValueError(f"cannot resume {run_folder}: its {key} was {before}")
 
 
-def wait_for_nodes(grid: Grid, wanted: int, at_least: int | None = None) -> list[int]:
-    """Wait until ``wanted`` nodes are connected, and return their ids.
-
-    With ``at_least``, after five minutes that many will do: one dead device does not stop a run.
-    """
-    began, told = time.monotonic(), False
-    while len(present := list(grid.get_node_ids())) < wanted:
-        if at_least is not None and len(present) >= at_least and time.monotonic() - began > _PATIENCE_S:
-            log(WARNING, "Going on with %d of %d nodes", len(present), wanted)
-            break
-        if not told:
-            log(INFO, "Waiting for nodes: %d of %d are connected", len(present), wanted)
-            told = True
-        time.sleep(0.5)
-    return present
-
-
 class _Run:
     """One run, from configuration to summary."""
 
@@ -218,7 +189,7 @@ class _Run:
         torch.set_num_threads(int(cfg.get("threads") or 1))
         self.grid = grid
         self.cfg: dict[str, Any] = json.loads(json.dumps(dict(cfg)))  # as it is saved: every key a string
-        found = self._survey() if is_own(cfg) else None
+        found = survey(grid, self.cfg) if is_own(cfg) else None
         self.task: Task = build_task(cfg) if found is None else server_task(self.cfg, found.agreement)
         self.num_rounds = int(cfg["num_rounds"])
         self.evaluation_data = self._evaluation_data()
@@ -231,12 +202,10 @@ class _Run:
             for way, size in (("downlink", found.downlink_wire_bytes), ("uplink", found.uplink_wire_bytes)):
                 self.strategy.ledger.count(way, 1, payload_bytes=0, wire_bytes=size, dense_bytes=0)  # type: ignore[arg-type]
         self.last_round, self.seconds_before = 0, 0.0
+        self.searched: Found | None = None
         self.counts: dict[str, int] = {}
         self.scores = Scores(self.task.kpi)
-        guess = guess_of(self.task, self.evaluation_data)
-        if self.on_nodes and self.task.agreement is not None and (classes := self.task.source.num_classes):
-            guess = Guess.of(np.repeat(np.arange(classes), self.task.agreement.counts), classes)
-        self.health = Health(guess, cfg["strategy"])
+        self.health = Health(guess_of(self.task, self.evaluation_data), cfg["strategy"])
         target = (cfg.get("evaluate") or {}).get("target")
         self.target = None if target is None else Target(float(target), self.task.kpi)
         self.baseline = Baseline(self.dense_bytes)
@@ -266,6 +235,8 @@ class _Run:
             for observer in self.observers:
                 observer.on_start(info)
             wait_for_nodes(self.grid, int(self.cfg["num_clients"]), self.strategy.min_available_nodes)
+            if self.cfg["client"]["lr"] == AUTO:
+                self._search_rate()
             self.strategy.start(
                 grid=self.grid,
                 initial_arrays=to_record(self.arrays),
@@ -291,13 +262,34 @@ class _Run:
             raise leave
         return summary
 
-    def _survey(self) -> Survey:
-        """Ask the nodes what data they hold; a run that goes on keeps to what was agreed at its start."""
-        at_least = (self.cfg.get("strategy") or {}).get("min_available_nodes")
-        nodes = wait_for_nodes(self.grid, int(self.cfg["num_clients"]), at_least or 1)
-        if self.cfg.get("resume"):
-            return Survey(Agreement(**json.loads(read_checkpoint(self.cfg["resume"])["agreed"])), 0, 0)
-        return survey(self.grid, nodes, self.cfg["dataset"])
+    def _search_rate(self) -> None:
+        """Find the learning rate that the run goes on with; its bytes are round 1's."""
+        validation = None if self.on_nodes else self.task.validation_data()
+
+        def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
+            if validation is None or server_round == 0:
+                return None
+            load_arrays(self.model, to_numpy(arrays))
+            return MetricRecord({"loss": self.task.evaluate(self.model, validation)["loss"]})
+
+        def tell(text: str) -> None:
+            for observer in self.observers:
+                if note := getattr(observer, "on_note", None):
+                    note(text)
+
+        def make(cfg: Mapping[str, Any]) -> RoundLoop:
+            return prepare(cfg, self.task, self.evaluation_data)[0]
+
+        found = self.searched = search(self.grid, self.cfg, make, to_record(self.arrays), evaluate, tell)
+        self.cfg = with_rate(self.cfg, found.rate)
+        sent = sum(traffic.wire_bytes for traffic in found.traffic.values())
+        tell(f"client.lr=auto: {found.rate:g} it is, found in {found.seconds:.0f} s with {sent:,} bytes, framed")
+        if self.folder:
+            self.folder.write_config(self.cfg)
+        for way, sums in found.traffic.items():
+            self.strategy.ledger.count(
+                way, 1, payload_bytes=sums.payload_bytes, wire_bytes=sums.wire_bytes, dense_bytes=0
+            )
 
     def _save_models(self) -> None:
         """Save the weights into the run folder, the model's last: when it is there, all is."""
@@ -335,9 +327,7 @@ class _Run:
         row: dict[str, Any] = {"server_round": report.server_round, **dict.fromkeys(ROW_KEYS)}
         row |= {key: value for key, value in told(report.metrics, self.task).items() if key != "server_round"}
         if self.on_nodes:
-            row |= {
-                key: row.get(f"evaluate_{key}") for key in ("accuracy", "loss", "prediction_share", *self.task.metrics)
-            }
+            row |= {key.removeprefix("evaluate_"): row[key] for key in list(row) if key.startswith("evaluate_")}
         row["sparsity"] = sparsity_of(self.arrays, self.prunable)
         row["broadcast_sparsity"] = row["broadcast_sparsity"] or row["sparsity"]
         counts = dict(self.strategy.wire.counts)  # the strategy counts over the run
@@ -433,6 +423,7 @@ class _Run:
             "uplink_messages": up.messages,
             "downlink_messages": down.messages,
             "final_sparsity": float(sparsity_of(self.arrays, self.prunable)),
+            **({} if self.searched is None else {"lr_search": self.searched.plain()}),
             "wall_seconds": self.wall_seconds,
             "failures": int(self.strategy.wire.counts["failures"]),
             "rejected_payloads": int(self.strategy.wire.counts["rejected_payloads"]),

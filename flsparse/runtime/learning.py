@@ -1,9 +1,11 @@
 """What a run learns, as its server needs it: the KPI of the strategy, and the scores of having learned nothing."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from flsparse.nets.weights import load_weights
@@ -13,6 +15,7 @@ from flsparse.strategies.core.gossip import Gossip
 from flsparse.strategies.parts.control import ServerControl
 from flsparse.tasks import Data, Task
 from flsparse.tasks.objectives import Classification
+from flsparse.wire.messages import AGREED
 
 
 def start_of(cfg: Mapping[str, Any], task: Task) -> nn.Module:
@@ -45,15 +48,21 @@ def start_of(cfg: Mapping[str, Any], task: Task) -> nn.Module:
     return model
 
 
-def go_by(cfg: Mapping[str, Any], strategy: RoundLoop, task: Task) -> None:
-    """Let a strategy measure what its task does.
+def go_by(cfg: Mapping[str, Any], strategy: RoundLoop, task: Task, data: Data) -> None:
+    """Let a strategy measure what its task does, and say to its nodes what they have agreed on.
 
     Raises
     ------
     ValueError
-        It cannot do so: split learning knows the cross-entropy of classes alone, without augmentation; and control
-        variates and the top of a split step as plain SGD does.
+        It cannot do so: split learning knows the cross-entropy of classes alone, without augmentation, and does not let
+        nodes evaluate; and control variates and the top of a split step as plain SGD does.
     """
+    if task.agreement is not None:
+        strategy.roster.says = {AGREED: json.dumps(task.agreement.plain())}
+    if evaluates_on_nodes(task, data) and not getattr(strategy, "fraction_evaluate", 0.0):
+        raise ValueError(
+            f"strategy={strategy.name} evaluates on the server, which has no data: partition.server_root=DIR names some"
+        )
     controlled = any(isinstance(part, ServerControl) for part in strategy.parts)
     if cfg["client"].get("optimizer") == "adamw" and (isinstance(strategy, SplitMS) or controlled):
         what = "control variates" if controlled else "strategy=split_ms"
@@ -71,6 +80,11 @@ def go_by(cfg: Mapping[str, Any], strategy: RoundLoop, task: Task) -> None:
         strategy.meter = task.meter
 
 
+def evaluates_on_nodes(task: Task, data: Data) -> bool:
+    """Whether nodes evaluate the model on their own test parts, since the server has none."""
+    return task.agreement is not None and not len(data)
+
+
 def told(metrics: Mapping[str, Any], task: Task) -> dict[str, Any]:
     """Return a round's metrics with each confusion matrix, which a message carries flat, as rows: one a truth."""
     return {
@@ -81,8 +95,9 @@ def told(metrics: Mapping[str, Any], task: Task) -> dict[str, Any]:
 def guess_of(task: Task, data: Data) -> Guess | float | None:
     """Return how a model does that knows the targets' frequencies, or their mean, and nothing else."""
     objective = task.objective
-    if not len(data):
-        return None
+    if not len(data):  # nodes evaluate on theirs
+        agreed = task.agreement.counts if task.agreement else []
+        return Guess.of(np.repeat(np.arange(len(agreed)), agreed), len(agreed)) if sum(agreed) else None
     if isinstance(objective, Classification):
         labels = objective.known(data.targets).numpy()
         return Guess.of(labels, task.source.num_classes) if labels.size else None

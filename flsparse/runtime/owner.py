@@ -32,6 +32,47 @@ def check_factories(cfg: Mapping[str, Any]) -> None:
             )
 
 
+def at_home_here(cfg: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a configuration whose nodes are started on this machine, its data set's files below one folder.
+
+    What it names becomes ``root``, an absolute path, and files below it; the folders of nodes with data of their own
+    become absolute.
+    """
+    dataset, partition = dict(cfg["dataset"]), dict(cfg.get("partition") or {})
+    for key in ("roots", "server_root"):
+        if partition.get(key):
+            partition[key] = _absolute(partition[key])
+    if partition.get("kind") != "own" and dataset["name"] in (*_OWN, "python"):
+        base = Path(dataset.get("root") or ".").expanduser().absolute()
+        files = {key: base / Path(dataset[key]).expanduser() for key in _FILES if dataset.get(key)}
+        if files:
+            base = Path(os.path.commonpath([file.parent for file in files.values()]))
+            dataset |= {key: str(file.relative_to(base)) for key, file in files.items()}
+        if files or dataset.get("root"):
+            dataset["root"] = str(base)
+    return {**cfg, "dataset": dataset, "partition": partition}
+
+
+def _absolute(paths: Any) -> Any:
+    if isinstance(paths, str):
+        return str(Path(paths).expanduser().absolute())
+    return [_absolute(each) for each in paths]
+
+
+def root_here(cfg: Mapping[str, Any], node: int) -> str:
+    """Return the ``dataset-root`` of a node that is started on this machine; empty where it needs none."""
+    partition, dataset = cfg.get("partition") or {}, cfg["dataset"]
+    if partition.get("kind") == "own":
+        return str(partition["roots"][node])
+    return str(dataset.get("root") or "") if dataset["name"] in (*_OWN, "python") else ""
+
+
+def named_factories(cfg: Mapping[str, Any]) -> str:
+    """Return the functions that a configuration names, as ``FLSPARSE_FACTORIES`` lists them."""
+    named = (cfg[section]["factory"] for section in ("dataset", "model") if cfg[section]["name"] == "python")
+    return ",".join(map(str, named))
+
+
 def at_home(cfg: Mapping[str, Any], root: str) -> dict[str, Any]:
     """Return the settings of a data set as a device reads it: from below its own root, and nowhere else.
 

@@ -56,13 +56,26 @@ def task_here(config: Mapping[str, Any]) -> Task:
     FileNotFoundError, ValueError
         A node's data cannot be read, or they cannot be united; the message names the node.
     """
-    held = {}
-    for node, root in enumerate((config.get("partition") or {}).get("roots") or ()):
-        try:
-            held[node] = holdings(own_task(config, str(root), None).source)
-        except (OSError, ValueError) as error:
-            raise ValueError(f"node {node}: {error}") from error
+    roots = [str(root) for root in config["partition"].get("roots") or ()]
+    if config.get("num_clients") not in (None, len(roots)):
+        raise ValueError(
+            f"num_clients={config['num_clients']} is not the number of folders in partition.roots, {len(roots)}: "
+            "num_clients=null follows them"
+        )
+    held = {node: holdings(task.source) for node, task in enumerate(_each(config, roots, None))}
     agreement, left_out = agree(held, config["dataset"])
     for node, reason in left_out.items():
-        raise ValueError(f"node {node} ({config['partition']['roots'][node]}) {reason}")
-    return server_task(config, agreement)
+        raise ValueError(f"node {node}, {roots[node]}, {reason}")
+    task = server_task(config, agreement)
+    task.nodes = _each(config, roots, agreement)
+    return task
+
+
+def _each(config: Mapping[str, Any], roots: list[str], agreement: Agreement | None) -> list[Task]:
+    tasks = []
+    for node, root in enumerate(roots):
+        try:
+            tasks.append(own_task(config, root, agreement))
+        except (OSError, ValueError) as error:
+            raise ValueError(f"node {node}: {error}") from error
+    return tasks

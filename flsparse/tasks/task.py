@@ -130,6 +130,7 @@ class Task:
     ) -> None:
         dataset = config["dataset"]
         self.agreement = agreement
+        self.nodes: list[Task] = []  # of the nodes with data of their own that are on this machine
         self.seed = int(config["seed"])
         self.device = _device(str(config.get("device", "cpu")))
         self._validation_fraction = float(dataset.get("validation_fraction", 0.1))
@@ -145,7 +146,8 @@ class Task:
         self.source = _load(json.dumps(dataset, sort_keys=True), name) if source is None else source
         name = name or self.source.objective
         self.objective: Objective = build(OBJECTIVES, name, asked, what="objective")
-        self.objective.check(self.source)
+        if agreement is None:
+            self.objective.check(self.source)
         self.kpi = kpi_named(config.get("metric") or self.objective.metric)
         wanted = dict.fromkeys((self.kpi.name, *(config.get("metrics") or ())))
         check_metrics(self.objective, wanted)
@@ -167,12 +169,16 @@ class Task:
         """
         if not 0 <= node < self.num_nodes:
             raise ValueError(f"partition id {node} is not among the {self.num_nodes} nodes of this task (num_clients)")
+        if self.nodes:
+            return self.nodes[node].train_data(node)
         if self._own:
             return self._train_view(self._split[0])
         return self._train_view(self._partition[node])
 
     def local_test_data(self, node: int) -> Data | None:
         """Return the test part of a node that has data of its own; None where the server has all of them."""
+        if self.nodes:
+            return self.nodes[node].local_test_data(node)
         return self.test_data() if self._own else None
 
     def holdings(self) -> dict[str, Any]:
@@ -289,6 +295,8 @@ class Task:
     @property
     def notes(self) -> list[str]:
         """What the owner of the data should know of what becomes of them, a line each."""
+        if self.nodes:
+            return [f"node {node}: {note}" for node, task in enumerate(self.nodes) for note in task.notes]
         groups, tested = self.source.train_groups, len(self.source.test_inputs)
         if self._partition_config.get("kind") != "natural" or groups is None:
             return list(self.source.notes)

@@ -37,6 +37,8 @@ class Node:
         Id of the reference it reported last; empty: none.
     num_examples : int
         Size of its training data; 0: unknown.
+    num_test_examples : int
+        Size of the test part of its own data; 0: it has none.
     seeded : bool
         Whether it builds the run's initial model from its seed, as far as is known.
     """
@@ -45,6 +47,7 @@ class Node:
     partition: int
     held: str = ""
     num_examples: int = 0
+    num_test_examples: int = 0
     seeded: bool = False
 
 

@@ -163,9 +163,9 @@ class Roster:
         if partition in (taken := {n.partition: n.node_id for n in self.nodes.values()}):
             # a restarted node counts twice until its old connection is gone: it is asked again
             return f"says it is partition {partition}, as does node {taken[partition]}"
-        examples = said.get("num-examples")
-        known = examples if type(examples) is int and 0 < examples < 2**31 else 0
-        self.nodes[node_id] = Node(node_id, partition, held_by(said), known, seeded=True)
+        sizes = [said.get(key) for key in ("num-examples", "num-test-examples")]
+        known = [size if type(size) is int and 0 < size < 2**31 else 0 for size in sizes]
+        self.nodes[node_id] = Node(node_id, partition, held_by(said), known[0], known[1], seeded=True)
         return None
 
 

@@ -15,7 +15,7 @@ from flwr.serverapp import Grid
 from safetensors.numpy import load_file
 
 from flsparse.runs.folder import RunFolder, RunFolderError, read_checkpoint, read_rows
-from flsparse.runtime import InProcessGrid, federation, launch, run_federation
+from flsparse.runtime import InProcessGrid, launch, run_federation, survey
 from flsparse.runtime.apps import RoundLog, client_app
 from flsparse.runtime.federation import ROW_KEYS, make_strategy
 from flsparse.strategies import RoundFailed
@@ -389,9 +389,9 @@ class Late:
 
 
 def test_one_missing_device_does_not_block_a_run_for_ever(monkeypatch):
-    monkeypatch.setattr(federation, "_PATIENCE_S", 0.0)
-    assert federation.wait_for_nodes(cast(Grid, Late()), 4, at_least=2) == [1, 2, 3]
-    assert federation.wait_for_nodes(cast(Grid, Late()), 3) == [1, 2, 3]
+    monkeypatch.setattr(survey, "_PATIENCE_S", 0.0)
+    assert survey.wait_for_nodes(cast(Grid, Late()), 4, at_least=2) == [1, 2, 3]
+    assert survey.wait_for_nodes(cast(Grid, Late()), 3) == [1, 2, 3]
 
 
 def test_a_model_that_sparsify_would_change_is_refused(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
