@@ -334,11 +334,11 @@ class _Run:
         row |= {key: total - self.counts.get(key, 0) for key, total in counts.items()}
         self.counts = counts
         row |= self.baseline.take(row)
+        row["wall_seconds"] = self.wall_seconds
         row["to_target"] = self.target.take(row) if self.target else None
         self.scores.take(row)
         is_last = report.server_round == self.num_rounds
         row["warnings"] = self.health.examine(row, self.arrays, self.prunable, is_last=is_last)
-        row["wall_seconds"] = self.wall_seconds
         for observer in self.observers:
             observer.on_round(row)
         self._save(is_last)
