@@ -253,3 +253,48 @@ def test_nodes_with_data_of_their_own_are_measured_together(regression: dict[str
     assert summary["final_metric"] == row["rmse"] == pytest.approx(row["loss"] ** 0.5, rel=1e-6)
     assert row["r2"] > 0.3
     assert summary["best_metric"] < 0.8
+
+
+FROZEN = {"name": "cnn", "width": 8, "freeze": ["0.*", "1.*", "3.*", "4.*", "6.*", "7.*"]}
+
+
+@pytest.mark.parametrize("strategy", [{"name": "fedavg"}, {"name": "sparsyfed", "sparsity": 0.5, "ramp": False}])
+def test_frozen_arrays_neither_travel_nor_change_and_are_saved(
+    config: Config, tmp_path: Path, strategy: dict[str, Any]
+) -> None:
+    cfg = config(strategy=strategy, codec=DENSE, model=FROZEN)
+    summary = launch(cfg)
+    task = build_task(cfg)
+    trained, whole = task.model().state_dict(), build_task(config(model={"name": "cnn", "width": 8})).model()
+    assert summary["dense_bytes_per_model"] == sum(value.nbytes for value in trained.values())
+    assert summary["dense_bytes_per_model"] < 0.7 * sum(value.nbytes for value in whole.state_dict().values())
+    saved = load_file(tmp_path / "run" / "model.safetensors")
+    assert saved.keys() == whole.state_dict().keys()
+    for name, value in whole.state_dict().items():
+        assert torch.equal(saved[name], value) == (name in task.frozen)
+    whole.load_state_dict(saved)
+    found = task.evaluate(whole, task.test_data())
+    assert found["accuracy"] == pytest.approx(summary["final_accuracy"])
+    assert summary["final_accuracy"] > 0.2  # of layers drawn at random, in four rounds
+
+
+def test_a_head_is_trained_on_layers_that_a_file_brings(config: Config, tmp_path: Path) -> None:
+    launch(config(output_dir=str(tmp_path / "first"), strategy={"name": "fedavg"}, codec=DENSE))
+    file = str(tmp_path / "first" / "model.safetensors")
+    model = FROZEN | {"weights": file, "fresh": ["10.*", "12.*"]}
+    names = build_task(config(model=FROZEN)).model().state_dict()
+    model["fresh"] = sorted({f"{name.partition('.')[0]}.*" for name in names})
+    launch(config(model=model, strategy={"name": "fedavg"}, codec=DENSE))
+    first, second = load_file(file), load_file(tmp_path / "run" / "model.safetensors")
+    for name, value in first.items():
+        assert torch.equal(second[name], value) == (name not in names)
+    with pytest.raises(ValueError, match=r"does not go with model\.freeze, .* use model\.weights="):
+        launch(config(model=FROZEN, init=str(tmp_path / "first"), output_dir=None))
+
+
+def test_a_node_with_other_frozen_arrays_does_not_train(config: Config) -> None:
+    task = build_task(config(model=FROZEN))
+    fit: Any = type("Fit", (), {"config": {"frozen": "0123456789abcdef"}})()
+    method: Any = None
+    with pytest.raises(ValueError, match=r"frozen arrays of this node are others than the server's \(.*model\.weights"):
+        task.fit(fit, method, task.train_data(0))
