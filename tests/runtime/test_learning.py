@@ -14,13 +14,15 @@ from safetensors.torch import load_file
 from sklearn.datasets import load_diabetes
 from sklearn.metrics import f1_score
 
+from flsparse.clients import device_app
 from flsparse.report.display import Display
 from flsparse.report.tables import comparison_table, run_table
 from flsparse.runs.folder import read_rows
-from flsparse.runtime import launch
-from flsparse.tasks import build_task
+from flsparse.runtime import InProcessGrid, launch, run_federation
+from flsparse.runtime.apps import RoundLog
+from flsparse.tasks import Task, build_task
 from flsparse.tasks import task as tasks
-from flsparse.tasks.data import Normalize, Source
+from flsparse.tasks.data import Data, Normalize, Source
 from flsparse.tasks.datasets import digits
 
 Config = Callable[..., dict[str, Any]]
@@ -298,3 +300,29 @@ def test_a_node_with_other_frozen_arrays_does_not_train(config: Config) -> None:
     method: Any = None
     with pytest.raises(ValueError, match=r"frozen arrays of this node are others than the server's \(.*model\.weights"):
         task.fit(fit, method, task.train_data(0))
+
+
+class Liar(Task):
+    """A task that says it has evaluated on a million examples."""
+
+    def evaluate(self, model: torch.nn.Module, data: Data) -> dict[str, Any]:
+        return super().evaluate(model, data) | {"sums.examples": [1e6]}
+
+
+def test_a_node_whose_sums_cannot_be_is_left_out_of_the_metric(regression: dict[str, Any]) -> None:
+    cfg = regression | {"output_dir": None}
+    tasks_of = [build_task(cfg)] * 3 + [Liar(cfg)]
+    rows: list[dict[str, Any]] = []
+
+    class Rows(RoundLog):
+        def on_round(self, row: Any) -> None:
+            rows.append(row)
+
+    def summary_of(*tasks: Task) -> dict[str, Any]:
+        app = device_app(lambda context: tasks[int(context.node_config["partition-id"])])
+        return run_federation(InProcessGrid(app, 4), cfg, [Rows()])
+
+    honest, lied = summary_of(*[build_task(cfg)] * 4), summary_of(*tasks_of)
+    assert (honest["rejected_payloads"], lied["rejected_payloads"]) == (0, 5)
+    assert lied["final_metric"] == honest["final_metric"]  # it trained as the others did
+    assert 0 < rows[-1]["evaluate_train_rmse"] != rows[4]["evaluate_train_rmse"]
