@@ -33,6 +33,8 @@ from flsparse.strategies.core.roster import sample
 from flsparse.strategies.parts.server_optimizer import Kind, ServerOptimizer
 from flsparse.wire.messages import Scalar, to_numpy, to_record
 
+_EVALUATED = 10  # examples that a node evaluates on, at most, for each that it trains on
+
 
 @dataclass
 class Weighted:
@@ -265,7 +267,7 @@ class FedAvg(RoundLoop):
                 continue
             if pooled is not None and (sums := sums_of(reply)):
                 try:
-                    pooled.merge(sums, weighed[0])
+                    pooled.merge(sums, _EVALUATED * weighed[0])
                 except ValueError as error:
                     self.wire.refuse(reply, str(error))
                     continue

@@ -113,9 +113,10 @@ def check(cfg: Mapping[str, Any]) -> None:
         value = lookup(cfg, key)
         if value is not None and not allowed(value):
             raise SettingsError(f"{key}={value} is impossible: it is {words}")
-    if lookup(cfg, "client.optimizer") == "adamw" and lookup(cfg, "client.lr") >= _RATE_OF_SGD:
+    rate = lookup(cfg, "client.lr")
+    if lookup(cfg, "client.optimizer") == "adamw" and _number(rate) and rate >= _RATE_OF_SGD:
         raise SettingsError(
-            f"client.lr={lookup(cfg, 'client.lr')} is a rate of SGD, which the strategy brings: AdamW's steps are as "
+            f"client.lr={rate} is a rate of SGD, which the strategy brings: AdamW's steps are as "
             f"large as its rate, so give one below {_RATE_OF_SGD}, such as client.lr=0.01"
         )
     if lookup(cfg, "client.local_epochs") == 0 and not lookup(cfg, "client.local_steps"):

@@ -145,7 +145,7 @@ def prepare(cfg: Mapping[str, Any], task: Task, data: Data) -> tuple[RoundLoop, 
     plain = start_of(cfg, task)
     strategy = make_strategy(cfg, prunable_names(plain))
     model = strategy.prepare(plain)
-    if cfg["model"].get("weights") or cfg.get("init"):
+    if (cfg["model"].get("weights") and not task.frozen) or cfg.get("init"):
         strategy.wire.downlink.initial = None  # no node builds it from the seed
     if is_sparsified(model):
         check_outputs(start_of(cfg, task), model, task.example(data))
@@ -241,7 +241,7 @@ class _Run:
                 grid=self.grid,
                 initial_arrays=to_record(self.arrays),
                 num_rounds=self.num_rounds,
-                train_config=train_config(self.cfg),
+                train_config=train_config(self.cfg, self.task.frozen_arrays),
                 evaluate_fn=self._evaluate,
             )
         except (KeyboardInterrupt, SystemExit) as stop:  # Flower ends a ServerApp that is to stop by SystemExit
@@ -295,8 +295,8 @@ class _Run:
         """Save the weights into the run folder, the model's last: when it is there, all is."""
         if self.folder:
             for partition, arrays in self.strategy.node_models.items():
-                self.folder.save_model(arrays, f"node-models/{partition}.safetensors")
-            self.folder.save_model(self.weights())
+                self.folder.save_model(arrays | self.task.frozen_arrays, f"node-models/{partition}.safetensors")
+            self.folder.save_model(self.weights() | self.task.frozen_arrays)
 
     @property
     def dense_bytes(self) -> int:

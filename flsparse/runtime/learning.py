@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from flsparse.configs import lookup
 from flsparse.nets.weights import load_weights
 from flsparse.runs.health import Guess
 from flsparse.strategies import FedAvg, RoundLoop, SplitMS
@@ -33,11 +34,16 @@ def start_of(cfg: Mapping[str, Any], task: Task) -> nn.Module:
     FileNotFoundError
         There is no such file.
     ValueError
-        Its arrays are not the model's, or both are given.
+        Its arrays are not the model's, or both are given, or ``init`` with frozen arrays.
     """
     model, settings = task.model(), cfg["model"]
     file, earlier = settings.get("weights"), cfg.get("init")
-    if cfg.get("resume"):
+    if task.frozen and earlier:
+        raise ValueError(
+            f"init={earlier} does not go with model.freeze, whose arrays every node has to read by itself: use "
+            f"model.weights={earlier}/model.safetensors"
+        )
+    if task.frozen or cfg.get("resume"):
         return model
     if file and earlier:
         raise ValueError(f"model.weights={file} and init={earlier} are both to start from: give one of them")
@@ -67,8 +73,9 @@ def go_by(cfg: Mapping[str, Any], strategy: RoundLoop, task: Task, data: Data) -
     if cfg["client"].get("optimizer") == "adamw" and (isinstance(strategy, SplitMS) or controlled):
         what = "control variates" if controlled else "strategy=split_ms"
         raise ValueError(f"client=adamw does not go with {what}, whose other side steps as SGD does: use client=sgd")
-    if isinstance(strategy, SplitMS) and cfg.get("augment"):
-        raise ValueError(f"augment={cfg['augment']} does not go with strategy=split_ms: leave it out")
+    for key in ("augment", "model.freeze"):
+        if isinstance(strategy, SplitMS) and (value := lookup(cfg, key)):
+            raise ValueError(f"{key}={value} does not go with strategy=split_ms: leave it out")
     if isinstance(strategy, SplitMS) and task.objective != Classification():
         raise ValueError(
             f"objective={task.objective.name} with its settings does not go with strategy=split_ms, which knows the "

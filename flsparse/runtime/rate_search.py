@@ -25,6 +25,8 @@ from flsparse._flwr import Run, log
 from flsparse.clients.core.state import state_dir
 from flsparse.configs import sampled_nodes
 from flsparse.metering.ledger import Direction, Traffic
+from flsparse.nets.arrays import Arrays
+from flsparse.nets.frozen import digest
 from flsparse.runtime.inprocess import InProcessGrid
 from flsparse.strategies import FedAvg, RoundFailed, RoundLoop, RoundReport, SplitMS
 
@@ -153,9 +155,10 @@ class _Trial:
             raise _Enough
 
 
-def train_config(cfg: Mapping[str, Any]) -> ConfigRecord:
-    """Return the configuration of every training message: ``client``, in Flower's kebab-case."""
-    return ConfigRecord({key.replace("_", "-"): value for key, value in cfg["client"].items() if value is not None})
+def train_config(cfg: Mapping[str, Any], frozen: Arrays | None = None) -> ConfigRecord:
+    """Return the configuration of every training message: ``client`` in kebab-case, and a hash of frozen arrays."""
+    asked = {key.replace("_", "-"): value for key, value in cfg["client"].items() if value is not None}
+    return ConfigRecord(asked | ({"frozen": digest(frozen)} if frozen else {}))
 
 
 def with_rate(cfg: Mapping[str, Any], rate: float) -> dict[str, Any]:

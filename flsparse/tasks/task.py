@@ -13,7 +13,10 @@ from torch import Tensor, nn
 from flsparse import rng
 from flsparse.configs import build
 from flsparse.kpi import kpi_named
+from flsparse.nets.arrays import Arrays
+from flsparse.nets.frozen import digest, freeze, frozen_arrays
 from flsparse.nets.seeded import seeded
+from flsparse.nets.weights import load_weights
 from flsparse.tasks import datasets, training
 from flsparse.tasks.agreement import Agreement, holdings
 from flsparse.tasks.arrays import arrays
@@ -21,6 +24,7 @@ from flsparse.tasks.augmentation import Augment, make_augmentation
 from flsparse.tasks.cost import TrainingFlops
 from flsparse.tasks.data import Data, Source
 from flsparse.tasks.folder import folder
+from flsparse.tasks.hold_out import hold_out
 from flsparse.tasks.hub import hub_images
 from flsparse.tasks.metrics import COUNTED, Meter, check_metrics
 from flsparse.tasks.models import build_model
@@ -123,6 +127,8 @@ class Task:
         Metrics beside loss and accuracy, the KPI among them.
     num_nodes : int
         Number of nodes that hold data.
+    frozen : list of str
+        State-dict keys of the arrays that never train, nor travel; known once a model was made.
     """
 
     def __init__(
@@ -136,8 +142,10 @@ class Task:
         self._validation_fraction = float(dataset.get("validation_fraction", 0.1))
         self._train_samples = dataset.get("train_samples")
         self._model_config = dict(config["model"])
-        for key in _OF_THE_START:
-            self._model_config.pop(key, None)
+        start = {key: self._model_config.pop(key, None) for key in _OF_THE_START}
+        self._freeze = self._model_config.pop("freeze", None) or ()
+        self._start = start if self._freeze else {}  # nobody is sent what is frozen: all read the file
+        self.frozen: list[str] = []
         self._partition_config = dict(config.get("partition", {}))
         self._flops = TrainingFlops()
         self._nodes = config.get("num_clients")
@@ -222,6 +230,12 @@ class Task:
 
     def fit(self, fit: "Fit", method: "Hooks", data: Data) -> dict[str, np.ndarray]:
         """Train on one node's data (see :func:`flsparse.tasks.training.train`)."""
+        asked = fit.config.get("frozen")
+        if asked is not None and asked != (own := digest(self.frozen_arrays)):
+            raise ValueError(
+                f"the frozen arrays of this node are others than the server's ({own}, not {asked}): give both the same "
+                f"model.weights file, or the same version of PyTorch"
+            )
         return training.train(fit, method, data, self._flops, self.objective, self._augment)
 
     def evaluate(self, model: nn.Module, data: Data) -> dict[str, Any]:
@@ -290,7 +304,16 @@ class Task:
         with seeded(rng.derive(self.seed, 0, -1, "init"), torch.device("cpu")):
             source = self.source
             model = build_model(self._model_config, source.input_shape, self.num_outputs, is_text=source.is_text)
+        if (file := self._start.get("weights")) is not None:
+            load_weights(model, file, self._start["fresh"] or ())
+        if self._freeze:
+            self.frozen = freeze(model, self._freeze)
         return model.to(self.device)
+
+    @cached_property
+    def frozen_arrays(self) -> Arrays:
+        """Arrays that never train, by state-dict key: every node makes them by itself."""
+        return frozen_arrays(self._initial_model, self.frozen)
 
     @property
     def notes(self) -> list[str]:
@@ -326,48 +349,6 @@ class Task:
         groups = None if source.train_groups is None else source.train_groups[train]
         parts = make_partition(self._partition_config, labels, groups, len(train), self._nodes, self.seed)
         return [train[part] for part in parts]
-
-
-def hold_out(source: Source, fraction: float, limit: int | None, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Divide the training set into the nodes' part and the validation set.
-
-    Parameters
-    ----------
-    source : Source
-    fraction : float
-        Share kept for validation, in [0, 1).
-    limit : int, optional
-        Number of training samples to use in all, drawn at random.
-    seed : int
-        The run's seed.
-
-    Returns
-    -------
-    train, validation : np.ndarray
-        Sorted int64 indices, disjoint. Of a data set in time order each group's validation samples are its last ones.
-
-    Raises
-    ------
-    ValueError
-        If fraction or limit is out of range.
-    """
-    total = len(source.train_inputs)
-    if not 0 <= fraction < 1:
-        raise ValueError(f"dataset.validation_fraction={fraction} must be in [0, 1)")
-    if limit is not None and not 1 <= limit <= total:
-        raise ValueError(f"dataset.train_samples={limit} must be from 1 to the {total} training samples there are")
-    stream = rng.stream(seed, 0, -1, "validation")
-    chosen = np.arange(total) if limit is None else np.sort(stream.choice(total, limit, replace=False))
-    if source.in_time:
-        groups = np.zeros(len(chosen)) if source.train_groups is None else source.train_groups[chosen]
-        _, start, size = np.unique(groups, return_index=True, return_counts=True)
-        # Samples of a group are contiguous: count each one's distance to its group's end.
-        left = np.repeat(start + size, size) - np.arange(len(chosen))
-        held = left <= np.repeat(np.floor(fraction * size), size)
-    else:
-        held = np.zeros(len(chosen), dtype=bool)
-        held[stream.permutation(len(chosen))[: int(fraction * len(chosen))]] = True
-    return chosen[~held], chosen[held]
 
 
 @lru_cache(maxsize=2)

@@ -14,13 +14,15 @@ from safetensors.torch import load_file
 from sklearn.datasets import load_diabetes
 from sklearn.metrics import f1_score
 
+from flsparse.clients import device_app
 from flsparse.report.display import Display
 from flsparse.report.tables import comparison_table, run_table
 from flsparse.runs.folder import read_rows
-from flsparse.runtime import launch
-from flsparse.tasks import build_task
+from flsparse.runtime import InProcessGrid, launch, run_federation
+from flsparse.runtime.apps import RoundLog
+from flsparse.tasks import Task, build_task
 from flsparse.tasks import task as tasks
-from flsparse.tasks.data import Normalize, Source
+from flsparse.tasks.data import Data, Normalize, Source
 from flsparse.tasks.datasets import digits
 
 Config = Callable[..., dict[str, Any]]
@@ -235,3 +237,92 @@ def test_adamw_leaves_the_zeros_of_powerpropagation(config: Config, tmp_path: Pa
 def test_adamw_is_refused_where_the_other_side_steps_as_sgd(config: Config, strategy: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"client=adamw does not go with .* use client=sgd"):
         launch(config(client=ADAMW, strategy=strategy, codec=DENSE))
+
+
+def test_nodes_with_data_of_their_own_are_measured_together(regression: dict[str, Any], tmp_path: Path) -> None:
+    """The server has no data; a mean of the nodes' roots would not be the root of the mean."""
+    draw, roots = np.random.default_rng(0), []
+    for site, size in enumerate((30, 80, 200)):
+        inputs = draw.normal(size=(size, 3))
+        rows = np.column_stack([inputs, inputs @ [1, 2, -1] + site + draw.normal(size=size)])
+        (tmp_path / str(site)).mkdir()
+        np.savetxt(tmp_path / str(site) / "plant.csv", rows, "%.6f", ",", header="a,b,c,y", comments="")
+        roots.append(str(tmp_path / str(site)))
+    data = {"name": "table", "file": "plant.csv", "target": "y", "validation_fraction": 0.0, "root": None}
+    own = {"dataset": data, "partition": {"kind": "own", "roots": roots}, "strategy": {"name": "fedavg"}}
+    summary = launch(regression | own | {"num_clients": 3})
+    row = read_rows(tmp_path / "run" / "metrics.jsonl")[-1]
+    assert summary["final_metric"] == row["rmse"] == pytest.approx(row["loss"] ** 0.5, rel=1e-6)
+    assert row["r2"] > 0.3
+    assert summary["best_metric"] < 0.8
+
+
+FROZEN = {"name": "cnn", "width": 8, "freeze": ["0.*", "1.*", "3.*", "4.*", "6.*", "7.*"]}
+
+
+@pytest.mark.parametrize("strategy", [{"name": "fedavg"}, {"name": "sparsyfed", "sparsity": 0.5, "ramp": False}])
+def test_frozen_arrays_neither_travel_nor_change_and_are_saved(
+    config: Config, tmp_path: Path, strategy: dict[str, Any]
+) -> None:
+    cfg = config(strategy=strategy, codec=DENSE, model=FROZEN)
+    summary = launch(cfg)
+    task = build_task(cfg)
+    trained, whole = task.model().state_dict(), build_task(config(model={"name": "cnn", "width": 8})).model()
+    assert summary["dense_bytes_per_model"] == sum(value.nbytes for value in trained.values())
+    assert summary["dense_bytes_per_model"] < 0.7 * sum(value.nbytes for value in whole.state_dict().values())
+    saved = load_file(tmp_path / "run" / "model.safetensors")
+    assert saved.keys() == whole.state_dict().keys()
+    for name, value in whole.state_dict().items():
+        assert torch.equal(saved[name], value) == (name in task.frozen)
+    whole.load_state_dict(saved)
+    found = task.evaluate(whole, task.test_data())
+    assert found["accuracy"] == pytest.approx(summary["final_accuracy"])
+    assert summary["final_accuracy"] > 0.2  # of layers drawn at random, in four rounds
+
+
+def test_a_head_is_trained_on_layers_that_a_file_brings(config: Config, tmp_path: Path) -> None:
+    launch(config(output_dir=str(tmp_path / "first"), strategy={"name": "fedavg"}, codec=DENSE))
+    file = str(tmp_path / "first" / "model.safetensors")
+    model = FROZEN | {"weights": file, "fresh": ["10.*", "12.*"]}
+    names = build_task(config(model=FROZEN)).model().state_dict()
+    model["fresh"] = sorted({f"{name.partition('.')[0]}.*" for name in names})
+    launch(config(model=model, strategy={"name": "fedavg"}, codec=DENSE))
+    first, second = load_file(file), load_file(tmp_path / "run" / "model.safetensors")
+    for name, value in first.items():
+        assert torch.equal(second[name], value) == (name not in names)
+    with pytest.raises(ValueError, match=r"does not go with model\.freeze, .* use model\.weights="):
+        launch(config(model=FROZEN, init=str(tmp_path / "first"), output_dir=None))
+
+
+def test_a_node_with_other_frozen_arrays_does_not_train(config: Config) -> None:
+    task = build_task(config(model=FROZEN))
+    fit: Any = type("Fit", (), {"config": {"frozen": "0123456789abcdef"}})()
+    method: Any = None
+    with pytest.raises(ValueError, match=r"frozen arrays of this node are others than the server's \(.*model\.weights"):
+        task.fit(fit, method, task.train_data(0))
+
+
+class Liar(Task):
+    """A task that says it has evaluated on a million examples."""
+
+    def evaluate(self, model: torch.nn.Module, data: Data) -> dict[str, Any]:
+        return super().evaluate(model, data) | {"sums.examples": [1e6]}
+
+
+def test_a_node_whose_sums_cannot_be_is_left_out_of_the_metric(regression: dict[str, Any]) -> None:
+    cfg = regression | {"output_dir": None}
+    tasks_of = [build_task(cfg)] * 3 + [Liar(cfg)]
+    rows: list[dict[str, Any]] = []
+
+    class Rows(RoundLog):
+        def on_round(self, row: Any) -> None:
+            rows.append(row)
+
+    def summary_of(*tasks: Task) -> dict[str, Any]:
+        app = device_app(lambda context: tasks[int(context.node_config["partition-id"])])
+        return run_federation(InProcessGrid(app, 4), cfg, [Rows()])
+
+    honest, lied = summary_of(*[build_task(cfg)] * 4), summary_of(*tasks_of)
+    assert (honest["rejected_payloads"], lied["rejected_payloads"]) == (0, 5)
+    assert lied["final_metric"] == honest["final_metric"]  # it trained as the others did
+    assert 0 < rows[-1]["evaluate_train_rmse"] != rows[4]["evaluate_train_rmse"]

@@ -61,7 +61,7 @@ def hf_model(
         import_torchvision()  # transformers imports it, whichever torch it was compiled for
         import transformers
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("model=hf needs transformers: pip install 'flsparse[hf]'") from error
+        raise ModuleNotFoundError("model=hf needs transformers: pip install transformers") from error
     if (folder is None) == (arch is None):
         raise ValueError("model=hf takes model.folder, a local folder, or model.arch, such as gpt2: give one of them")
     head = head or ("image_classification" if len(input_shape) == 3 else "causal_lm")

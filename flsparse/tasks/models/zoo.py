@@ -103,7 +103,7 @@ def timm_model(input_shape: tuple[int, ...], num_classes: int, *, arch: str = "r
         import_torchvision()  # timm imports it, whichever torch it was compiled for
         import timm
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("model=timm needs timm: pip install 'flsparse[timm]'") from error
+        raise ModuleNotFoundError("model=timm needs timm: pip install timm") from error
     if arch not in (names := timm.list_models()):
         near = difflib.get_close_matches(arch, names, n=3, cutoff=0.4) or names[:3]
         raise ValueError(f"model.arch={arch!r} is no model of timm, as {', '.join(near)} are")
