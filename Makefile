@@ -26,9 +26,9 @@ export RAY_USAGE_STATS_ENABLED := 0
 help:  ## show this help
 	@awk 'BEGIN {FS = ":.*##"} /^[a-z-]+:.*##/ {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-venv: $(STAMP)  ## make .venv and install flsparse with the tested versions
+venv: $(STAMP)  ## make .venv and install flsparse with the tested versions; a C compiler, if any, makes the kernel
 
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints.txt $(wildcard flsparse/codec/native/*)
 	@test -n "$(PYTHON)" || { echo "flsparse needs Python 3.11 or newer; none was found (make venv PYTHON=/path/to/python3)"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt -e '.[dev]'
@@ -46,7 +46,7 @@ demo: $(STAMP)  ## dense FedAvg, Top-K and SparsyFed on handwritten digits, with
 test: lint  ## format, lint, types, layers, all tests
 	$(BIN)/pytest -n $(WORKERS) --dist worksteal
 
-test-plain: $(STAMP)  ## the quick tests with every optional CPU feature off: as on an old processor
+test-plain: $(STAMP)  ## the quick tests as on an old processor: no optional CPU feature, no compiled kernel
 	$(BIN)/python tests/processors.py $(BIN)/pytest -n $(WORKERS) --dist worksteal -m 'not slow and not e2e'
 
 test-fast: lint  ## the same without the tests that need minutes, Ray or sockets
@@ -66,5 +66,5 @@ format: $(STAMP)  ## format the code and mend what ruff can mend
 	$(BIN)/ruff check --fix
 
 clean:  ## remove .venv, caches and build outputs; run folders stay
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .benchmarks
+	rm -rf $(VENV) build dist *.egg-info flsparse/codec/_kernel.* .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -51,7 +51,7 @@ class SparsyFed(TopK):
     def method(self, server_round: int, node: Node | None = None) -> LocalMethod:
         """Ask for the round's sparsity and the layers' settings."""
         return SparsyFedLocal(
-            sparsity=self.round_sparsity(server_round, node),
+            sparsity=self.asked_sparsity(server_round, node),
             scope=self.model.scope,
             beta=self.beta,
             activation_pruning=self.activation_pruning,

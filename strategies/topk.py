@@ -14,11 +14,13 @@ from typing import Any
 from flsparse._flwr import log
 from flsparse.clients.core.method import LocalMethod
 from flsparse.clients.parts.prune import Scope
+from flsparse.clients.parts.topk_update import TopKUpdate
 from flsparse.clients.topk import TopKLocal
 from flsparse.codec import Codec
 from flsparse.strategies.core.exchange import Node
 from flsparse.strategies.fedavg import FedAvg
 from flsparse.strategies.parts.masks import Masks
+from flsparse.strategies.parts.ramped_updates import RampedUpdates
 from flsparse.strategies.parts.sparse import SparseModel
 
 
@@ -33,8 +35,9 @@ class TopK(FedAvg):
         Approach the target over the first third of the rounds; off in the paper.
     reprune : bool (default: True)
         Prune the aggregate to the round's sparsity before it is broadcast; off in the paper.
-    scope : {"global", "layer"} (default: "global")
-        One magnitude ranking over all layers, or one for each.
+    scope : {"lamp", "global", "layer"} (default: "lamp")
+        One ranking over all layers, of each magnitude's share of its layer (:mod:`flsparse.sparsity.lamp`) or of
+        magnitudes (as in the paper), or one for each layer.
     tiers : Mapping[str, float], optional
         Other targets for ranges of partition ids, such as ``{"0-49": 0.9, "50-99": 0.98}``, for devices of unequal
         strength; from round 2 on, as in the authors' code.
@@ -51,7 +54,7 @@ class TopK(FedAvg):
         sparsity: float = 0.95,
         ramp: bool = True,
         reprune: bool = True,
-        scope: Scope = "global",
+        scope: Scope = "lamp",
         tiers: Mapping[str, float] | Mapping[int, float] | None = None,
         **fedavg: Any,
     ) -> None:
@@ -60,14 +63,16 @@ class TopK(FedAvg):
             self.wire.downlink.delta_codec = Codec("int4")  # as nodes code theirs: the rounding is given back
         self.model = SparseModel(sparsity, ramp=ramp, reprune=reprune, scope=scope, tiers=tiers)
         self.parts.add(Masks(), self.model)
+        if ramp and reprune and all(part.name != TopKUpdate.name for part in self.parts):
+            self.parts.add(RampedUpdates(self.model))
 
-    def round_sparsity(self, server_round: int, node: Node | None = None) -> float:
-        """Return the sparsity asked for in a round, of one node or of the aggregate."""
-        return self.model.target(server_round, self._num_rounds, node)
+    def asked_sparsity(self, server_round: int, node: Node | None = None) -> float:
+        """Return the sparsity that a node, or any node, is asked for in a round."""
+        return self.model.asked(server_round, self._num_rounds, node)
 
     def method(self, server_round: int, node: Node | None = None) -> LocalMethod:
         """Ask for the round's sparsity."""
-        return TopKLocal(sparsity=self.round_sparsity(server_round, node), scope=self.model.scope)
+        return TopKLocal(sparsity=self.asked_sparsity(server_round, node), scope=self.model.scope)
 
     def summary(self) -> None:
         """Log the configuration."""

@@ -1,4 +1,4 @@
-"""Processors on one machine: the environment that turns every optional CPU feature off, and inputs alike on all.
+"""Processors on one machine: the environment that turns all that is optional off, and inputs alike on all.
 
 ``python tests/processors.py COMMAND ...`` runs a command in it, as ``make test-plain`` does.
 """
@@ -12,7 +12,10 @@ from numpy._core._multiarray_umath import __cpu_dispatch__, __cpu_features__  # 
 
 
 def plain_processor() -> dict[str, str]:
-    """Return the variables under which NumPy, torch and the C library use no optional feature of this processor."""
+    """Return the variables under which NumPy, torch and the C library use no optional feature of this processor.
+
+    The codec does without its compiled kernel there.
+    """
     optional = [name for name in __cpu_dispatch__ if __cpu_features__.get(name)]
     already = os.environ.get("NPY_DISABLE_CPU_FEATURES", "").split()
     is_x86 = platform.machine() in ("x86_64", "AMD64")
@@ -23,6 +26,7 @@ def plain_processor() -> dict[str, str]:
         "ONEDNN_MAX_CPU_ISA": "SSE41",
         "MKL_ENABLE_INSTRUCTIONS": "SSE4_2",
         "GLIBC_TUNABLES": "glibc.cpu.hwcaps=-AVX2,-FMA,-FMA4,-AVX512F,-AVX512VL,-AVX512BW,-AVX512DQ",  # exp, log, pow
+        "FLSPARSE_KERNEL": "0",
     }
 
 

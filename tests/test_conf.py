@@ -17,6 +17,7 @@ from flsparse.tasks import build_task
 
 CONF = files("flsparse.conf")
 NEEDS = {
+    ("client", "adamw"): ["client.lr=0.01"],  # the default strategy brings a rate of SGD
     ("dataset", "hf"): ["dataset.repo=ylecun/mnist"],
     **{
         ("dataset", name): ["num_clients=2"] for name in ("arrays", "folder", "series", "table")

@@ -8,6 +8,7 @@ import tarfile
 import zipfile
 from pathlib import Path
 
+import kernel_kit
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -21,7 +22,7 @@ def tracked_package_files() -> set[str]:
     for folder, target in folders.items():
         for path in (ROOT / folder).rglob("*"):
             inside = path.relative_to(ROOT / folder).as_posix()
-            if path.suffix in (".py", ".yaml", ".npz") or path.name == "py.typed":
+            if path.suffix in (".py", ".yaml", ".npz", ".c", ".h") or path.name == "py.typed":
                 found.add(f"{target}/{inside}")
     return {name for name in found if "__pycache__" not in name}
 
@@ -30,25 +31,48 @@ def tracked_package_files() -> set[str]:
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with the wheel and the sdist, built from a copy so that the tree stays clean."""
     folder = tmp_path_factory.mktemp("dist")
-    copy = tmp_path_factory.mktemp("tree")
+    build(tmp_path_factory.mktemp("tree"), folder)
+    return folder
+
+
+def build(copy: Path, folder: Path, *what: str, **variables: str) -> None:
+    """Build from a copy of the tree that holds no kernel yet."""
     names = ("flsparse", "strategies", "clients", "conf", "pyproject.toml", "README.md", "LICENSE")
     subprocess.run(["cp", "-a", *(str(ROOT / name) for name in names), str(copy)], check=True)
-    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder), str(copy)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    for kernel in (copy / "flsparse" / "codec").glob("_kernel.*"):
+        kernel.unlink()
+    command = [sys.executable, "-m", "build", "--no-isolation", *what, "--outdir", str(folder), str(copy)]
+    result = subprocess.run(command, env=os.environ | variables, capture_output=True, text=True, timeout=240)
     assert result.returncode == 0, result.stdout + result.stderr
-    return folder
+
+
+def package_files(folder: Path) -> tuple[set[str], set[str]]:
+    """Return the wheel's files, the compiled kernel apart."""
+    (wheel,) = folder.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+    kernels = {name for name in names if name.startswith("flsparse/codec/_kernel.")}
+    return names - kernels, kernels
 
 
 @pytest.mark.slow
 def test_the_wheel_is_complete(built: Path) -> None:
-    (wheel,) = built.glob("*.whl")
-    with zipfile.ZipFile(wheel) as archive:
-        names = set(archive.namelist())
+    names, kernels = package_files(built)
+    assert len(kernels) == (1 if kernel_kit.COMPILER else 0)
     assert {name for name in names if name.startswith("flsparse/")} == tracked_package_files()
     assert {name for name in names if not name.startswith("flsparse/")} == {
         name for name in names if ".dist-info/" in name
     }, "the wheel must not install strategies, clients or conf beside flsparse"
     assert any(name.endswith("licenses/LICENSE") for name in names)
+
+
+@pytest.mark.slow
+def test_without_a_compiler_all_but_the_kernel_is_there(tmp_path: Path) -> None:
+    (tmp_path / "tree").mkdir()
+    build(tmp_path / "tree", tmp_path / "dist", "--wheel", CC="/no/compiler")
+    names, kernels = package_files(tmp_path / "dist")
+    assert not kernels
+    assert {name for name in names if name.startswith("flsparse/")} == tracked_package_files()
 
 
 @pytest.mark.slow

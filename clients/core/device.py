@@ -16,13 +16,23 @@ from flsparse.clients.core.compress import CompressMod, Limits
 from flsparse.clients.core.method import METHODS, Kind, TaskLike, Visit, asked_method, partition_id, test_data_of
 from flsparse.clients.core.state import NodeState
 from flsparse.codec.wire import VERSION
+from flsparse.nets.arrays import Arrays, state_arrays
 from flsparse.wire.messages import AGREED, HOLDINGS, RECORD, SURVEY, record_of
 
 _UNNAMED = {Kind.SPLIT: "split_ms"}  # its messages within a round name no method
 
 
 class _OpenMod(CompressMod):
-    """The mod before an app that reads our record and keeps state beside ours."""
+    """The mod before an app that reads our record, keeps state beside ours, and builds the initial model by itself."""
+
+    def __init__(self, load_task: Callable[[Context], TaskLike], limits: Limits) -> None:
+        super().__init__(limits=limits)
+        self._load_task = load_task
+
+    def initial(self, asked: ConfigRecord, context: Context) -> Arrays:
+        """Return the task's fresh model as the method trains it."""
+        method = asked_method(asked, "fedavg")
+        return state_arrays(method.prepare(self._load_task(context).model()))
 
     @contextmanager
     def hidden(self, content: RecordDict, context: Context) -> Iterator[None]:
@@ -44,7 +54,7 @@ def device_app(load_task: Callable[[Context], TaskLike], limits: Limits | None =
         Bounds set by the device's owner, which no server can exceed.
     """
     limits = limits or Limits()
-    app = ClientApp(mods=[_OpenMod(limits=limits)])  # holds bytes; the passes over the data are held below
+    app = ClientApp(mods=[_OpenMod(load_task, limits)])  # holds bytes; the passes over the data are held below
 
     def answering(kind: Kind) -> ClientAppCallable:
         def answer(message: Message, context: Context) -> Message:

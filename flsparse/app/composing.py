@@ -25,7 +25,7 @@ from flsparse.app.checks import count_nodes
 from flsparse.app.settings import SettingsError
 from flsparse.configs import did_you_mean, keys_of
 
-_FOLDERS = ("resume", "output_dir", "dataset.root")
+_FOLDERS = ("resume", "output_dir", "dataset.root", "init", "model.weights")
 # sections with constructors that refuse unknown arguments
 _CHECKED = ("strategy", "codec", "dataset", "model", "objective", "parts")
 

@@ -11,6 +11,8 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from flsparse.codec import kernel
+
 FRACTION = 16  # bits behind the point of a logarithm
 _INDEX = 14  # leading bits of an integer that its logarithm looks at: exact up to 2^14
 
@@ -60,6 +62,9 @@ def entropy_bits(counts: NDArray[np.integer]) -> float:
     >>> entropy_bits(np.array([2, 0, 2]))
     4.0
     """
+    if kernel.compiled is not None:
+        bits: float = kernel.compiled.entropy(np.ascontiguousarray(counts, np.int64))
+        return bits
     used = counts[counts > 0].astype(np.int64)
     if not used.size:
         return 0.0

@@ -150,6 +150,7 @@ class Reference:
             array.flags.writeable = False
             frozen[name] = array
         self.arrays: Mapping[str, np.ndarray] = MappingProxyType(frozen)
+        self._flat = {name: _flat(array) for name, array in frozen.items()}
         self._supports: dict[str, NDArray[np.int64]] = {}
         self._kept: dict[str, np.ndarray] = {}
         self._derived: tuple[object, Any] = (None, None)
@@ -202,7 +203,7 @@ class Reference:
 
     def flat(self, name: str) -> np.ndarray:
         """Return one array as 1-D, a complex one in parts, without a copy."""
-        return _flat(self.arrays[name])
+        return self._flat[name]
 
     def marked(self) -> dict[str, np.ndarray]:
         """Return the arrays for storage, the names of exact ones marked; :meth:`of_marked` is the way back."""

@@ -10,6 +10,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+from flsparse.codec import kernel
 from flsparse.codec.portable import total, totals
 
 Floats = NDArray[np.float64]
@@ -66,6 +67,9 @@ def least_squares_code(x: Floats, bound: int) -> int:
     bulk, few = bulk[np.abs(bulk) <= edge], _sample(tail)
     sample = np.concatenate([bulk, few])
     shares = np.repeat([-(-x.size // _SAMPLE), tail.size / max(1, few.size)], [bulk.size, few.size])
+    if kernel.compiled is not None:
+        code: int = kernel.compiled.least_squares(sample, shares, widest, bound)
+        return code
     best_error, best = np.inf, widest
     codes = range(widest, max(0, widest - 28), -1)  # down to a twelfth of the range
     together = max(1, _TOGETHER // sample.size)

@@ -40,6 +40,8 @@ class Writer:
 
     def varint(self, value: int) -> None:
         """Append an unsigned integer, 7 bits a byte, low bits first."""
+        if value <= 0x7F:
+            return self.byte(value)
         out = bytearray()
         while value > 0x7F:
             out.append(value & 0x7F | 0x80)

@@ -137,13 +137,13 @@ def layer_mend(strategy: Mapping[str, Any]) -> str:
     """Return what keeps weights in a layer, by the settings of the strategy.
 
     >>> layer_mend({"name": "topk", "sparsity": 0.95, "scope": "global"})
-    'lower strategy.sparsity or set strategy.scope=layer'
+    'lower strategy.sparsity or set strategy.scope=lamp'
     """
     if strategy["name"] == "malcom_psgd":
         return "lower strategy.mu"
     if strategy["name"] == "split_ms" or not strategy.get("sparsity"):  # split learning's is of the activations
         return "lower client.lr"
-    return "lower strategy.sparsity" + " or set strategy.scope=layer" * (strategy.get("scope") == "global")
+    return "lower strategy.sparsity" + " or set strategy.scope=lamp" * (strategy.get("scope") == "global")
 
 
 def _layers(names: Sequence[str]) -> str:

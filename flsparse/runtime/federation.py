@@ -30,7 +30,7 @@ from flsparse.runs.health import Health
 from flsparse.runs.scores import Scores
 from flsparse.runs.target import Target
 from flsparse.runtime.inprocess import InProcessGrid
-from flsparse.runtime.learning import evaluates_on_nodes, go_by, guess_of, told
+from flsparse.runtime.learning import evaluates_on_nodes, go_by, guess_of, start_of, told
 from flsparse.runtime.survey import survey, wait_for_nodes
 from flsparse.sparsity import check_outputs, export_dense, is_sparsified, prunable_names, sparsity_of
 from flsparse.strategies import SERVER_PARTS, STRATEGIES, RoundLoop, RoundReport
@@ -136,14 +136,16 @@ def prepare(cfg: Mapping[str, Any], task: Task, data: Data) -> tuple[RoundLoop, 
     Raises
     ------
     ValueError
-        As for :func:`make_strategy`; or a sparsified model's outputs, on two of the samples, are not the plain one's.
+        As for :func:`make_strategy`, `start_of`, `go_by`; or a sparsified model's outputs are not the plain one's.
     """
-    plain = task.model()
+    plain = start_of(cfg, task)
     strategy = make_strategy(cfg, prunable_names(plain))
     model = strategy.prepare(plain)
+    if cfg["model"].get("weights") or cfg.get("init"):
+        strategy.wire.downlink.initial = None  # no node builds it from the seed
     if is_sparsified(model):
-        check_outputs(task.model(), model, task.example(data))
-    go_by(strategy, task, data)
+        check_outputs(start_of(cfg, task), model, task.example(data))
+    go_by(cfg, strategy, task, data)
     return strategy, model
 
 
@@ -283,9 +285,8 @@ class _Run:
         if self.on_nodes or server_round == 0 or (server_round % every and server_round != self.num_rounds):
             return None
         load_arrays(self.model, to_numpy(arrays))
-        metrics = self.task.evaluate(self.model, self.evaluation_data)
-        left_out = (NUM_EXAMPLES, SUMS)
-        return MetricRecord({key: value for key, value in metrics.items() if not key.startswith(left_out)})
+        found = self.task.evaluate(self.model, self.evaluation_data)
+        return MetricRecord({key: each for key, each in found.items() if not key.startswith((NUM_EXAMPLES, SUMS))})
 
     def _after_round(self, report: RoundReport) -> None:
         self.arrays, self.last_round = to_numpy(report.arrays), report.server_round

@@ -2,25 +2,60 @@
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import nn
 
+from flsparse.nets.weights import load_weights
 from flsparse.runs.health import Guess
 from flsparse.strategies import FedAvg, RoundLoop, SplitMS
 from flsparse.strategies.core.gossip import Gossip
+from flsparse.strategies.parts.control import ServerControl
 from flsparse.tasks import Data, Task
 from flsparse.tasks.objectives import Classification
 from flsparse.wire.messages import AGREED
 
 
-def go_by(strategy: RoundLoop, task: Task, data: Data) -> None:
+def start_of(cfg: Mapping[str, Any], task: Task) -> nn.Module:
+    """Return the plain model that a run starts from: a fresh one, or with the arrays of a file in it.
+
+    Parameters
+    ----------
+    cfg : Mapping[str, Any]
+        ``model.weights`` is a file of weights, ``init`` the folder of an earlier run; ``model.fresh`` are patterns of
+        arrays that start anew. A resumed run has its own weights.
+    task : Task
+
+    Raises
+    ------
+    FileNotFoundError
+        There is no such file.
+    ValueError
+        Its arrays are not the model's, or both are given.
+    """
+    model, settings = task.model(), cfg["model"]
+    file, earlier = settings.get("weights"), cfg.get("init")
+    if cfg.get("resume"):
+        return model
+    if file and earlier:
+        raise ValueError(f"model.weights={file} and init={earlier} are both to start from: give one of them")
+    if earlier and not (Path(earlier) / "model.safetensors").is_file():
+        raise FileNotFoundError(f"init={earlier}: there is no model.safetensors, which a run leaves when it ends")
+    if source := file or (earlier and Path(earlier) / "model.safetensors"):
+        load_weights(model, source, settings.get("fresh") or ())
+    return model
+
+
+def go_by(cfg: Mapping[str, Any], strategy: RoundLoop, task: Task, data: Data) -> None:
     """Let a strategy measure what its task does, and say to its nodes what they have agreed on.
 
     Raises
     ------
     ValueError
-        The strategy cannot: split learning knows the cross-entropy of classes alone, and does not let nodes evaluate.
+        It cannot do so: split learning knows the cross-entropy of classes alone, without augmentation; and control
+        variates and the top of a split step as plain SGD does. Or the server has no data, and lets no nodes evaluate.
     """
     if task.agreement is not None:
         strategy.roster.says = {AGREED: json.dumps(task.agreement.plain())}
@@ -28,6 +63,12 @@ def go_by(strategy: RoundLoop, task: Task, data: Data) -> None:
         raise ValueError(
             f"strategy={strategy.name} evaluates on the server, which has no data: partition.server_root=DIR names some"
         )
+    controlled = any(isinstance(part, ServerControl) for part in strategy.parts)
+    if cfg["client"].get("optimizer") == "adamw" and (isinstance(strategy, SplitMS) or controlled):
+        what = "control variates" if controlled else "strategy=split_ms"
+        raise ValueError(f"client=adamw does not go with {what}, whose other side steps as SGD does: use client=sgd")
+    if isinstance(strategy, SplitMS) and cfg.get("augment"):
+        raise ValueError(f"augment={cfg['augment']} does not go with strategy=split_ms: leave it out")
     if isinstance(strategy, SplitMS) and task.objective != Classification():
         raise ValueError(
             f"objective={task.objective.name} with its settings does not go with strategy=split_ms, which knows the "

@@ -197,18 +197,18 @@ def _binary(form: Form, num_outputs: int) -> bool:
 def _made(name: str, form: Form, num_outputs: int) -> Any:
     """Return the torchmetrics object of a metric; its state is sums alone."""
     import_torchvision()  # torchmetrics imports it, whichever torch it was compiled for
-    import torchmetrics
+    from torchmetrics import classification, regression
+    from torchmetrics.text import Perplexity
 
     if name == "perplexity":
-        return torchmetrics.text.Perplexity().set_dtype(torch.float64)
+        return Perplexity().set_dtype(torch.float64)
     if form == "numbers":
         options: dict[str, Any] = {"squared": False} if name == "rmse" else {}
-        return getattr(torchmetrics.regression, _NUMBERS[name])(**options).set_dtype(torch.float64)
+        return getattr(regression, _NUMBERS[name])(**options).set_dtype(torch.float64)
     binned = {"thresholds": _THRESHOLDS} if name in ("auroc", "average_precision") else {}
     averaged = {} if name == "confusion_matrix" else {"average": "macro"}
-    made = torchmetrics.classification
     if _binary(form, num_outputs) and name != "balanced_accuracy":
-        return getattr(made, f"Binary{_CLASSES[name]}")(**binned)
+        return getattr(classification, f"Binary{_CLASSES[name]}")(**binned)
     if form == "classes":
-        return getattr(made, f"Multiclass{_CLASSES[name]}")(num_classes=num_outputs, **averaged, **binned)
-    return getattr(made, f"Multilabel{_CLASSES[name]}")(num_labels=num_outputs, **averaged, **binned)
+        return getattr(classification, f"Multiclass{_CLASSES[name]}")(num_classes=num_outputs, **averaged, **binned)
+    return getattr(classification, f"Multilabel{_CLASSES[name]}")(num_labels=num_outputs, **averaged, **binned)

@@ -73,12 +73,18 @@ class Classification(Objective):
         return stored.long()
 
     def loss(self, raw: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
+        logits = self._last(raw)
+        if logits.shape[:-1].numel() != target.numel():
+            raise ValueError(
+                f"the model gives {_shape(raw[:1])} outputs for a sample, and its target is {_shape(target[:1])}: the "
+                f"model is for another objective than {self.name}"
+            )
         options: dict[str, Any] = {"label_smoothing": self.label_smoothing}
         if self.class_weights is not None:
             options["weight"] = torch.tensor(self.class_weights, dtype=raw.dtype, device=raw.device)
         if self.ignore_label is None:
-            return class_loss(self._last(raw), target, reduction, **options)
-        total = class_loss(self._last(raw), target, "sum", ignore_index=self.ignore_label, **options)
+            return class_loss(logits, target, reduction, **options)
+        total = class_loss(logits, target, "sum", ignore_index=self.ignore_label, **options)
         return total if reduction == "sum" else total / max(self.terms(target), 1e-12)  # a batch may have no label
 
     def known(self, target: Tensor) -> Tensor:

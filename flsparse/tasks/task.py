@@ -2,7 +2,7 @@
 
 import copy
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from flsparse.nets.seeded import seeded
 from flsparse.tasks import datasets, training
 from flsparse.tasks.agreement import Agreement, holdings
 from flsparse.tasks.arrays import arrays
+from flsparse.tasks.augmentation import Augment, make_augmentation
 from flsparse.tasks.cost import TrainingFlops
 from flsparse.tasks.data import Data, Source
 from flsparse.tasks.folder import folder
@@ -24,7 +25,7 @@ from flsparse.tasks.hub import hub_images
 from flsparse.tasks.metrics import COUNTED, Meter, check_metrics
 from flsparse.tasks.models import build_model
 from flsparse.tasks.objective import Objective
-from flsparse.tasks.objectives import OBJECTIVES
+from flsparse.tasks.objectives import OBJECTIVES, BinarySegmentation, Segmentation
 from flsparse.tasks.partitions import Partition, make_partition
 from flsparse.tasks.python import python_source
 from flsparse.tasks.series import series
@@ -49,7 +50,19 @@ LOADERS: dict[str, Callable[..., Source]] = {
     "series": series,
 }
 _DIVISION = ("validation_fraction", "train_samples")  # settings of a data set that its loader does not see
-_TASK_KEYS = ("dataset", "model", "objective", "metric", "metrics", "partition", "num_clients", "seed", "device")
+_TASK_KEYS = (
+    "dataset",
+    "model",
+    "objective",
+    "metric",
+    "metrics",
+    "augment",
+    "partition",
+    "num_clients",
+    "seed",
+    "device",
+)
+_OF_THE_START = ("weights", "fresh")  # of the model: a server's, devices are sent what comes of them
 
 
 def build_task(config: Mapping[str, Any]) -> "Task":
@@ -61,8 +74,9 @@ def build_task(config: Mapping[str, Any]) -> "Task":
         Plain values. ``dataset``: ``name``, the loader's own arguments, ``validation_fraction`` (default 0.1) and
         ``train_samples`` (default all); ``model``: ``name`` and the model's own arguments; ``objective``: ``name`` and
         its arguments (default: what the data set suggests); ``metric``, the KPI (default: the objective's), and
-        ``metrics``, further ones; ``partition``: ``kind`` and ``alpha``; ``num_clients``;
-        ``seed``; ``device`` (default ``cpu``; ``auto`` takes a GPU where there is one). Other keys are ignored.
+        ``metrics``, further ones; ``augment``, transforms of training images; ``partition``: ``kind`` and
+        ``alpha``; ``num_clients``; ``seed``; ``device`` (default ``cpu``; ``auto`` takes a GPU where there is one).
+        Other keys are ignored.
 
     Raises
     ------
@@ -122,6 +136,8 @@ class Task:
         self._validation_fraction = float(dataset.get("validation_fraction", 0.1))
         self._train_samples = dataset.get("train_samples")
         self._model_config = dict(config["model"])
+        for key in _OF_THE_START:
+            self._model_config.pop(key, None)
         self._partition_config = dict(config.get("partition", {}))
         self._flops = TrainingFlops()
         self._nodes = config.get("num_clients")
@@ -136,6 +152,7 @@ class Task:
         wanted = dict.fromkeys((self.kpi.name, *(config.get("metrics") or ())))
         check_metrics(self.objective, wanted)
         self.metrics = [name for name in wanted if name not in COUNTED]
+        self._augment = self._augmentation(config.get("augment") or ())
         self.num_nodes = len(self._partition) if not self._own else int(self._nodes or len(self._roots))
 
     def model(self) -> nn.Module:
@@ -205,7 +222,7 @@ class Task:
 
     def fit(self, fit: "Fit", method: "Hooks", data: Data) -> dict[str, np.ndarray]:
         """Train on one node's data (see :func:`flsparse.tasks.training.train`)."""
-        return training.train(fit, method, data, self._flops, self.objective)
+        return training.train(fit, method, data, self._flops, self.objective, self._augment)
 
     def evaluate(self, model: nn.Module, data: Data) -> dict[str, Any]:
         """Return loss, accuracy and the task's other metrics (see :class:`flsparse.tasks.metrics.Meter`).
@@ -255,6 +272,14 @@ class Task:
     @property
     def _roots(self) -> list[str]:
         return list(self._partition_config.get("roots") or ())
+
+    def _augmentation(self, steps: Sequence[Any]) -> Augment | None:
+        if not steps:
+            return None
+        if len(self.source.input_shape) != 3:
+            raise ValueError(f"augment={list(steps)} is for images: leave it out for other data")
+        masks = isinstance(self.objective, Segmentation | BinarySegmentation)
+        return make_augmentation(steps, masks=masks)
 
     def _train_view(self, index: np.ndarray) -> Data:
         source = self.source

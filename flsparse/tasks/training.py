@@ -7,7 +7,7 @@ process or the order in which nodes are handled.
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,6 +18,7 @@ from flsparse import rng
 from flsparse.nets.seeded import seeded
 from flsparse.nets.sgd import SGD
 from flsparse.schedules import learning_rate
+from flsparse.tasks.augmentation import Augment
 from flsparse.tasks.cost import TrainingFlops, peak_memory_bytes
 from flsparse.tasks.data import Data, batches
 from flsparse.tasks.metrics import Meter
@@ -29,10 +30,11 @@ if TYPE_CHECKING:
     from flsparse.wire.messages import Scalar
 
 _EVALUATION_BATCH = 500
+_AUXILIARY = 0.3  # weight of an auxiliary classifier's loss in training (Szegedy et al., 2015, arXiv 1409.4842)
 
 
 def make_optimizer(model: nn.Module, config: Mapping[str, "Scalar"]) -> torch.optim.Optimizer:
-    """Return SGD at this round's learning rate.
+    """Return SGD, or with ``optimizer`` "adamw" AdamW, at this round's learning rate.
 
     Parameters
     ----------
@@ -40,7 +42,12 @@ def make_optimizer(model: nn.Module, config: Mapping[str, "Scalar"]) -> torch.op
         Weight decay applies to all its parameters.
     config : Mapping
         ``lr``; optionally ``lr-final`` and ``lr-schedule`` with ``server-round`` and ``num-rounds`` (see
-        :func:`learning_rate`), ``momentum``, ``weight-decay``.
+        :func:`learning_rate`), ``momentum`` (of SGD), ``weight-decay``.
+
+    Raises
+    ------
+    ValueError
+        The optimizer is another.
     """
     rate = learning_rate(
         int(config.get("server-round", 1)),
@@ -49,12 +56,12 @@ def make_optimizer(model: nn.Module, config: Mapping[str, "Scalar"]) -> torch.op
         float(config.get("lr-final", 0.0)),
         str(config.get("lr-schedule", "geometric")),
     )
-    return SGD(
-        model.parameters(),
-        lr=rate,
-        momentum=float(config.get("momentum", 0.0)),
-        weight_decay=float(config.get("weight-decay", 0.0)),
-    )
+    decay, kind = float(config.get("weight-decay", 0.0)), str(config.get("optimizer", "sgd"))
+    if kind == "adamw":
+        return torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=decay)
+    if kind != "sgd":
+        raise ValueError(f"client.optimizer={kind!r} is none of sgd, adamw")
+    return SGD(model.parameters(), lr=rate, momentum=float(config.get("momentum", 0.0)), weight_decay=decay)
 
 
 def _asked(config: Mapping[str, "Scalar"], key: str) -> "Scalar":
@@ -66,7 +73,14 @@ def _asked(config: Mapping[str, "Scalar"], key: str) -> "Scalar":
     return config[key]
 
 
-def train(fit: "Fit", method: "Hooks", data: Data, flops: TrainingFlops, objective: Objective) -> dict[str, np.ndarray]:
+def train(
+    fit: "Fit",
+    method: "Hooks",
+    data: Data,
+    flops: TrainingFlops,
+    objective: Objective,
+    augment: Augment | None = None,
+) -> dict[str, np.ndarray]:
     """Train a model on one node's data and return the arrays to send.
 
     Reads ``batch-size``, ``local-epochs``, ``local-steps`` (0: whole epochs) and ``clip-grad`` (largest gradient norm,
@@ -86,6 +100,8 @@ def train(fit: "Fit", method: "Hooks", data: Data, flops: TrainingFlops, objecti
         The counter of this model's task.
     objective : Objective
         The loss.
+    augment : callable, optional
+        Changes a batch of stored inputs and targets before each step.
 
     Returns
     -------
@@ -119,12 +135,15 @@ def train(fit: "Fit", method: "Hooks", data: Data, flops: TrainingFlops, objecti
         first_step, started = fit.step, time.perf_counter()
         for positions in batches(len(data), batch_size, shuffle, epochs=epochs, steps=steps):
             chosen = positions.to(device)
-            batch = data.prepare(inputs[chosen])
-            target = objective.target(targets[chosen], batch)
-            raw = model(batch)
+            stored = inputs[chosen], targets[chosen]
+            drawn, truth = augment(*stored) if augment else stored
+            batch = data.prepare(drawn)
+            target = objective.target(truth, batch)
+            raw, *auxiliary = _outputs(model(batch))
             loss = objective.loss(raw, target)
+            others = [_AUXILIARY * objective.loss(each, target) for each in auxiliary]
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            sum(others, loss).backward()
             if clip > 0:
                 nn.utils.clip_grad_norm_(parameters, clip)
             method.after_backward(fit)
@@ -155,6 +174,11 @@ def train(fit: "Fit", method: "Hooks", data: Data, flops: TrainingFlops, objecti
             "flops-sparse": per_example.sparse * seen,
         }
         return method.after_fit(fit)
+
+
+def _outputs(found: Tensor | Sequence[Tensor | None]) -> list[Tensor]:
+    """Return a model's outputs, those of auxiliary classifiers behind the first."""
+    return [found] if isinstance(found, Tensor) else [each for each in found if each is not None]
 
 
 def _check_finite(model: nn.Module, steps: int, rate: float) -> None:

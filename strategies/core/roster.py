@@ -83,10 +83,14 @@ class Roster:
         return sorted(self.nodes.values(), key=lambda node: node.partition)
 
     def note_held(self, reply: Reply) -> None:
-        """Note the reference that a node says it keeps: the next broadcast is a delta against it."""
-        node_id = reply.node.node_id
-        if node_id in self.nodes:
-            self.nodes[node_id] = replace(self.nodes[node_id], held=held_by(reply.record))
+        """Note the reference that a node keeps: the broadcast, if it names no other."""
+        node_id, said = reply.node.node_id, reply.record
+        if node_id not in self.nodes:
+            return
+        if "held" in said:
+            self.nodes[node_id] = replace(self.nodes[node_id], held=held_by(said))
+        elif reply.broadcast is not None:
+            self.nodes[node_id] = replace(self.nodes[node_id], held=reply.broadcast.reference.id)
 
     def greet(
         self,
@@ -160,8 +164,8 @@ class Roster:
             # a restarted node counts twice until its old connection is gone: it is asked again
             return f"says it is partition {partition}, as does node {taken[partition]}"
         sizes = [said.get(key) for key in ("num-examples", "num-test-examples")]
-        known = [size if type(size) is int and 0 < size < 2**31 else 0 for size in sizes]
-        self.nodes[node_id] = Node(node_id, partition, held_by(said), *known)
+        trained, tested = (size if type(size) is int and 0 < size < 2**31 else 0 for size in sizes)
+        self.nodes[node_id] = Node(node_id, partition, held_by(said), trained, tested, seeded=True)
         return None
 
 

@@ -173,7 +173,10 @@ def test_zstd_size_is_checked_before_decompressing():
 def test_gaps_beat_or_meet_independent_positions(density):
     rng = np.random.default_rng(1)
     masks = [rng.random(n) < density for n in (5000, 1, 0, 20_000)]
-    subsets = [gaps.subset(mask) for mask in masks]
+    subsets = gaps.subsets(np.concatenate(masks), [mask.size for mask in masks])
+    for mask, one in zip(masks, subsets, strict=True):
+        alone = gaps.subset(mask)
+        assert (one.size, one.flipped, one.rare.tolist()) == (alone.size, alone.flipped, alone.rare.tolist())
     coded = gaps.encode(subsets)
     assert coded is not None
     assert density in (0, 1) or gaps.encode(subsets, 0.5 * len(coded)) is None
@@ -359,6 +362,26 @@ def test_accumulator_by_hand():
     assert mean["n"].shape == ()
     assert mean["n"] == 2
     assert accumulator.total_weight == 4.0
+
+
+@pytest.mark.parametrize("last", ["inside", "whole", "outside"])
+def test_sums_over_the_references_support_are_the_dense_sums(last):
+    """Nodes keep parts of the support, or all of it; the last one may leave it, or know nothing of it."""
+    rng = np.random.default_rng(0)
+    old = np.where(rng.random((60, 50)) < 0.2, rng.normal(size=(60, 50)), 0).astype(np.float32)
+    reference, accumulator, total = Reference({"w": old}), Accumulator({"w": old}), np.zeros(old.shape)
+    for kind in ("inside", "inside", "whole", last):
+        kept = (old != 0) & ((rng.random(old.shape) < 0.7) | (kind == "whole")) | (rng.random(old.shape) < 0.1) & (
+            kind == "outside"
+        )
+        update = np.where(kept, old + rng.normal(size=old.shape) / 50, 0).astype(np.float32)
+        payload = Codec("fp32").encode({"w": update}, reference=reference)
+        (layer,) = decode_layers(payload, like=reference.specs, reference=reference)
+        assert (layer.within is not None) == (kind == "inside")
+        accumulator.add([layer], 0.3)
+        total += update * np.float64(0.3)
+    mean = accumulator.mean()["w"]
+    assert mean.tobytes() == (total / accumulator.total_weight).astype(np.float32).tobytes()
 
 
 @pytest.mark.parametrize("weight", [0.0, -1.0, np.nan, np.inf])

@@ -157,9 +157,12 @@ def test_a_run_whose_layer_dies_says_so_and_goes_on_saying(
     assert "smaller" not in caplog.messages[-1]
 
 
-def test_the_mend_of_an_empty_layer_keeps_its_weights(config: Config) -> None:
-    mended = launch(config(num_rounds=2, **DYING | {"strategy": DYING["strategy"] | {"scope": "layer"}}))
+@pytest.mark.parametrize("scope", [{}, {"scope": "layer"}], ids=["default", "layer"])
+def test_the_other_rankings_keep_weights_in_every_layer(config: Config, scope: dict[str, str]) -> None:
+    strategy = {key: value for key, value in DYING["strategy"].items() if key != "scope"} | scope
+    mended = launch(config(num_rounds=2, **DYING | {"strategy": strategy}))
     assert not any("empty" in warning for warning in mended["warnings"])
+    assert mended["final_accuracy"] > 0.2
 
 
 @pytest.mark.parametrize(

@@ -199,3 +199,39 @@ def test_what_cannot_be_measured_is_refused_before_round_1(
         return
     with pytest.raises(ValueError, match=said):
         launch(regression | change)
+
+
+def test_a_run_starts_from_another_and_goes_on_learning(config: Config, tmp_path: Path) -> None:
+    first = launch(config(output_dir=str(tmp_path / "first")))
+    later = {"num_rounds": 1, "client": {"lr": 1e-6, "batch_size": 32, "local_epochs": 1}}
+    begun = launch(config(**later, init=str(tmp_path / "first"), output_dir=str(tmp_path / "second")))
+    assert begun["final_accuracy"] == pytest.approx(first["final_accuracy"], abs=0.03)
+    assert launch(config(**later, output_dir=str(tmp_path / "third")))["final_accuracy"] < 0.5
+    file = str(tmp_path / "first" / "model.safetensors")
+    model = {"name": "cnn", "width": 8, "weights": file}
+    same = launch(config(**later, model=model, output_dir=str(tmp_path / "fourth")))
+    assert same["final_loss"] == begun["final_loss"]
+    with pytest.raises(ValueError, match=r"has of another shape 0\.weight \(8x1x3x3, not 16x1x3x3\)"):
+        launch(config(model=model | {"width": 16}))
+    with pytest.raises(ValueError, match="are both to start from"):
+        launch(config(model=model, init=str(tmp_path / "first")))
+    with pytest.raises(FileNotFoundError, match=r"there is no model\.safetensors, which a run leaves when it ends"):
+        launch(config(init=str(tmp_path)))
+
+
+ADAMW = {"optimizer": "adamw", "lr": 0.01, "batch_size": 32, "local_epochs": 2, "weight_decay": 0.01}
+
+
+def test_adamw_leaves_the_zeros_of_powerpropagation(config: Config, tmp_path: Path) -> None:
+    summary = launch(config(client=ADAMW, strategy={"name": "sparsyfed", "sparsity": 0.9, "ramp": False}))
+    rows = read_rows(tmp_path / "run" / "metrics.jsonl")
+    assert all(row["regrowth"] == 0 for row in rows[1:])
+    assert summary["final_accuracy"] > 0.25
+    launch(config(client=ADAMW, strategy={"name": "topk", "ramp": False}, output_dir=str(tmp_path / "topk")))
+    assert all(row["regrowth"] > 0.2 for row in read_rows(tmp_path / "topk" / "metrics.jsonl")[1:])
+
+
+@pytest.mark.parametrize("strategy", [{"name": "scaffold"}, {"name": "split_ms", "cut": "2", "steps_per_round": 1}])
+def test_adamw_is_refused_where_the_other_side_steps_as_sgd(config: Config, strategy: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"client=adamw does not go with .* use client=sgd"):
+        launch(config(client=ADAMW, strategy=strategy, codec=DENSE))

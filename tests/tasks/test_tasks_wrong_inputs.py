@@ -56,7 +56,8 @@ def later(*lines: str) -> Callable[[Path], Settings]:
 def arrays(settings: Settings | None = None, **stored: Any) -> Callable[[Path], Settings]:
     def write(folder: Path) -> Settings:
         made = {"inputs": np.zeros((6, 2), np.float32), "targets": np.arange(6) % 2} | stored
-        np.savez(folder / "set.npz", **{key: each for key, each in made.items() if each is not None})
+        kept: Any = {key: each for key, each in made.items() if each is not None}
+        np.savez(folder / "set.npz", **kept)
         return {"name": "arrays", "file": "set.npz", **(settings or {})}
 
     return write

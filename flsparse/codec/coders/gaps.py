@@ -7,6 +7,7 @@ is sent, or, where that costs too many bytes, the geometric one that their count
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,8 +29,7 @@ _NARROW = 1 << 29  # up to this many positions, every token's gap fits 32 bits
 _NEAR_TOKENS = (np.searchsorted(_EDGES, np.arange(_NEAR), "right") - 1).astype(np.uint8)
 
 
-@dataclass(frozen=True)
-class Subset:
+class Subset(NamedTuple):
     """A subset of ``range(size)``, held as the positions of its rarer side.
 
     Parameters
@@ -66,6 +66,18 @@ def subset(mask: NDArray[np.bool_]) -> Subset:
     """Return the subset that a mask describes."""
     flipped = 2 * int(np.count_nonzero(mask)) > mask.size
     return Subset(mask.size, np.flatnonzero(~mask if flipped else mask), flipped)
+
+
+def subsets(mask: NDArray[np.bool_], sizes: list[int]) -> list[Subset]:
+    """Return the subsets of consecutive groups, given one mask over all of them."""
+    ends = np.cumsum([0, *sizes])
+    flipped = 2 * np.diff(np.searchsorted(np.flatnonzero(mask), ends)) > sizes
+    rare = np.flatnonzero(mask ^ np.repeat(flipped, sizes))
+    bounds = np.searchsorted(rare, ends)
+    rare -= np.repeat(ends[:-1], np.diff(bounds))
+    cuts = bounds.tolist()
+    parts = zip(sizes, cuts, cuts[1:], flipped.tolist(), strict=False)
+    return [Subset(size, rare[low:high], flip) for size, low, high, flip in parts]
 
 
 def sparse_subset(size: int, positions: Positions) -> Subset:

@@ -21,6 +21,7 @@ from math import prod
 import numpy as np
 from numpy.typing import NDArray
 
+from flsparse.codec import kernel
 from flsparse.codec.errors import require
 
 REACHES = range(4)
@@ -57,6 +58,10 @@ def split(q: NDArray[np.int16], reach: int) -> tuple[NDArray[np.uint8], NDArray[
     ([25, 53], [-2])
     """
     base, width = 2 * reach + 2, _DIGITS[reach]
+    if kernel.compiled is not None:
+        symbols, escapes = np.empty(group_count(q.size, reach), np.uint8), np.empty(q.size, np.int16)
+        escaped = kernel.compiled.group_split(symbols, escapes, np.ascontiguousarray(q), reach, width)
+        return symbols, escapes[:escaped]
     digits = np.full(group_count(q.size, reach) * width, reach, np.uint8)
     digits[: q.size] = np.minimum((q + np.int16(reach)).view(np.uint16), base - 1)  # a negative one wraps to the top
     symbols = digits[::width].copy()

@@ -8,7 +8,7 @@ symbol's frequency, c the sum of the frequencies before it, and M = 2^14::
     word
 
 Decoding ends with every state at 2^16, where encoding began: a check that costs nothing. Few symbols go through one
-lane in plain Python, which is faster there, over the same bitstream.
+lane in plain Python, which is faster there, over the same bitstream; the compiled kernel takes them one by one.
 
 Duda, "Asymmetric numeral systems", arXiv 1311.2540; Giesen, "Interleaved entropy coders", arXiv 1402.3392.
 """
@@ -18,6 +18,7 @@ from itertools import repeat
 import numpy as np
 from numpy.typing import NDArray
 
+from flsparse.codec import kernel
 from flsparse.codec.coders.tables import BITS, TOTAL
 from flsparse.codec.errors import require
 from flsparse.codec.wire import Reader, Writer
@@ -28,6 +29,11 @@ _SCALAR = 12 * 1024
 _GATHER = 1 << 14  # table look-ups for this many symbols at once
 _MAX_LANES = 1 << 13
 _LANE_BYTES = 4
+_FAULTS = (  # by the kernel's status, less 1
+    "an entropy coder's state is out of range",
+    "an entropy-coded stream ends early",
+    "an entropy-coded stream does not end where it began",
+)
 _RENORM, _WORD = np.uint32(32 - BITS), np.uint32(16)
 
 
@@ -57,6 +63,10 @@ def _starts(frequencies: Tables) -> Tables:
     return np.cumsum(frequencies, axis=1) - frequencies
 
 
+def _contiguous(frequencies: Tables) -> Tables:
+    return np.ascontiguousarray(frequencies, np.int64)
+
+
 def encode(symbols: np.ndarray, frequencies: Tables, which: np.ndarray | None = None, rows: int = _ROWS) -> bytes:
     """Code symbols.
 
@@ -79,10 +89,13 @@ def encode(symbols: np.ndarray, frequencies: Tables, which: np.ndarray | None = 
     n = symbols.size
     if n == 0:
         return b""
-    index = symbols.astype(np.intp)
+    index = symbols.astype(np.int64)
     if which is not None:
-        index += which.astype(np.intp) * frequencies.shape[1]
+        index += which.astype(np.int64) * frequencies.shape[1]
     lanes = lane_count(n, rows)
+    if kernel.compiled is not None:
+        stream: bytes = kernel.compiled.rans_encode(index, _contiguous(frequencies), frequencies.shape[1], lanes)
+        return stream
     run = _encode_scalar if lanes == 1 else _encode_lanes
     states, words = run(index, frequencies.ravel(), _starts(frequencies).ravel(), lanes)
     out = Writer()
@@ -93,7 +106,7 @@ def encode(symbols: np.ndarray, frequencies: Tables, which: np.ndarray | None = 
 
 
 def _encode_scalar(
-    index: NDArray[np.intp], frequency: Tables, start: Tables, lanes: int
+    index: NDArray[np.int64], frequency: Tables, start: Tables, lanes: int
 ) -> tuple[NDArray[np.uint32], NDArray[np.uint16]]:
     # by symbol: where its words begin, f, M - f, c; the new state is x + floor(x / f) (M - f) + c
     table = [(f << 32 - BITS, f, TOTAL - f, c) for f, c in zip(frequency.tolist(), start.tolist(), strict=True)]
@@ -109,7 +122,7 @@ def _encode_scalar(
 
 
 def _encode_lanes(
-    index: NDArray[np.intp], frequency: Tables, start: Tables, lanes: int
+    index: NDArray[np.int64], frequency: Tables, start: Tables, lanes: int
 ) -> tuple[NDArray[np.uint32], NDArray[np.uint16]]:
     f_of = frequency.astype(np.uint32)
     c_of = start.astype(np.uint32)
@@ -150,10 +163,17 @@ def decode(
     lanes = lane_count(count, rows)
     words_left = max(0, reader.left - _LANE_BYTES * lanes) // 2
     size = reader.varint(min(words_left, count))
-    states = np.asarray(reader.array("u4", lanes)).astype(np.uint32)
-    words = np.asarray(reader.array("u2", size)).astype(np.uint16)
-    require(bool((states >= _LOW).all()), "an entropy coder's state is out of range")
+    raw_states, raw_words = reader.array("u4", lanes), reader.array("u2", size)
     alphabet = frequencies.shape[1]
+    if kernel.compiled is not None:
+        symbols = np.empty(count, np.uint16)
+        own = None if which is None else which.astype(np.uint16)
+        tables = _contiguous(frequencies)
+        status = kernel.compiled.rans_decode(symbols, raw_states, raw_words, tables, alphabet, own)
+        require(status == 0, _FAULTS[status - 1])
+        return symbols
+    states, words = raw_states.astype(np.uint32), raw_words.astype(np.uint16)
+    require(bool((states >= _LOW).all()), _FAULTS[0])
     slots = np.concatenate([np.repeat(np.arange(alphabet, dtype=np.uint16), row) for row in frequencies])
     starts = _starts(frequencies)
     run = _decode_scalar if lanes == 1 else _decode_lanes
@@ -182,10 +202,10 @@ def _decode_scalar(
         x = f * (x >> BITS) + slot - c
         if x < _LOW:
             word = next(stream, -1)
-            require(word >= 0, "an entropy-coded stream ends early")
+            require(word >= 0, _FAULTS[1])
             x = x << 16 | word
         slot_at.append(slot)
-    require(x == _LOW and next(stream, None) is None, "an entropy-coded stream does not end where it began")
+    require(x == _LOW and next(stream, None) is None, _FAULTS[2])
     return slots.take(slot_at)
 
 
@@ -219,8 +239,8 @@ def _decode_lanes(
         step &= np.uint32(0xFFFF)
         x += step
         low = (x < _LOW).nonzero()[0]
-        require(used + low.size <= wide.size, "an entropy-coded stream ends early")
+        require(used + low.size <= wide.size, _FAULTS[1])
         x[low] = x.take(low) << _WORD | wide[used : used + low.size]
         used += low.size
-    require(used == words.size and bool((states == _LOW).all()), "an entropy-coded stream does not end where it began")
+    require(used == words.size and bool((states == _LOW).all()), _FAULTS[2])
     return slots.take(slot_at)

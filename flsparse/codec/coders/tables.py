@@ -11,7 +11,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from flsparse.codec import portable
+from flsparse.codec import kernel, portable
 from flsparse.codec.coders.bits import rice_bits, rice_pack, rice_unpack
 from flsparse.codec.errors import require
 from flsparse.codec.wire import Reader, Writer
@@ -176,6 +176,10 @@ def choose(counts: NDArray[np.int64], *, signed: bool, given: NDArray[np.int64] 
     given : np.ndarray, optional
         Frequencies that the decoder can compute without the table.
     """
+    if kernel.compiled is not None:
+        chosen = np.empty(counts.size, np.int64)
+        spec, size = kernel.compiled.choose(chosen, _contiguous(counts), given, signed)
+        return Table(chosen, spec, size)
     sizes: dict[int, float] = {}
     parameters = {}
     if signed:
@@ -190,9 +194,8 @@ def choose(counts: NDArray[np.int64], *, signed: bool, given: NDArray[np.int64] 
     if kind == GIVEN:
         assert given is not None
         return Table(given, bytes([GIVEN]), sizes[GIVEN])
-    parameter = parameters[kind]
-    frequencies = _parametric(kind, np.array([parameter]), counts.size // 2)[0]
-    return Table(frequencies, bytes([kind, parameter]), sizes[kind])
+    frequencies = _parametric_table(kind, parameters[kind], counts.size)
+    return Table(frequencies, bytes([kind, parameters[kind]]), sizes[kind])
 
 
 def read(reader: Reader, alphabet: int, *, signed: bool, given: NDArray[np.int64] | None = None) -> NDArray[np.int64]:
@@ -218,8 +221,19 @@ def read(reader: Reader, alphabet: int, *, signed: bool, given: NDArray[np.int64
         assert given is not None
         return given
     require(signed, "a symmetric distribution for unsigned symbols")
-    frequencies = _parametric(kind, np.array([reader.byte()]), alphabet // 2)
-    return frequencies.reshape(-1)
+    return _parametric_table(kind, reader.byte(), alphabet)
+
+
+def _parametric_table(kind: int, parameter: int, alphabet: int) -> NDArray[np.int64]:
+    if kernel.compiled is None:
+        return _parametric(kind, np.array([parameter]), alphabet // 2).reshape(-1)
+    frequencies = np.empty(alphabet, np.int64)
+    kernel.compiled.parametric(frequencies, kind, parameter)
+    return frequencies
+
+
+def _contiguous(integers: NDArray[np.integer]) -> NDArray[np.int64]:
+    return np.ascontiguousarray(integers, np.int64)
 
 
 def geometric(edges: NDArray[np.int64], population: int, kept: int) -> NDArray[np.int64]:
@@ -233,6 +247,10 @@ def geometric(edges: NDArray[np.int64], population: int, kept: int) -> NDArray[n
         ``0 < kept <= population``.
     """
     q = (population - kept) / population
+    if kernel.compiled is not None:
+        frequencies = np.empty(edges.size - 1, np.int64)
+        kernel.compiled.geometric(frequencies, _contiguous(edges), q)
+        return frequencies
     survival = portable.powers(q, edges)
     mass = survival[:-1] - survival[1:]
     return normalize((mass * (1 << 40)).astype(np.int64) + (1 << 24))

@@ -10,9 +10,10 @@ from flsparse.codec.specs import ArraySpec, specs_of
 
 
 class _Sum:
-    """The sum of one array: over a few positions while all layers have the same ones, dense from the first other one.
+    """The sum of one array: over a few positions while all layers lie within them, dense from the first other one.
 
-    Both ways every element is added in the same order, so the bits do not depend on the way.
+    These are the positions of the first layer, or the support of the reference that holds them. Both ways every element
+    is added in the same order, so the bits do not depend on the way.
     """
 
     def __init__(self, size: int) -> None:
@@ -20,16 +21,26 @@ class _Sum:
         self.positions: Positions | None = np.empty(0, np.int64)
         self.values: np.ndarray = np.empty(0)
 
-    def add(self, positions: Positions | None, share: np.ndarray, first: bool) -> None:
+    def add(self, layer: Layer, share: np.ndarray, first: bool) -> None:
         if first:
-            self.positions, self.values = positions, share
-            return
-        if not _same(positions, self.positions):
-            self.positions, self.values = None, self.dense(self.values)
-        if positions is None or self.positions is not None:
+            self._begin(layer, share)
+        elif self.positions is not None and _same(layer.positions, self.positions):
             self.values += share
+        elif self.positions is not None and layer.within is not None and _same(layer.within[0], self.positions):
+            self.values[layer.within[1]] += share
         else:
-            self.values[positions] += share  # right only because positions are unique
+            self.positions, self.values = None, self.dense(self.values)
+            if layer.positions is None:
+                self.values += share
+            else:
+                self.values[layer.positions] += share  # right only because positions are unique
+
+    def _begin(self, layer: Layer, share: np.ndarray) -> None:
+        self.positions, self.values = layer.positions, share
+        if layer.within is not None:
+            self.positions, places = layer.within
+            self.values = np.zeros(self.positions.size, share.dtype)
+            self.values[places] = share
 
     def dense(self, values: np.ndarray) -> np.ndarray:
         """Return values in their places, zeros elsewhere."""
@@ -47,8 +58,8 @@ def _same(a: Positions | None, b: Positions | None) -> bool:
 class Accumulator:
     """Weighted mean of many decoded payloads, in double precision.
 
-    Adding the same layers in the same order gives the same bits. Nodes that keep the same positions, as they do once
-    masks have settled, are summed over these alone.
+    Adding the same layers in the same order gives the same bits. Nodes that keep positions within the reference's, as
+    sparse methods do, are summed over these alone.
 
     Parameters
     ----------
@@ -87,7 +98,7 @@ class Accumulator:
                 raise ValueError(f"layer {layer.name!r} has {layer.values.size} values instead of {size}")
         for layer in layers:
             share = layer.values * np.float64(weight)
-            self._sums[layer.name].add(layer.positions, share, first=self.total_weight == 0.0)
+            self._sums[layer.name].add(layer, share, first=self.total_weight == 0.0)
         self.total_weight += weight
 
     def mean(self) -> dict[str, np.ndarray]:

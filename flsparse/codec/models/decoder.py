@@ -9,6 +9,7 @@ from flsparse.codec.coders.gaps import Positions
 from flsparse.codec.errors import PayloadError, require
 from flsparse.codec.models import floats, lossless, quantized, support
 from flsparse.codec.models.layout import BOUNDS, Layout, is_fine, read_forms
+from flsparse.codec.models.support import Kept
 from flsparse.codec.specs import ArraySpec, Reference, Specs, fingerprint, in_parts, specs_of
 from flsparse.codec.wire import REFERENCE_BYTES, Envelope, Reader, unseal
 
@@ -25,11 +26,14 @@ class Layer:
         Shape (k,), int64, flat indices, strictly increasing; every other element is zero. None: all positions.
     values : np.ndarray
         Shape (k,) or (size,), in the array's dtype: decoded weights, not changes.
+    within : tuple of (np.ndarray, np.ndarray) or None
+        See :class:`flsparse.codec.models.support.Kept`: sums over many nodes are taken over the reference's support.
     """
 
     name: str
     positions: Positions | None
     values: np.ndarray
+    within: tuple[Positions, Positions] | None = None
 
     def dense(self, spec: ArraySpec) -> np.ndarray:
         """Return the array in full, in its shape; it may share memory with ``values``."""
@@ -93,7 +97,7 @@ def _decode(payload: bytes, specs: Specs, reference: Reference | None) -> list[L
     at = support.decode(reader, [specs[name].size for name in layout.sparse], known) if layout.sparse else []
     reader.finish("the positions section")
     kept = dict(zip(layout.sparse, at, strict=True))
-    count = sum(at.size for at in kept.values()) + sum(s.size for n, s in specs.items() if n not in kept)
+    count = sum(own.positions.size for own in kept.values()) + sum(s.size for n, s in specs.items() if n not in kept)
     require(envelope.nnz == count, f"the header counts {envelope.nnz} values, the sections {count}")
     flat = _sparse_values(envelope, specs, layout, kept, base)
     flat |= _dense_values(envelope, specs, layout, base)
@@ -146,18 +150,26 @@ def _decode_raw(envelope: Envelope, specs: Specs) -> list[Layer]:
 
 
 def _sparse_values(
-    envelope: Envelope, specs: Specs, layout: Layout, kept: Mapping[str, Positions], base: Reference | None
+    envelope: Envelope, specs: Specs, layout: Layout, kept: Mapping[str, Kept], base: Reference | None
 ) -> dict[str, np.ndarray]:
     names = layout.sparse
     reader = Reader(envelope.sections["values"])
-    sizes, dtypes = [kept[name].size for name in names], [specs[name].dtype for name in names]
-    bases = None if base is None else [base.at(name, kept[name]) for name in names]
+    sizes, dtypes = [kept[name].positions.size for name in names], [specs[name].dtype for name in names]
+    bases = None if base is None else [_base_at(base, name, kept[name]) for name in names]
     if envelope.values in BOUNDS:
         arrays = quantized.read_sparse(reader, sizes, bases, dtypes, BOUNDS[envelope.values])
     else:
         arrays = floats.read(reader, sizes, dtypes, bases, envelope.values)
     reader.finish("the values section")
     return dict(zip(names, arrays, strict=True))
+
+
+def _base_at(base: Reference, name: str, kept: Kept) -> np.ndarray:
+    """Return the reference's values at kept positions; within its support they lie close together."""
+    if kept.within is None:
+        return base.at(name, kept.positions)
+    support, places = kept.within
+    return base.at(name, support).take(places)
 
 
 def _dense_values(envelope: Envelope, specs: Specs, layout: Layout, base: Reference | None) -> dict[str, np.ndarray]:
@@ -177,10 +189,12 @@ def _dense_values(envelope: Envelope, specs: Specs, layout: Layout, base: Refere
     return dict(zip(names, arrays, strict=True))
 
 
-def _layer(name: str, spec: ArraySpec, positions: Positions | None, flat: Mapping[str, np.ndarray]) -> Layer:
+def _layer(name: str, spec: ArraySpec, kept: Kept | None, flat: Mapping[str, np.ndarray]) -> Layer:
     if name not in flat:
         return Layer(name, None, np.empty(0, spec.dtype))
-    layer = Layer(name, positions, flat[name])
-    if positions is not None and 2 * positions.size > spec.size:
+    if kept is None:
+        return Layer(name, None, flat[name])
+    layer = Layer(name, kept.positions, flat[name], kept.within)
+    if 2 * kept.positions.size > spec.size:
         return Layer(name, None, layer.dense(spec).reshape(-1))
     return layer

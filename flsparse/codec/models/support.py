@@ -25,6 +25,7 @@ from flsparse.codec.specs import Reference
 from flsparse.codec.wire import Reader
 
 SAME, GAPS, BITMAP, RELATIVE = range(4)
+_FINEST = 3  # the largest ``sub``
 _OCTAVES = 12  # below the largest magnitude; all smaller ones share the last step
 _BLOCK = 1 << 20  # support elements sorted at once
 _TRY_ALL = 1 << 18  # up to this many reference positions, every resolution of magnitudes is tried
@@ -56,14 +57,19 @@ class Known:
         """Size of the support."""
         return sum(at.size for _, at in self.arrays)
 
-    def depths(self, sub: int) -> NDArray[np.uint8]:
-        """Steps of about 2^(1/2^sub) below the largest magnitude, of the support's elements, all arrays in a row."""
+    @cached_property
+    def magnitudes(self) -> NDArray[np.uint16]:
+        """Exponent and 3 bits of fraction of the support's elements as float32, all arrays in a row."""
         parts = [np.empty(0, np.uint16)]
         with np.errstate(over="ignore", under="ignore"):
             for array, at in self.arrays:
                 single = np.abs(array[at]).astype(np.float32).view(np.uint32)  # bit patterns grow with the magnitude
-                parts.append((single >> np.uint32(23 - sub)).astype(np.uint16))
-        steps = np.concatenate(parts)
+                parts.append((single >> np.uint32(23 - _FINEST)).astype(np.uint16))
+        return np.concatenate(parts)
+
+    def depths(self, sub: int) -> NDArray[np.uint8]:
+        """Steps of about 2^(1/2^sub) below the largest magnitude, of the support's elements, all arrays in a row."""
+        steps = self.magnitudes >> np.uint16(_FINEST - sub)
         depths: np.ndarray = np.minimum(steps.max(initial=0) - steps, _OCTAVES << sub)
         return depths.astype(np.uint8)
 
@@ -77,6 +83,22 @@ class Known:
 
         few = 2 * self.nnz <= sum(self.reference.flat(name).size for name in self.names)
         return self.reference.once((sub, *self.names), sort) if few else sort()
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The kept positions of one sparse array.
+
+    Parameters
+    ----------
+    positions : np.ndarray
+        Flat, int64, strictly increasing.
+    within : tuple of (np.ndarray, np.ndarray) or None
+        The reference's support, where that is sparse and holds all of them, and their places in it.
+    """
+
+    positions: Positions
+    within: tuple[Positions, Positions] | None = None
 
 
 Block = tuple[slice, NDArray[np.int32], list[int]]
@@ -109,24 +131,26 @@ def _blocks(depths: NDArray[np.uint8], levels: int) -> Iterator[Block]:
         yield own, order, np.bincount(depths[own], minlength=levels).tolist()
 
 
-def _split(inside: NDArray[np.bool_], by_depth: ByDepth) -> list[NDArray[np.bool_]]:
-    """Return the part of a mask over the support that lies at each depth."""
+def _sorted(inside: NDArray[np.bool_], by_depth: ByDepth) -> NDArray[np.bool_]:
+    """Return a mask over the support in the order of depths."""
+    if inside.size <= _BLOCK:
+        return np.concatenate([inside[:0], *(inside[own].take(order) for own, order, _ in by_depth.blocks)])
     pieces: list[list[NDArray[np.bool_]]] = [[np.empty(0, np.bool_)] for _ in by_depth.sizes]
     for own, order, counts in by_depth.blocks:
         ends = np.cumsum(counts)
-        ordered = inside[own][order]
+        ordered = inside[own].take(order)
         for depth, (end, count) in enumerate(zip(ends, counts, strict=True)):
             pieces[depth].append(ordered[end - count : end])
-    return [np.concatenate(piece) for piece in pieces]
+    return np.concatenate([part for piece in pieces for part in piece])
 
 
 def _join(parts: list[NDArray[np.bool_]], by_depth: ByDepth) -> NDArray[np.bool_]:
-    """Undo :func:`_split`."""
+    """Undo :func:`_sorted`, given the part at each depth."""
     inside = np.empty(sum(by_depth.sizes), np.bool_)
     used = [0] * len(parts)
     for own, order, counts in by_depth.blocks:
         pieces = [part[at : at + count] for part, at, count in zip(parts, used, counts, strict=True)]
-        inside[own][order] = np.concatenate(pieces)
+        inside[own][order.astype(np.intp)] = np.concatenate(pieces)  # twice as fast as NumPy's own conversion
         used = [at + count for at, count in zip(used, counts, strict=True)]
     return inside
 
@@ -151,8 +175,9 @@ def _ways(kept: list[Positions], sizes: list[int], known: Known | None) -> Itera
     if known is not None:
         inside, outside, zeros = _inside_out(known, kept)
         tail = gaps.sparse_subset(zeros, outside)
-        for sub in (0, 1, 2, 3) if inside.size <= _TRY_ALL else (2,):
-            yield bytes([RELATIVE, sub]), [*map(gaps.subset, _split(inside, known.by_depth(sub))), tail]
+        for sub in range(_FINEST + 1) if inside.size <= _TRY_ALL else (2,):
+            by_depth = known.by_depth(sub)
+            yield bytes([RELATIVE, sub]), [*gaps.subsets(_sorted(inside, by_depth), by_depth.sizes), tail]
     if known is None or 2 * known.nnz < sum(sizes):  # a dense reference always helps
         yield bytes([GAPS]), [gaps.sparse_subset(size, at) for size, at in zip(sizes, kept, strict=True)]
 
@@ -186,48 +211,49 @@ def encode(kept: list[Positions], sizes: list[int], known: Known | None) -> byte
     return min(candidates, key=len)
 
 
-def decode(reader: Reader, sizes: list[int], known: Known | None) -> list[Positions]:
-    """Decode the bytes of :func:`encode`: flat positions of every sparse array, strictly increasing and in range."""
+def decode(reader: Reader, sizes: list[int], known: Known | None) -> list[Kept]:
+    """Decode the bytes of :func:`encode`: what is kept of every sparse array, strictly increasing and in range."""
     mode = reader.byte()
     require(mode <= RELATIVE, f"unknown mode {mode} of the positions section")
     require(known is not None or mode in (GAPS, BITMAP), "the positions need a reference")
     if mode == GAPS:
-        return [s.positions() for s in gaps.decode(reader, sizes)]
+        return [Kept(s.positions()) for s in gaps.decode(reader, sizes)]
     if mode == BITMAP:
         packed = integers.decode_bytes(reader, (sum(sizes) + 7) // 8)
         bitmap = np.unpackbits(packed).view(np.bool_)
         require(not bitmap[sum(sizes) :].any(), "padding bits are not 0")
         starts = np.cumsum([0, *sizes])
-        return [np.flatnonzero(bitmap[start : start + size]) for start, size in zip(starts, sizes, strict=False)]
+        return [Kept(np.flatnonzero(bitmap[start : start + size])) for start, size in zip(starts, sizes, strict=False)]
     assert known is not None
-    return [at for _, at in known.arrays] if mode == SAME else _decode_relative(reader, known)
+    return [Kept(at) for _, at in known.arrays] if mode == SAME else _decode_relative(reader, known)
 
 
-def _decode_relative(reader: Reader, known: Known) -> list[Positions]:
+def _decode_relative(reader: Reader, known: Known) -> list[Kept]:
     sub = reader.byte()
-    require(sub <= 3, f"unknown resolution {sub} of magnitudes")
+    require(sub <= _FINEST, f"unknown resolution {sub} of magnitudes")
     by_depth = known.by_depth(sub)
     zeros = sum(known.reference.specs[name].size for name in known.names) - sum(by_depth.sizes)
     *parts, tail = gaps.decode(reader, [*by_depth.sizes, zeros])
     return _merge(known, _join([part.mask() for part in parts], by_depth), tail)
 
 
-def _merge(known: Known, inside: NDArray[np.bool_], tail: Subset) -> list[Positions]:
+def _merge(known: Known, inside: NDArray[np.bool_], tail: Subset) -> list[Kept]:
     """Undo :func:`_inside_out`."""
     ranks = tail.positions()
     kept, at_inside, at_zero = [], 0, 0
     for array, at in known.arrays:
-        mine = at[inside[at_inside : at_inside + at.size]]
+        places = np.flatnonzero(inside[at_inside : at_inside + at.size])
         at_inside += at.size
+        mine = Kept(at.take(places), (at, places) if 2 * at.size <= array.size else None)
         zeros = array.size - at.size
         low, high = np.searchsorted(ranks, [at_zero, at_zero + zeros])
         if low < high:
             rank = ranks[low:high] - at_zero
             new = rank + np.searchsorted(at - np.arange(at.size), rank, "right")
             mask = np.zeros(array.size, np.bool_)
-            mask[mine] = True
+            mask[mine.positions] = True
             mask[new] = True
-            mine = np.flatnonzero(mask)
+            mine = Kept(np.flatnonzero(mask))
         at_zero += zeros
         kept.append(mine)
     return kept

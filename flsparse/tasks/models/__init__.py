@@ -9,10 +9,13 @@ from flsparse.configs import build
 from flsparse.tasks.factories import called
 from flsparse.tasks.models.char_lstm import char_lstm
 from flsparse.tasks.models.cnn import cnn
+from flsparse.tasks.models.hugging_face import hf_model
 from flsparse.tasks.models.mlp import mlp
 from flsparse.tasks.models.resnet import resnet18, resnet20
+from flsparse.tasks.models.series import conv1d, gru
+from flsparse.tasks.models.unet import unet
 from flsparse.tasks.models.vit import vit_tiny
-from flsparse.tasks.models.zoo import torchvision_model
+from flsparse.tasks.models.zoo import timm_model, torchvision_model
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "cnn": cnn,
@@ -21,17 +24,27 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet18": resnet18,
     "char_lstm": char_lstm,
     "vit_tiny": vit_tiny,
+    "unet": unet,
+    "conv1d": conv1d,
+    "gru": gru,
     "torchvision": torchvision_model,
+    "timm": timm_model,
+    "hf": hf_model,
 }
 
 _READS = {  # the first that reads a kind is the one proposed
     "cnn": ("images",),
     "mlp": ("vectors", "series", "images"),
+    "conv1d": ("series",),
+    "gru": ("series",),
     "resnet20": ("images",),
     "resnet18": ("images",),
     "char_lstm": ("text",),
     "vit_tiny": ("images",),
+    "unet": ("images",),
     "torchvision": ("images",),
+    "timm": ("images",),
+    "hf": ("images", "text"),
 }
 
 
@@ -45,7 +58,8 @@ def build_model(
     config : Mapping
         ``name``, one of ``MODELS``, and the model's own arguments.
     input_shape : tuple of int
-        (channels, height, width) of an image, (length,) of a text, (features,) of a vector.
+        (channels, height, width) of an image, (length,) of a text, (features,) of a vector, (channels, length) of a
+        series.
     num_classes : int
         Number of outputs.
     is_text : bool, optional

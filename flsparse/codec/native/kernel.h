@@ -1,0 +1,40 @@
+/* The codec's inner loops, compiled: the same bits as the NumPy code of coders/rans.py, coders/tables.py and steps.py.
+
+   Integers, and doubles whose every operation IEEE 754 fixes, in the order that is written here: no contraction, no
+   reassociation. Buffers are checked on entry, what a stream says is checked where it is used: whatever they hold,
+   nothing outside them is read or written. */
+
+#ifndef FLSPARSE_KERNEL_H
+#define FLSPARSE_KERNEL_H
+
+#define Py_LIMITED_API 0x030B0000 /* one build for Python 3.11 and all later ones */
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include <float.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#if FLT_EVAL_METHOD != 0
+#error "this processor computes doubles with more bits than they are stored with: NumPy's results would not be met"
+#endif
+
+#define KERNEL_VERSION 1 /* of what flsparse/codec/kernel.py expects: one more with every change of a function */
+
+enum { BITS = 14, TOTAL = 1 << BITS, LOW = 1 << 16 };
+
+PyObject *refuse(const char *why);                          /* raise ValueError */
+Py_ssize_t count_of(const Py_buffer *buffer, size_t size); /* elements of a buffer, or -1 and a ValueError */
+int are_tables(const int64_t *frequencies, Py_ssize_t count, Py_ssize_t alphabet);
+
+PyObject *rans_encode(PyObject *self, PyObject *args);
+PyObject *rans_decode(PyObject *self, PyObject *args);
+PyObject *choose(PyObject *self, PyObject *args);
+PyObject *parametric(PyObject *self, PyObject *args);
+PyObject *geometric(PyObject *self, PyObject *args);
+PyObject *entropy(PyObject *self, PyObject *args);
+PyObject *least_squares(PyObject *self, PyObject *args);
+PyObject *group_split(PyObject *self, PyObject *args);
+
+#endif
