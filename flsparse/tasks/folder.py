@@ -36,6 +36,7 @@ def folder(
     mean: Stats = 0.5,
     std: Stats = 0.5,
     cache: str = "~/.cache/flsparse/images",
+    objective: str | None = None,
     partial: bool = False,
 ) -> Source:
     """Read a folder of images.
@@ -59,6 +60,8 @@ def folder(
         Of the pixels in [0, 1], for all channels or one each.
     cache : str
         Folder for decoded images.
+    objective : str, optional
+        What the images are for: ``reconstruction`` takes those of one class.
     partial : bool
         Other nodes hold other images: classes may lack.
 
@@ -97,6 +100,7 @@ def folder(
         rows=(places[0], places[1]),
         named=True,
         partial=partial,
+        objective=objective,
     )
     pixels = Pixels(files[0] + files[1], size, channels, resize, Path(cache).expanduser())
     everything, count = pixels.lazy(), len(files[0])

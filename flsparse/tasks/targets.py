@@ -11,7 +11,7 @@ from torch import Tensor
 from flsparse.configs import did_you_mean
 
 Stats = float | Sequence[float]
-NUMBERS = ("regression", "forecasting", "reconstruction")  # objectives whose targets stay numbers
+NUMBERS = ("regression", "forecasting")  # objectives whose targets stay numbers
 _SHOWN = 8
 
 
@@ -76,6 +76,9 @@ def as_targets(
     """
     numbers = rows or (_places(len(train)), _places(len(test)))
     parts = (np.asarray(train), np.asarray(test))
+    partial = partial or objective == "reconstruction"  # which looks at no target
+    if parts[0].shape[1:] == (1,) and objective != "multi_label":
+        parts = (parts[0][:, 0], parts[1].reshape(len(test)))
     if objective in NUMBERS or (objective is None and parts[0].dtype.kind == "f"):
         return _numbers(parts, where, numbers, objective or "regression")
     if parts[0].dtype.kind == "f" and objective is not None:

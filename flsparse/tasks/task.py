@@ -50,61 +50,16 @@ LOADERS: dict[str, Callable[..., Source]] = {
     "series": series,
 }
 _DIVISION = ("validation_fraction", "train_samples")  # settings of a data set that its loader does not see
-_TASK_KEYS = (
-    "dataset",
-    "model",
-    "objective",
-    "metric",
-    "metrics",
-    "augment",
-    "partition",
-    "num_clients",
-    "seed",
-    "device",
-)
 _OF_THE_START = ("weights", "fresh")  # of the model: a server's, devices are sent what comes of them
 
 
-def build_task(config: Mapping[str, Any]) -> "Task":
-    """Return the task of a configuration; the same configuration gives the same object while it is in use.
-
-    Parameters
-    ----------
-    config : Mapping
-        Plain values. ``dataset``: ``name``, the loader's own arguments, ``validation_fraction`` (default 0.1) and
-        ``train_samples`` (default all); ``model``: ``name`` and the model's own arguments; ``objective``: ``name`` and
-        its arguments (default: what the data set suggests); ``metric``, the KPI (default: the objective's), and
-        ``metrics``, further ones; ``augment``, transforms of training images; ``partition``: ``kind`` and
-        ``alpha``; ``num_clients``; ``seed``; ``device`` (default ``cpu``; ``auto`` takes a GPU where there is one).
-        Other keys are ignored.
-
-    Raises
-    ------
-    ValueError
-        If a value is impossible or a name unknown; the message names the possible ones.
-    FileNotFoundError
-        If the data set's files are missing; the message names the paths.
-    """
-    return _build_task(json.dumps({key: config[key] for key in _TASK_KEYS if key in config}, sort_keys=True))
-
-
-@lru_cache(maxsize=2)  # devices ask once a message; two, since a data set may be large
-def _build_task(text: str) -> "Task":
-    config = json.loads(text)
-    if (config.get("partition") or {}).get("kind") == "own":
-        from flsparse.tasks.own import task_here  # it imports this module
-
-        return task_here(config)
-    return Task(config)
-
-
 class Task:
-    """One learning problem, divided among nodes. Built by :func:`build_task`; safe to share between nodes and runs.
+    """One learning problem, divided among nodes, of :func:`flsparse.tasks.build_task`; nodes and runs may share it.
 
     Parameters
     ----------
     config : Mapping
-        As for :func:`build_task`.
+        As for :func:`flsparse.tasks.build_task`.
     source : Source, optional
         The data set, where it is loaded already.
     agreement : Agreement, optional
@@ -381,7 +336,7 @@ def load(config: Mapping[str, Any], *, partial: bool = False) -> Source:
     Raises
     ------
     ValueError, FileNotFoundError
-        As for :func:`build_task`.
+        As for :func:`flsparse.tasks.build_task`.
     """
     arguments = {key: value for key, value in config["dataset"].items() if key not in _DIVISION}
     name, objective = arguments.pop("name", None), (config.get("objective") or {}).get("name")

@@ -262,3 +262,16 @@ def test_whole_numbers_of_one_dimension_are_text_of_three_are_masks(tmp_path: Pa
     source = arrays(file=str(tmp_path / "m.npz"))
     assert source.train_targets.dtype == torch.uint8
     assert (source.num_classes, source.objective, source.input_shape) == (3, "segmentation", (1, 4, 4))
+
+
+def test_a_column_of_classes_is_one_class_a_sample(tmp_path: Path) -> None:
+    np.savez(tmp_path / "c.npz", inputs=np.zeros((10, 2), np.float32), targets=np.arange(10)[:, None] % 2)
+    assert arrays(file=str(tmp_path / "c.npz")).train_targets.shape == (8,)
+
+
+def test_to_be_reconstructed_one_class_is_enough(tmp_path: Path) -> None:
+    (tmp_path / "good.csv").write_text("x,y,state\n" + "\n".join(f"{i / 2},{i * i / 3},ok" for i in range(10)))
+    dataset = {"name": "table", "file": str(tmp_path / "good.csv"), "target": "state"}
+    objective = {"name": "reconstruction"}
+    task = build_task(config(dataset, objective=objective, partition={"kind": "iid"}, num_clients=2))
+    assert task.model()(task.test_data().inputs).shape == (2, 2)
