@@ -98,7 +98,11 @@ class Task:
         self._nodes = config.get("num_clients")
         asked = dict(config.get("objective") or {})
         name = asked.pop("name", None)
-        self.source = _load(json.dumps(dataset, sort_keys=True), name) if source is None else source
+        looked_at = {
+            "dataset": {key: value for key, value in dataset.items() if key not in _DIVISION},
+            "objective": {"name": name, "ignore_label": asked.get("ignore_label")},
+        }
+        self.source = _load(json.dumps(looked_at, sort_keys=True)) if source is None else source
         name = name or self.source.objective
         self.objective: Objective = build(OBJECTIVES, name, asked, what="objective")
         if agreement is None:
@@ -326,8 +330,8 @@ def hold_out(source: Source, fraction: float, limit: int | None, seed: int) -> t
 
 
 @lru_cache(maxsize=2)
-def _load(dataset: str, objective: str | None) -> Source:
-    return load({"dataset": json.loads(dataset), "objective": {"name": objective}})
+def _load(config: str) -> Source:
+    return load(json.loads(config))
 
 
 def load(config: Mapping[str, Any], *, partial: bool = False) -> Source:
@@ -339,10 +343,12 @@ def load(config: Mapping[str, Any], *, partial: bool = False) -> Source:
         As for :func:`flsparse.tasks.build_task`.
     """
     arguments = {key: value for key, value in config["dataset"].items() if key not in _DIVISION}
-    name, objective = arguments.pop("name", None), (config.get("objective") or {}).get("name")
+    asked = config.get("objective") or {}
+    name, objective = arguments.pop("name", None), asked.get("name")
     if name == "python":
-        return python_source(arguments, objective)
-    return build(LOADERS, name, arguments, what="dataset", offered={"objective": objective, "partial": partial})
+        return python_source(arguments, objective, asked.get("ignore_label"))
+    offered = {"objective": objective, "ignore_label": asked.get("ignore_label"), "partial": partial}
+    return build(LOADERS, name, arguments, what="dataset", offered=offered)
 
 
 def _device(name: str) -> torch.device:

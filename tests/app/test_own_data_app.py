@@ -55,8 +55,8 @@ def test_options_of_ones_own(run: Run, launched: list[dict[str, Any]], tmp_path:
     [
         ((*TABLE[:2], "dataset.target=stat", *TABLE[3:]), "plant.csv has no column 'stat' (dataset.target), only"),
         ((*TABLE[:2], *TABLE[3:]), "dataset.target must be set for table"),
-        ((*TABLE, "partition.kind=iid"), "num_clients must be set: partition.kind=iid divides the data among so many"),
-        ((*TABLE, "superlink=localhost:9093", "runtime=deployment"), "num_clients must be set with superlink="),
+        ((*TABLE, "partition.kind=iid"), "num_clients=null is impossible: partition.kind=iid divides the data"),
+        ((*TABLE, "superlink=localhost:9093", "runtime=deployment"), "num_clients=null is impossible with superlink="),
         ((*TABLE, "partition.kind=own"), "partition.kind=own needs the folder of each node on this machine"),
         (
             (*TABLE, "partition.kind=own", "partition.roots=[.,.]", "num_clients=3"),

@@ -275,3 +275,22 @@ def test_to_be_reconstructed_one_class_is_enough(tmp_path: Path) -> None:
     objective = {"name": "reconstruction"}
     task = build_task(config(dataset, objective=objective, partition={"kind": "iid"}, num_clients=2))
     assert task.model()(task.test_data().inputs).shape == (2, 2)
+
+
+@pytest.mark.parametrize(("ignored", "dtype"), [(255, torch.uint8), (-1, torch.int64)])
+def test_pixels_without_a_label_are_no_class(ignored: int, dtype: torch.dtype, tmp_path: Path) -> None:
+    masks = np.arange(160).reshape(10, 4, 4) % 3
+    masks[:, 0, 0] = ignored
+    np.savez(tmp_path / "m.npz", inputs=np.zeros((10, 4, 4), np.uint8), targets=masks)
+    source = arrays(file=str(tmp_path / "m.npz"), ignore_label=ignored)
+    assert (source.num_classes, source.train_targets.dtype) == (3, dtype)
+    assert set(source.train_targets[:, 0, 0].tolist()) == {ignored}
+    task = build_task(
+        config(
+            {"name": "arrays", "file": str(tmp_path / "m.npz")},
+            objective={"name": "segmentation", "ignore_label": ignored},
+            partition={"kind": "iid"},
+            num_clients=2,
+        )
+    )
+    assert sum(task.holdings()["counts"]) == 2 * 15
