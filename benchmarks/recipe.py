@@ -40,22 +40,23 @@ ROWS: dict[str, tuple[str, list[str]]] = {
     "geometric rates": ("", [*SPARSE, "client.lr_schedule=geometric"]),
     "server rate 1": ("", [*SPARSE, "strategy.server_lr=1"]),
     "server rate 2": ("", [*SPARSE, "strategy.server_lr=2"]),
-    "nodes prune ahead": ("ahead", SPARSE),
+    "nodes prune, too": ("ahead", SPARSE),
+    "updates of half that density on the ramp": ("", [*SPARSE, *WHOLE, "parts.topk_update.density=0.05"]),
     "whole updates on the ramp": ("", [*SPARSE, *WHOLE]),
     "magnitudes ranked": ("", [*SPARSE, "strategy.scope=global"]),
     "magnitudes, floor of half the mean": ("floor", [*SPARSE, "strategy.scope=global"]),
     "Erdos-Renyi densities": ("erk", [*SPARSE, "strategy.scope=layer"]),
     "equal densities": ("", [*SPARSE, "strategy.scope=layer"]),
-    "ramp of a fifth": ("fifth", SPARSE),
-    "ramp of a third": ("third", SPARSE),
-    "ramp of half, linear": ("linear", SPARSE),
+    "ramp of a fifth of the rounds": ("fifth", SPARSE),
+    "ramp of half the rounds": ("half", SPARSE),
+    "ramp of half the rounds, linear": ("linear", SPARSE),
     "beta 1.1": ("", [*SPARSE, "strategy.beta=1.1"]),
     "Top-K": ("", ["strategy=topk", "client.lr=0.2", "client.lr_final=0.004"]),
 }
 
 
 def ahead() -> None:
-    """Let nodes prune to the sparsity of the next model, as the server does."""
+    """Let nodes prune to the sparsity of the next model, as the server does, and send whole updates."""
 
     def asked(self: sparse.SparseModel, server_round: int, num_rounds: int, node: Any = None) -> float:
         return self.target(server_round, num_rounds)
@@ -121,7 +122,7 @@ VARIANTS: dict[str, Callable[[], None]] = {
     "erk": erk,
     "floor": floor,
     "fifth": ramp(0.2, 3),
-    "third": ramp(1 / 3, 3),
+    "half": ramp(0.5, 3),
     "linear": ramp(0.5, 1),
 }
 

@@ -23,7 +23,7 @@ FLAGS = ("-g", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all
 
 def senseless(count: int, seed: int) -> None:
     """Call every function of the kernel with buffers of any length and contents."""
-    rng, compiled, done = np.random.default_rng(seed), kernel.compiled, [0] * 9
+    rng, compiled, done = np.random.default_rng(seed), kernel.compiled, [0] * 10
     assert compiled is not None
 
     def integers() -> np.ndarray:
@@ -51,6 +51,7 @@ def senseless(count: int, seed: int) -> None:
             lambda a=a, b=b: compiled.choose(np.empty(a.size, np.int64), a, None if rng.random() < 0.5 else b, True),
             lambda a=a: compiled.choose(np.empty(a.size, np.int64), a, None if rng.random() < 0.5 else a, False),
             lambda a=a: compiled.entropy(a),
+            lambda n=n: compiled.rice_unpack(np.empty(n, np.int64), rng.bytes(n), small() % 9, small()),
             lambda n=n: compiled.parametric(np.empty(n, np.int64), small() % 3, small()),
             lambda a=a: compiled.geometric(np.empty(max(0, a.size - 1), np.int64), a, float(rng.uniform(-0.1, 1.1))),
             lambda n=n: compiled.least_squares(

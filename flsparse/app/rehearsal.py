@@ -18,13 +18,15 @@ from flwr.clientapp import ClientApp
 
 from flsparse.app.settings import SettingsError
 from flsparse.app.terminal import in_one_line
+from flsparse.configs import AUTO
 from flsparse.nets.arrays import Arrays, load_arrays, state_arrays
 from flsparse.runs.folder import read_checkpoint
 from flsparse.runs.target import Target
 from flsparse.runtime.apps import client_app
-from flsparse.runtime.federation import make_strategy, prepare, train_config
+from flsparse.runtime.federation import make_strategy, prepare
 from flsparse.runtime.inprocess import InProcessGrid
 from flsparse.runtime.launcher import node_files
+from flsparse.runtime.rate_search import RATES, train_config, with_rate
 from flsparse.sparsity import prunable_names
 from flsparse.tasks import Data, Task, build_task
 from flsparse.wire.messages import to_numpy, to_record
@@ -131,7 +133,7 @@ def _one_round(cfg: Mapping[str, Any], task: Task, nodes: "_Nodes", evaluated: D
         grid=InProcessGrid(nodes, len(nodes.partitions), on_error="raise"),
         initial_arrays=to_record(arrays),
         num_rounds=1,
-        train_config=train_config(small),
+        train_config=train_config(with_rate(small, min(RATES)) if cfg["client"]["lr"] == AUTO else small),
         evaluate_fn=evaluate,
     )
 

@@ -10,7 +10,7 @@ from math import inf
 from typing import Any
 
 from flsparse.codec.wire import VALUES
-from flsparse.configs import lookup, sampled_nodes
+from flsparse.configs import AUTO, lookup, sampled_nodes
 from flsparse.kpi import KPIS
 
 
@@ -53,7 +53,10 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     ),
     "metric": _one_of(*KPIS),
     "partition.alpha": (lambda value: _number(value) and value > 0, "a number above 0; inf is IID"),
-    "client.lr": _POSITIVE,
+    "client.lr": (
+        lambda value: value == AUTO or (_number(value) and 0 < value < inf),
+        "a number above 0, and finite, or auto: searched before round 1",
+    ),
     "client.lr_final": _NOT_NEGATIVE,
     "client.lr_schedule": _one_of("geometric", "cosine"),
     "client.batch_size": _at_least(1),

@@ -2,7 +2,7 @@
 
 Layout (little endian)::
 
-    0  magic "FSP"      3 | version 1          1 | CRC-32 of all other bytes 4
+    0  magic "FSP"      3 | version 1 or 2     1 | CRC-32 of all other bytes 4
     8  codec and flags  1 | specs fingerprint  4 | reference id 0 or 8
     then varints: number of values, bytes of the sections positions, values, dense; the lossless section is the rest
 """
@@ -16,7 +16,7 @@ import numpy as np
 from flsparse.codec.errors import PayloadError, require
 
 MAGIC = b"FSP"
-VERSION = 1
+VERSION = 2  # has more modes than 1; a payload says 2 only where it uses one of them
 VALUES = ("raw", "fp32", "fp16", "int8", "int4")  # a codec's place in this list is its id on the wire
 SECTIONS = ("positions", "values", "dense", "lossless")
 REFERENCE_FLAG = 0x10
@@ -99,6 +99,12 @@ class Reader:
         kind = np.dtype(dtype).newbyteorder("<")
         return np.frombuffer(self.raw(count * kind.itemsize), kind, count)
 
+    def skips(self, value: int) -> bool:
+        """Read the next byte where it is ``value``, and say whether it was."""
+        here = self.left > 0 and self.data[self.at] == value
+        self.at += here
+        return here
+
     def finish(self, what: str) -> None:
         """Refuse bytes left over at the end."""
         require(self.left == 0, f"{self.left} bytes too many in {what}")
@@ -120,6 +126,8 @@ class Envelope:
         Values carried: kept positions of sparse arrays plus all elements of the others.
     sections : mapping of str to bytes or memoryview
         ``positions``, ``values``, ``dense``, ``lossless``.
+    version : int
+        Of the format, 1 or 2.
     """
 
     values: str
@@ -127,6 +135,7 @@ class Envelope:
     reference_id: str | None
     nnz: int
     sections: Mapping[str, bytes | memoryview]
+    version: int = 1
 
 
 def checksum(payload: bytes | bytearray | memoryview) -> bytes:
@@ -139,7 +148,7 @@ def seal(envelope: Envelope) -> bytes:
     """Serialize an envelope."""
     out = Writer()
     flags = VALUES.index(envelope.values) | (REFERENCE_FLAG if envelope.reference_id else 0)
-    out.raw(MAGIC + bytes([VERSION]) + bytes(4) + bytes([flags]) + envelope.fingerprint)
+    out.raw(MAGIC + bytes([envelope.version]) + bytes(4) + bytes([flags]) + envelope.fingerprint)
     out.raw(bytes.fromhex(envelope.reference_id or ""))
     out.varint(envelope.nnz)
     for name in SECTIONS[:-1]:
@@ -162,7 +171,7 @@ def unseal(payload: bytes | memoryview) -> Envelope:
     view = memoryview(payload).cast("B") if not isinstance(payload, bytes) else memoryview(payload)
     require(len(view) >= _FIXED, f"{len(view)} bytes are too few for a payload")
     require(bytes(view[:3]) == MAGIC, "this is no flsparse payload (wrong magic)")
-    require(view[3] == VERSION, f"payload version {view[3]} is not {VERSION}")
+    require(1 <= view[3] <= VERSION, f"payload version {view[3]} is not one of 1 to {VERSION}")
     require(bytes(view[4:8]) == checksum(view), "checksum mismatch: the payload was damaged on its way")
     reader = Reader(view)
     reader.raw(8)
@@ -175,7 +184,7 @@ def unseal(payload: bytes | memoryview) -> Envelope:
     lengths = [reader.varint(len(view)) for _ in SECTIONS[:-1]]
     parts: list[memoryview] = [reader.raw(length) for length in lengths]
     parts.append(reader.raw(reader.left))
-    return Envelope(VALUES[codec], print_, reference_id, nnz, dict(zip(SECTIONS, parts, strict=True)))
+    return Envelope(VALUES[codec], print_, reference_id, nnz, dict(zip(SECTIONS, parts, strict=True)), view[3])
 
 
 @dataclass(frozen=True)
@@ -217,7 +226,7 @@ def payload_info(payload: bytes) -> PayloadInfo:
     envelope = unseal(payload)
     sizes = {name: len(part) for name, part in envelope.sections.items()}
     sections = {"header": len(payload) - sum(sizes.values()), **sizes}
-    return PayloadInfo(VERSION, envelope.values, envelope.reference_id, sections, envelope.nnz, len(payload))
+    return PayloadInfo(envelope.version, envelope.values, envelope.reference_id, sections, envelope.nnz, len(payload))
 
 
 __all__ = ["Envelope", "PayloadError", "PayloadInfo", "Reader", "Writer", "payload_info", "seal", "unseal"]

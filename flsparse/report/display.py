@@ -76,6 +76,10 @@ class Display:
             )
             self._live.start()
 
+    def on_note(self, text: str) -> None:
+        """Print a line about what goes on before round 1."""
+        self._print(text)
+
     def on_round(self, row: Mapping[str, Any]) -> None:
         """Show one round, and what is wrong with its model, once.
 

@@ -11,7 +11,7 @@ from flsparse.kpi import ACCURACY, Kpi
 def accuracy_against_bytes(
     runs: Mapping[str, Sequence[Mapping[str, Any]]], path: Path | str, kpi: Kpi = ACCURACY
 ) -> Path:
-    """Draw accuracy, or another KPI, against the bytes sent so far, both ways together, on a logarithmic axis.
+    """Draw accuracy, or another KPI, against the bytes sent so far, both ways and framed, on a logarithmic axis.
 
     Parameters
     ----------
@@ -35,7 +35,7 @@ def accuracy_against_bytes(
     figure, axes = _figure()
     scale, unit = (100, ", %") if kpi.fraction else (1, "")
     for label, rows in runs.items():
-        sent = accumulate(float(row["uplink_bytes"] + row["downlink_bytes"]) for row in rows)
+        sent = accumulate(float(row["uplink_wire_bytes"] + row["downlink_wire_bytes"]) for row in rows)
         points = [
             (bytes_sent / 1e6, scale * row[kpi.name])
             for bytes_sent, row in zip(sent, rows, strict=True)
@@ -43,7 +43,7 @@ def accuracy_against_bytes(
         ]
         axes.plot(*zip(*points, strict=True), marker=".", label=label) if points else None
     axes.set(
-        xscale="log", xlabel="megabytes sent, up and down together", ylabel=f"test {kpi.name.replace('_', ' ')}{unit}"
+        xscale="log", xlabel="megabytes sent, both ways, framed", ylabel=f"test {kpi.name.replace('_', ' ')}{unit}"
     )
     axes.grid(alpha=0.3, which="both")
     axes.legend()

@@ -248,13 +248,14 @@ def target_table(
     """
     table = Table(title=f"to {kpi.shown(target)}, held for three evaluations", box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("\n".join(map(_breakable, what.split())), overflow="fold")
-    for column in ("rounds", "up", "down", "both, framed", "ratio"):
+    for column in ("rounds", "time", "up", "down", "both, framed", "ratio"):
         table.add_column(column, justify="right", no_wrap=True)
     whole = _mean_held(rows[baseline], "wire_bytes") if baseline is not None else None
     for label, row in zip(labels, rows, strict=True):
         means = [_mean_held(row, key) for key in ("rounds", "uplink_bytes", "downlink_bytes", "wire_bytes")]
         rounds, *sizes = means
-        cells = ["not held" if rounds is None else f"{rounds:.3g}"]
+        seconds = _mean_held(row, "seconds")
+        cells = ["not held" if rounds is None else f"{rounds:.3g}", "-" if seconds is None else human_seconds(seconds)]
         cells += ["-" if size is None else human_bytes(size) for size in sizes]
         times = whole / means[-1] if whole and means[-1] else None
         table.add_row(escape(_breakable(label)), *cells, ratio(times))
@@ -262,7 +263,7 @@ def target_table(
 
 
 def _mean_held(row: Sequence[Mapping[str, Any] | None], key: str) -> float | None:
-    held = [float(each[key]) for each in row if each is not None]
+    held = [float(each[key]) for each in row if each is not None and each.get(key) is not None]
     return fmean(held) if held and len(held) == len(row) else None
 
 

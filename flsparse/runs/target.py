@@ -21,9 +21,9 @@ class Target:
     Attributes
     ----------
     found : dict or None
-        ``target``; ``rounds``, the third evaluation's; ``uplink_bytes`` and ``downlink_bytes``, payloads up to then;
-        ``uplink_wire_bytes`` and ``downlink_wire_bytes``, the same with Flower's framing; ``wire_bytes``, the sum of
-        both. None until it was held.
+        ``target``; ``rounds`` and ``seconds``, the third evaluation's; ``uplink_bytes`` and ``downlink_bytes``,
+        payloads up to then; ``uplink_wire_bytes`` and ``downlink_wire_bytes``, the same with Flower's framing;
+        ``wire_bytes``, the sum of both. None until it was held.
     """
 
     def __init__(self, value: float, kpi: Kpi = ACCURACY) -> None:
@@ -42,7 +42,8 @@ class Target:
                 self._held = self._held + 1 if self.kpi.reaches(found, self.value) else 0
             if self._held == HELD:
                 both = self._sent["uplink_wire_bytes"] + self._sent["downlink_wire_bytes"]
-                self.found = {"target": self.value, "rounds": row["server_round"], **self._sent, "wire_bytes": both}
+                self.found = {"target": self.value, "rounds": row["server_round"], "seconds": row.get("wall_seconds")}
+                self.found |= {**self._sent, "wire_bytes": both}
         return self.found
 
 

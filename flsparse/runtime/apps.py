@@ -182,6 +182,10 @@ class RoundLog:
         self._num_rounds, self._kpi = info["num_rounds"], kpi_of(info)
         self._said: set[str] = set()
 
+    def on_note(self, text: str) -> None:
+        """Log it."""
+        log(INFO, text)
+
     def on_round(self, row: Mapping[str, Any]) -> None:
         """Log the KPI and bytes, and what is wrong with the model, once."""
         found = row.get(self._kpi.name)

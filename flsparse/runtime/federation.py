@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
+from flwr.app import ArrayRecord, MetricRecord
 from flwr.serverapp import Grid
 from torch import nn
 
@@ -22,7 +22,7 @@ from flsparse._flwr import log
 from flsparse.clients import PARTS, Part
 from flsparse.clients.core.state import state_dir
 from flsparse.clients.parts.questions import NUM_EXAMPLES, SUMS
-from flsparse.configs import build, did_you_mean, keys_of, lookup, parameters, sampled_nodes
+from flsparse.configs import AUTO, build, did_you_mean, keys_of, lookup, parameters, sampled_nodes
 from flsparse.nets.arrays import Arrays, load_arrays, state_arrays
 from flsparse.runs.baseline import Baseline
 from flsparse.runs.folder import RunFolder, read_checkpoint, read_rows, restore_node_files
@@ -31,6 +31,7 @@ from flsparse.runs.scores import Scores
 from flsparse.runs.target import Target
 from flsparse.runtime.inprocess import InProcessGrid
 from flsparse.runtime.learning import evaluates_on_nodes, go_by, guess_of, start_of, told
+from flsparse.runtime.rate_search import Found, check_searchable, search, train_config, with_rate
 from flsparse.runtime.survey import survey, wait_for_nodes
 from flsparse.sparsity import check_outputs, export_dense, is_sparsified, prunable_names, sparsity_of
 from flsparse.strategies import SERVER_PARTS, STRATEGIES, RoundLoop, RoundReport
@@ -63,7 +64,10 @@ ROW_KEYS = (
 
 
 class Observer(Protocol):
-    """Sees a run from outside. All values are plain."""
+    """Sees a run from outside. All values are plain.
+
+    One with a method ``on_note(text)`` is also told in a line what goes on before round 1.
+    """
 
     def on_start(self, info: dict[str, Any]) -> None:
         """Take ``first_round``, ``num_rounds``, ``num_nodes``, ``output_dir``, ``metric`` and ``config``."""
@@ -146,6 +150,9 @@ def prepare(cfg: Mapping[str, Any], task: Task, data: Data) -> tuple[RoundLoop, 
     if is_sparsified(model):
         check_outputs(start_of(cfg, task), model, task.example(data))
     go_by(cfg, strategy, task, data)
+    if cfg["client"]["lr"] == AUTO:
+        runtime = (cfg.get("runtime") or {}).get("name", "inprocess")
+        check_searchable(cfg, strategy, in_process=runtime == "inprocess")
     return strategy, model
 
 
@@ -158,11 +165,6 @@ def make_parts(cfg: Mapping[str, Mapping[str, Any] | None]) -> list[Part | Round
     for name in cfg.keys() - registry.keys():
         raise ValueError(f"parts: {name!r} is none of {', '.join(sorted(registry))}{did_you_mean(name, registry)}")
     return [build(registry, name, settings or {}, what=f"parts.{name}") for name, settings in cfg.items()]
-
-
-def train_config(cfg: Mapping[str, Any]) -> ConfigRecord:
-    """Return the configuration of every training message: ``client``, in Flower's kebab-case."""
-    return ConfigRecord({key.replace("_", "-"): value for key, value in cfg["client"].items() if value is not None})
 
 
 def refuse_changes(run_folder: Path | str, saved: Mapping[str, Any], cfg: Mapping[str, Any]) -> None:
@@ -200,6 +202,7 @@ class _Run:
             for way, size in (("downlink", found.downlink_wire_bytes), ("uplink", found.uplink_wire_bytes)):
                 self.strategy.ledger.count(way, 1, payload_bytes=0, wire_bytes=size, dense_bytes=0)  # type: ignore[arg-type]
         self.last_round, self.seconds_before = 0, 0.0
+        self.searched: Found | None = None
         self.counts: dict[str, int] = {}
         self.scores = Scores(self.task.kpi)
         self.health = Health(guess_of(self.task, self.evaluation_data), cfg["strategy"])
@@ -232,6 +235,8 @@ class _Run:
             for observer in self.observers:
                 observer.on_start(info)
             wait_for_nodes(self.grid, int(self.cfg["num_clients"]), self.strategy.min_available_nodes)
+            if self.cfg["client"]["lr"] == AUTO:
+                self._search_rate()
             self.strategy.start(
                 grid=self.grid,
                 initial_arrays=to_record(self.arrays),
@@ -256,6 +261,35 @@ class _Run:
         if leave is not None:
             raise leave
         return summary
+
+    def _search_rate(self) -> None:
+        """Find the learning rate that the run goes on with; its bytes are round 1's."""
+        validation = None if self.on_nodes else self.task.validation_data()
+
+        def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
+            if validation is None or server_round == 0:
+                return None
+            load_arrays(self.model, to_numpy(arrays))
+            return MetricRecord({"loss": self.task.evaluate(self.model, validation)["loss"]})
+
+        def tell(text: str) -> None:
+            for observer in self.observers:
+                if note := getattr(observer, "on_note", None):
+                    note(text)
+
+        def make(cfg: Mapping[str, Any]) -> RoundLoop:
+            return prepare(cfg, self.task, self.evaluation_data)[0]
+
+        found = self.searched = search(self.grid, self.cfg, make, to_record(self.arrays), evaluate, tell)
+        self.cfg = with_rate(self.cfg, found.rate)
+        sent = sum(traffic.wire_bytes for traffic in found.traffic.values())
+        tell(f"client.lr=auto: {found.rate:g} it is, found in {found.seconds:.0f} s with {sent:,} bytes, framed")
+        if self.folder:
+            self.folder.write_config(self.cfg)
+        for way, sums in found.traffic.items():
+            self.strategy.ledger.count(
+                way, 1, payload_bytes=sums.payload_bytes, wire_bytes=sums.wire_bytes, dense_bytes=0
+            )
 
     def _save_models(self) -> None:
         """Save the weights into the run folder, the model's last: when it is there, all is."""
@@ -300,11 +334,11 @@ class _Run:
         row |= {key: total - self.counts.get(key, 0) for key, total in counts.items()}
         self.counts = counts
         row |= self.baseline.take(row)
+        row["wall_seconds"] = self.wall_seconds
         row["to_target"] = self.target.take(row) if self.target else None
         self.scores.take(row)
         is_last = report.server_round == self.num_rounds
         row["warnings"] = self.health.examine(row, self.arrays, self.prunable, is_last=is_last)
-        row["wall_seconds"] = self.wall_seconds
         for observer in self.observers:
             observer.on_round(row)
         self._save(is_last)
@@ -389,6 +423,7 @@ class _Run:
             "uplink_messages": up.messages,
             "downlink_messages": down.messages,
             "final_sparsity": float(sparsity_of(self.arrays, self.prunable)),
+            **({} if self.searched is None else {"lr_search": self.searched.plain()}),
             "wall_seconds": self.wall_seconds,
             "failures": int(self.strategy.wire.counts["failures"]),
             "rejected_payloads": int(self.strategy.wire.counts["rejected_payloads"]),

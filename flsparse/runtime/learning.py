@@ -54,8 +54,8 @@ def go_by(cfg: Mapping[str, Any], strategy: RoundLoop, task: Task, data: Data) -
     Raises
     ------
     ValueError
-        It cannot do so: split learning knows the cross-entropy of classes alone, without augmentation; and control
-        variates and the top of a split step as plain SGD does. Or the server has no data, and lets no nodes evaluate.
+        It cannot do so: split learning knows the cross-entropy of classes alone, without augmentation, and does not let
+        nodes evaluate; and control variates and the top of a split step as plain SGD does.
     """
     if task.agreement is not None:
         strategy.roster.says = {AGREED: json.dumps(task.agreement.plain())}

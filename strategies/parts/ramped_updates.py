@@ -1,9 +1,10 @@
 """Sparse updates while the model is still dense: what is about to be pruned is not worth its bytes.
 
-    y_m <- x + top-(1 - s) of |y_m - x|           while the sparsity of x is below its target s
+    y_m <- x + top-2(1 - s) of |y_m - x|          while the model x is denser than that; s is its final sparsity
 
-An update changes no more weights than the model ends with, the largest changes of all. There is no error feedback: on
-the ramp few nodes come twice, and the model has moved on by then (:mod:`flsparse.clients.parts.topk_update`).
+An update changes at most twice as many weights as the model ends with, the largest changes of all. There is no error
+feedback: on the ramp few nodes come twice, and the model has moved on by then
+(:mod:`flsparse.clients.parts.topk_update`).
 """
 
 from collections.abc import Mapping
@@ -16,7 +17,7 @@ from flsparse.wire.messages import Scalar
 
 
 class RampedUpdates(OnDevice):
-    """The part ``topk_update`` on the ramp, at the density that the model ends with.
+    """The part ``topk_update`` on the ramp, at twice the density that the model ends with.
 
     Parameters
     ----------
@@ -25,14 +26,15 @@ class RampedUpdates(OnDevice):
     """
 
     def __init__(self, model: SparseModel) -> None:
-        super().__init__(TopKUpdate(density=1 - model.sparsity, decay=0.0))
+        self.density = min(1.0, 2 * (1 - model.sparsity))
+        super().__init__(TopKUpdate(density=self.density, decay=0.0))
         self.model = model
-        self._on_ramp = False
+        self._is_dense = False
 
     def open(self, round: Round) -> None:
-        """Learn whether the model that goes out is denser than its target."""
-        self._on_ramp = self.model.asked(round.number, round.of) < self.model.sparsity
+        """Learn whether the model that goes out is denser than the updates may be."""
+        self._is_dense = 1 - self.model.asked(round.number, round.of) > self.density
 
     def asks(self, node: Node | None) -> Mapping[str, Scalar]:
-        """Return the part's settings on the ramp, nothing behind it."""
-        return super().asks(node) if self._on_ramp else {}
+        """Return the part's settings while the model is dense, nothing afterwards."""
+        return super().asks(node) if self._is_dense else {}

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flsparse.codec import Codec, PayloadError, Reference, decode_layers, kernel, portable, steps
-from flsparse.codec.coders import gaps, grouped, rans, tables
+from flsparse.codec.coders import bits, gaps, grouped, rans, tables
 from flsparse.codec.wire import Reader
 
 pytestmark = pytest.mark.skipif(not kernel_kit.COMPILER, reason="no C compiler")
@@ -97,6 +97,19 @@ def test_tables_are_chosen_alike(both: Both, counts: list[int], signed: bool, gu
 )
 def test_groups_are_split_alike(both: Both, values: list[int], reach: int) -> None:
     alike(both(lambda: [part.tolist() for part in grouped.split(np.array(values, np.int16), reach)]))
+
+
+@FIXED
+@given(st.lists(st.integers(0, 300), max_size=60), st.integers(0, 7), st.integers(0, 2**32))
+def test_rice_codes_are_read_alike_whole_and_damaged(both: Both, values: list[int], k: int, seed: int) -> None:
+    rng, packed = np.random.default_rng(seed), bits.rice_pack(np.array(values, np.int64), k)
+    for data, most in ((packed, 300), (packed, 40), (mutate(rng, packed, packed), 300)):
+
+        def read(data: bytes = data, most: int = most) -> tuple[list[int], int]:
+            reader = Reader(data)
+            return bits.rice_unpack(reader, len(values), k, most), reader.left
+
+        alike(both(read))
 
 
 @FIXED
@@ -212,6 +225,7 @@ def test_buffers_of_other_sizes_and_senseless_contents_are_refused(compiled: Mod
         lambda: compiled.group_split(np.empty(1, np.uint8), np.empty(3, np.int16), np.zeros(3, np.int16), 1, 2),
         lambda: compiled.group_split(np.empty(2, np.uint8), np.empty(2, np.int16), np.zeros(3, np.int16), 1, 2),
         lambda: compiled.group_split(np.empty(2, np.uint8), np.empty(3, np.int16), np.zeros(3, np.int16), 1, 0),
+        lambda: compiled.rice_unpack(np.empty(3, np.int64), b"", 8, 100),
         lambda: compiled.parametric(np.empty(3, np.int64), 1, 256),
         lambda: compiled.geometric(np.empty(3, np.int64), np.arange(3), 0.5),
         lambda: compiled.least_squares(np.zeros(3), np.zeros(2), 100, 7),

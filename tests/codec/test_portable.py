@@ -35,6 +35,7 @@ NUMPY = {
         "count_nonzero",
         "tile",
         "bitwise_and",
+        "bitwise_xor",
         "nonzero",
         "array_equal",
         "partition",

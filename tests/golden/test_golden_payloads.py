@@ -1,7 +1,8 @@
-"""Format version 1, frozen: the same arrays give the committed bytes, and the committed bytes give the same arrays.
+"""Format versions 1 and 2, frozen: the same arrays give the committed bytes, and these give the same arrays.
 
-A change of these bytes is a new format version. After raising it on purpose,
-``python tests/golden/test_golden_payloads.py`` writes the payloads anew.
+A payload says version 2 where it uses a mode of it; all that version 1 ever wrote is still read. A change of the bytes
+is a new version. After raising it on purpose, ``python tests/golden/test_golden_payloads.py`` writes the payloads of
+the newest version anew.
 """
 
 import hashlib
@@ -15,15 +16,19 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from processors import cubed, pseudo
 
-from flsparse.codec import Codec, Reference, decode, payload_info
-from flsparse.codec.wire import VERSION
+from flsparse.codec import Codec, PayloadError, Reference, decode, payload_info
+from flsparse.codec.coders import layered
+from flsparse.codec.models import support
+from flsparse.codec.wire import VERSION, checksum, unseal
 
-FOLDER = Path(__file__).parent / f"payloads_v{VERSION}"
+FOLDERS = {version: Path(__file__).parent / f"payloads_v{version}" for version in range(1, VERSION + 1)}
 RELATIONS = ("none", "same", "subset", "outside")
 
 
 def arrays_of(relation):
     """A small model in a relation to the reference's support; of integers and products, alike on every processor."""
+    if relation == "layers":
+        return {}, layers()
     base: dict[str, np.ndarray] = {
         "conv.weight": cubed(pseudo(16 * 8 * 9, 1)).reshape(16, 8, 3, 3).astype(np.float32),
         "conv.bias": pseudo(16, 2).astype(np.float32) / 10,
@@ -49,12 +54,23 @@ def arrays_of(relation):
     return base, new
 
 
+def layers():
+    """Kernels of unlike scales and densities, which tables in common do not fit; no reference."""
+    arrays: dict[str, np.ndarray] = {}
+    for i, (size, scale, least) in enumerate(((9_000, 1, 0.5), (6_000, 8, 0.6), (24_000, 1, 0.9), (300, 1, 0.5))):
+        weights = cubed(pseudo(size, 20 + i)) / scale
+        weights[np.abs(weights) < least / scale] = 0
+        arrays[f"layer{i}"] = weights.reshape(-1, 3, 10).astype(np.float32)
+    return arrays
+
+
 CASES = [(values, relation) for values in ("raw", "fp32", "fp16", "int8", "int4") for relation in RELATIONS]
+CASES += [(values, "layers") for values in ("fp32", "fp16", "int8", "int4")]
 
 
 def encode(values, relation):
     base, new = arrays_of(relation)
-    reference = None if relation == "none" else Reference(base)
+    reference = None if relation in ("none", "layers") else Reference(base)
     return Codec(values).encode(new, reference=reference), reference, new
 
 
@@ -67,26 +83,51 @@ def digest(arrays):
     return state.hexdigest()
 
 
+def committed(version):
+    """Return a version's payloads by their names."""
+    return {file.stem: file.read_bytes() for file in sorted(FOLDERS[version].glob("*.bin"))}
+
+
 @pytest.mark.parametrize(("values", "relation"), CASES)
 def test_bytes_are_those_committed(values, relation):
     payload, _, _ = encode(values, relation)
-    assert payload == (FOLDER / f"{values}-{relation}.bin").read_bytes()
-    assert payload_info(payload).version == VERSION
+    version = payload_info(payload).version
+    assert payload == committed(version)[f"{values}-{relation}"]
+    assert version == max(v for v in FOLDERS if f"{values}-{relation}" in committed(v))
 
 
-@pytest.mark.parametrize(("values", "relation"), CASES)
-def test_committed_bytes_decode_to_the_same_arrays(values, relation):
-    _, reference, new = encode(values, relation)
-    payload = (FOLDER / f"{values}-{relation}.bin").read_bytes()
-    wanted = json.loads((FOLDER / "decoded.json").read_text())
-    assert digest(decode(payload, like=new, reference=reference)) == wanted[f"{values}-{relation}"]
+@pytest.mark.parametrize(("version", "name"), [(v, name) for v in FOLDERS for name in committed(v)])
+def test_committed_bytes_decode_to_the_same_arrays(version, name):
+    _, reference, new = encode(*name.split("-"))
+    payload = committed(version)[name]
+    assert payload_info(payload).version == version
+    wanted = json.loads((FOLDERS[version] / "decoded.json").read_text())
+    assert digest(decode(payload, like=new, reference=reference)) == wanted[name]
+
+
+def test_the_second_version_has_every_mode_of_its_own():
+    sections = unseal(committed(2)["int8-layers"]).sections
+    assert sections["positions"][1] == support.APART
+    assert layered.MARK in bytes(sections["values"][:12])  # behind the step codes
+    for values in ("fp32", "fp16", "int4"):
+        assert payload_info(committed(2)[f"{values}-layers"]).version == 2
+
+
+def test_the_first_version_refuses_modes_of_the_second():
+    _, _, new = encode("int8", "layers")
+    forged = bytearray(committed(2)["int8-layers"])
+    forged[3] = 1
+    forged[4:8] = checksum(forged)
+    with pytest.raises(PayloadError, match="unknown mode 4"):
+        decode(bytes(forged), like=new)
 
 
 if __name__ == "__main__":
-    FOLDER.mkdir(exist_ok=True)
+    FOLDERS[VERSION].mkdir(exist_ok=True)
     digests = {}
     for values, relation in CASES:
         payload, reference, new = encode(values, relation)
-        (FOLDER / f"{values}-{relation}.bin").write_bytes(payload)
-        digests[f"{values}-{relation}"] = digest(decode(payload, like=new, reference=reference))
-    (FOLDER / "decoded.json").write_text(json.dumps(digests, indent=1) + "\n")
+        if payload_info(payload).version == VERSION:
+            (FOLDERS[VERSION] / f"{values}-{relation}.bin").write_bytes(payload)
+            digests[f"{values}-{relation}"] = digest(decode(payload, like=new, reference=reference))
+    (FOLDERS[VERSION] / "decoded.json").write_text(json.dumps(digests, indent=1) + "\n")

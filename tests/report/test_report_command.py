@@ -12,8 +12,22 @@ from flsparse.report.plots import loss_along_directions
 
 SUMMARY: dict[str, Any] = {"strategy": "topk", "dataset": "digits", "rounds": 2, "final_accuracy": 0.8}
 ROWS: list[dict[str, Any]] = [
-    {"server_round": 1, "accuracy": None, "uplink_bytes": 100, "downlink_bytes": 300},
-    {"server_round": 2, "accuracy": 0.8, "uplink_bytes": 100, "downlink_bytes": 300},
+    {
+        "server_round": 1,
+        "accuracy": None,
+        "uplink_bytes": 100,
+        "downlink_bytes": 300,
+        "uplink_wire_bytes": 150,
+        "downlink_wire_bytes": 350,
+    },
+    {
+        "server_round": 2,
+        "accuracy": 0.8,
+        "uplink_bytes": 100,
+        "downlink_bytes": 300,
+        "uplink_wire_bytes": 150,
+        "downlink_wire_bytes": 350,
+    },
 ]
 
 

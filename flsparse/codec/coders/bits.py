@@ -3,10 +3,17 @@
 import numpy as np
 from numpy.typing import NDArray
 
+from flsparse.codec import kernel
 from flsparse.codec.errors import require
 from flsparse.codec.wire import Reader
 
 _CHUNK = 1 << 16
+_FAULTS = (  # of a Rice code, by the kernel's status
+    "payload ends early: 1 bytes wanted, 0 left",
+    "a unary run exceeds its bound",
+    "a table entry exceeds its bound",
+    "padding bits are not 0",
+)
 
 
 def pack(fields: np.ndarray, width: int) -> bytes:
@@ -69,6 +76,12 @@ def rice_pack(values: NDArray[np.int64], k: int) -> bytes:
 
 def rice_unpack(reader: Reader, count: int, k: int, most: int) -> list[int]:
     """Read ``count`` integers of at most ``most``; the unary runs are bounded by it."""
+    if kernel.compiled is not None:
+        read = np.empty(count, np.int64)
+        used = kernel.compiled.rice_unpack(read, reader.data[reader.at :], k, most)
+        require(used >= 0, _FAULTS[min(used, -1)])
+        reader.raw(used)
+        return list(read.tolist())
     values: list[int] = []
     current = left = 0
 
@@ -83,11 +96,11 @@ def rice_unpack(reader: Reader, count: int, k: int, most: int) -> list[int]:
         high = 0
         while bit():
             high += 1
-            require(high << k <= most, "a unary run exceeds its bound")
+            require(high << k <= most, _FAULTS[-3])
         value = high
         for _ in range(k):
             value = value << 1 | bit()
-        require(value <= most, "a table entry exceeds its bound")
+        require(value <= most, _FAULTS[-2])
         values.append(value)
-    require(current & ((1 << left) - 1) == 0, "padding bits are not 0")
+    require(current & ((1 << left) - 1) == 0, _FAULTS[-1])
     return values

@@ -42,6 +42,13 @@ def encode_integers(q: NDArray[np.int16], depth: int = 0) -> bytes:
         CONSTANT (all are 0). Or 0x80 | reach, length and bytes of :mod:`flsparse.codec.coders.grouped`, and the
         escapes.
     """
+    coded = smaller_integers(q, float("inf"), depth)
+    assert coded is not None
+    return coded
+
+
+def smaller_integers(q: NDArray[np.int16], limit: float, depth: int = 0) -> bytes | None:
+    """Return :func:`encode_integers`, or None where another way's ``limit`` bytes are not more."""
     if q.size == 0:
         return b""
     top = int(np.abs(q).max())
@@ -54,10 +61,12 @@ def encode_integers(q: NDArray[np.int16], depth: int = 0) -> bytes:
     widest = -(-top >> least)
     plan = _best_plan(counts, range(least, least + (4 if top >= _COARSEN else 1)))
     packed = (q.size * (least + (2 * widest).bit_length()) + 7) // 8
-    rival = min(plan.size * (1 + _slack(q.size, depth)), packed)
+    rival = min(plan.size * (1 + _slack(q.size, depth)), packed, limit)
     squeezed = [each for each in (_zipped(q, least, rival), _grouped(q, rival, depth)) if each is not None]
     if squeezed:
         return min(squeezed, key=len)
+    if min(plan.size, packed) >= limit:
+        return None
     mode, shift, bound = (RANS, plan.shift, plan.bound) if plan.size <= packed else (PACKED, least, widest)
     out = Writer()
     out.byte(mode | shift << 2)

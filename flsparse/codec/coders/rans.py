@@ -26,6 +26,7 @@ from flsparse.codec.wire import Reader, Writer
 _LOW = 1 << 16
 _ROWS = 1024  # a lane costs about 3 bytes, a row a dozen NumPy calls
 _SCALAR = 12 * 1024
+_FEWEST = 12  # lanes, where there are several
 _GATHER = 1 << 14  # table look-ups for this many symbols at once
 _MAX_LANES = 1 << 13
 _LANE_BYTES = 4
@@ -39,7 +40,7 @@ _RENORM, _WORD = np.uint32(32 - BITS), np.uint32(16)
 
 def lane_count(symbols: int, rows: int = _ROWS) -> int:
     """Return the number of lanes for a number of symbols and a least number of rows; equal at both ends."""
-    return 1 if symbols <= _SCALAR else min(symbols // rows, _MAX_LANES)
+    return 1 if symbols <= max(_SCALAR, _FEWEST * rows) else min(symbols // rows, _MAX_LANES)
 
 
 def overhead(symbols: int) -> int:

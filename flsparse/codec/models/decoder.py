@@ -94,7 +94,11 @@ def _decode(payload: bytes, specs: Specs, reference: Reference | None) -> list[L
     reader = Reader(envelope.sections["positions"])
     layout = read_forms(reader, specs)
     known = None if base is None else support.Known(base, layout.sparse)
-    at = support.decode(reader, [specs[name].size for name in layout.sparse], known) if layout.sparse else []
+    at = (
+        support.decode(reader, [specs[name].size for name in layout.sparse], known, envelope.version)
+        if layout.sparse
+        else []
+    )
     reader.finish("the positions section")
     kept = dict(zip(layout.sparse, at, strict=True))
     count = sum(own.positions.size for own in kept.values()) + sum(s.size for n, s in specs.items() if n not in kept)
@@ -154,12 +158,12 @@ def _sparse_values(
 ) -> dict[str, np.ndarray]:
     names = layout.sparse
     reader = Reader(envelope.sections["values"])
-    sizes, dtypes = [kept[name].positions.size for name in names], [specs[name].dtype for name in names]
+    at, dtypes = [kept[name].positions for name in names], [specs[name].dtype for name in names]
     bases = None if base is None else [_base_at(base, name, kept[name]) for name in names]
     if envelope.values in BOUNDS:
-        arrays = quantized.read_sparse(reader, sizes, bases, dtypes, BOUNDS[envelope.values])
+        arrays = quantized.read_sparse(reader, at, bases, dtypes, BOUNDS[envelope.values], envelope.version)
     else:
-        arrays = floats.read(reader, sizes, dtypes, bases, envelope.values)
+        arrays = floats.read(reader, [own.size for own in at], dtypes, bases, envelope.values)
     reader.finish("the values section")
     return dict(zip(names, arrays, strict=True))
 

@@ -93,16 +93,19 @@ class Codec:
         _refuse_non_finite(flat, kept, layout)
         chosen = rng if self.rounding == "stochastic" else None
         if self.values in BOUNDS:
-            kept, values, dense = _quantize(
+            kept, (values, version), dense = _quantize(
                 flat, base, kept, layout, specs, quantized.Quantizer(BOUNDS[self.values], chosen)
             )
         else:
             values, dense = _write_floats(flat, base, kept, layout, self.values)
+            version = 1
         positions = write_forms(specs, layout)
         if layout.sparse:
             known = None if reference is None else support.Known(reference, layout.sparse)
             at = [kept[name] for name in layout.sparse]
-            positions += support.encode(at, [specs[name].size for name in layout.sparse], known)
+            coded = support.encode(at, [specs[name].size for name in layout.sparse], known)
+            version = 2 if coded[0] == support.APART else version
+            positions += coded
         sections = {
             "positions": positions,
             "values": values,
@@ -111,7 +114,7 @@ class Codec:
         }
         count = sum(at.size for at in kept.values()) + sum(s.size for n, s in specs.items() if n not in kept)
         reference_id = None if reference is None else reference.id[: 2 * REFERENCE_BYTES]
-        return seal(Envelope(self.values, mark, reference_id, count, sections))
+        return seal(Envelope(self.values, mark, reference_id, count, sections, version))
 
     def _kept(self, flat: Flat, specs: Specs) -> dict[str, Positions]:
         """Positions that are not zero, of every array that shall be sparse; under fp32 a negative zero is not zero."""
@@ -152,8 +155,8 @@ def _quantize(
     layout: Layout,
     specs: Specs,
     quantizer: quantized.Quantizer,
-) -> tuple[dict[str, Positions], bytes, bytes]:
-    """Return the positions worth sending, the values section and the dense section."""
+) -> tuple[dict[str, Positions], tuple[bytes, int], bytes]:
+    """Return the positions worth sending, the values section and its format version, and the dense section."""
     runs, positions = [], {}
     for name in layout.sparse:
         at = kept[name]
@@ -168,7 +171,8 @@ def _quantize(
         for n in layout.dense
     ]
     section = quantized.write_dense([flat[name] for name in layout.dense], dense, quantizer)
-    return positions, quantized.write_sparse(runs), section
+    alone = list(positions.values()) if base is None else None
+    return positions, quantized.write_sparse(runs, alone, quantizer.bound), section
 
 
 def _write_floats(

@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flsparse.codec import steps as quant
-from flsparse.codec.coders import bits
+from flsparse.codec.coders import bits, layered
 from flsparse.codec.coders import integers as symbols
+from flsparse.codec.coders.gaps import Positions
 from flsparse.codec.errors import require
 from flsparse.codec.steps import Floats, Integers
 from flsparse.codec.wire import Reader, Writer
@@ -109,33 +110,51 @@ def quantize_sparse(values: np.ndarray, base: np.ndarray | None, quantizer: Quan
     return SparseRun(q, inside, (codes[0], codes[1]))
 
 
-def write_sparse(runs: list[SparseRun]) -> bytes:
-    """Write the values section: step codes inside and outside, integers inside and outside."""
+def write_sparse(runs: list[SparseRun], at: list[Positions] | None, bound: int) -> tuple[bytes, int]:
+    """Write the values section: step codes inside and outside, integers inside and outside.
+
+    Without a reference, ``at`` holds the positions, and the integers are layered where that is smaller: then, the
+    format version that is returned as well is 2.
+    """
     out = Writer()
     codes = [run.codes[side] for side in (0, 1) for run in runs]
     _write_codes(out, [code for code in codes if code is not None])
+    if at is not None and any(own.size for own in at):
+        coded = layered.encode([run.q for run in runs], at, bound)
+        plain = symbols.smaller_integers(np.concatenate([run.q for run in runs]), len(coded))
+        out.raw(coded if plain is None else plain)
+        return out.done(), 2 if plain is None else 1
     for wanted in (True, False):
         parts = [run.q[run.inside == wanted] for run in runs]
         out.raw(symbols.encode_integers(np.concatenate([np.empty(0, np.int16), *parts])))
-    return out.done()
+    return out.done(), 1
 
 
 def read_sparse(
-    reader: Reader, sizes: list[int], bases: list[np.ndarray] | None, dtypes: list[np.dtype], bound: int
+    reader: Reader,
+    at: list[Positions],
+    bases: list[np.ndarray] | None,
+    dtypes: list[np.dtype],
+    bound: int,
+    version: int,
 ) -> list[np.ndarray]:
     """Decode the bytes that :func:`write_sparse` writes: the kept values of every sparse array."""
+    sizes = [own.size for own in at]
     insides = [np.zeros(n, np.bool_) for n in sizes] if bases is None else [base != 0 for base in bases]
     counts = [(int(np.count_nonzero(inside)), int(np.count_nonzero(~inside))) for inside in insides]
     known = iter(_read_codes(reader, sum(bool(count[side]) for count in counts for side in (0, 1))))
     steps = [[next(known) if count[side] else 0.0 for count in counts] for side in (0, 1)]
-    streams = [symbols.decode_integers(reader, sum(count[side] for count in counts)) for side in (0, 1)]
+    if version > 1 and bases is None and reader.skips(layered.MARK):
+        streams = [np.empty(0, np.int16), np.concatenate(layered.decode(reader, at, bound))]
+    else:
+        streams = [symbols.decode_integers(reader, sum(count[side] for count in counts)) for side in (0, 1)]
     for stream in streams:
         _check_range(stream, bound)
-    out, at = [], [0, 0]
+    out, start = [], [0, 0]
     for i, (inside, dtype, count) in enumerate(zip(insides, dtypes, counts, strict=True)):
         base = None if bases is None else bases[i]
-        parts = [streams[side][at[side] : at[side] + count[side]] for side in (0, 1)]
-        at = [at[0] + count[0], at[1] + count[1]]
+        parts = [streams[side][start[side] : start[side] + count[side]] for side in (0, 1)]
+        start = [start[0] + count[0], start[1] + count[1]]
         if not all(count):  # one step for the whole array
             side = 0 if count[0] else 1
             out.append(quant.dequantize(parts[side], steps[side][i], base if side == 0 else None, dtype))

@@ -8,7 +8,8 @@ BITMAP    one bit an element, all arrays in a row, as coded bytes;
 RELATIVE  the elements are sorted by their magnitude in the reference, in steps of 2^(1/2^sub), and each step is a
 group: large
           weights are hardly ever dropped, small ones often. The reference's zeros are the last group, so positions
-          outside its support cost bits only where there are any. One byte ``sub`` follows.
+          outside its support cost bits only where there are any. One byte ``sub`` follows;
+APART     GAPS with a table for each array and fewer lanes, from format version 2 on, without a reference.
 """
 
 from collections.abc import Iterable, Iterator
@@ -24,11 +25,11 @@ from flsparse.codec.errors import require
 from flsparse.codec.specs import Reference
 from flsparse.codec.wire import Reader
 
-SAME, GAPS, BITMAP, RELATIVE = range(4)
+SAME, GAPS, BITMAP, RELATIVE, APART = range(5)
 _FINEST = 3  # the largest ``sub``
 _OCTAVES = 12  # below the largest magnitude; all smaller ones share the last step
 _BLOCK = 1 << 20  # support elements sorted at once
-_TRY_ALL = 1 << 18  # up to this many reference positions, every resolution of magnitudes is tried
+_TRY_ALL = 1 << 18  # up to this many positions, every resolution of magnitudes is tried, and tables in common
 
 
 @dataclass(frozen=True)
@@ -179,7 +180,11 @@ def _ways(kept: list[Positions], sizes: list[int], known: Known | None) -> Itera
             by_depth = known.by_depth(sub)
             yield bytes([RELATIVE, sub]), [*gaps.subsets(_sorted(inside, by_depth), by_depth.sizes), tail]
     if known is None or 2 * known.nnz < sum(sizes):  # a dense reference always helps
-        yield bytes([GAPS]), [gaps.sparse_subset(size, at) for size, at in zip(sizes, kept, strict=True)]
+        subsets = [gaps.sparse_subset(size, at) for size, at in zip(sizes, kept, strict=True)]
+        if known is not None or sum(at.size for at in kept) <= _TRY_ALL:
+            yield bytes([GAPS]), subsets
+        if known is None:
+            yield bytes([APART]), subsets
 
 
 def encode(kept: list[Positions], sizes: list[int], known: Known | None) -> bytes:
@@ -199,7 +204,7 @@ def encode(kept: list[Positions], sizes: list[int], known: Known | None) -> byte
     candidates: list[bytes] = []
     for head, subsets in _ways(kept, sizes, known):
         limit = min(map(len, candidates), default=float("inf")) - len(head)
-        coded = gaps.encode(subsets, limit)
+        coded = gaps.encode(subsets, limit, apart=head[0] == APART)
         if coded is not None:
             candidates.append(head + coded)
     total, count = sum(sizes), sum(at.size for at in kept)
@@ -211,13 +216,13 @@ def encode(kept: list[Positions], sizes: list[int], known: Known | None) -> byte
     return min(candidates, key=len)
 
 
-def decode(reader: Reader, sizes: list[int], known: Known | None) -> list[Kept]:
+def decode(reader: Reader, sizes: list[int], known: Known | None, version: int) -> list[Kept]:
     """Decode the bytes of :func:`encode`: what is kept of every sparse array, strictly increasing and in range."""
     mode = reader.byte()
-    require(mode <= RELATIVE, f"unknown mode {mode} of the positions section")
-    require(known is not None or mode in (GAPS, BITMAP), "the positions need a reference")
-    if mode == GAPS:
-        return [Kept(s.positions()) for s in gaps.decode(reader, sizes)]
+    require(mode <= (RELATIVE if version == 1 else APART), f"unknown mode {mode} of the positions section")
+    require(known is not None or mode in (GAPS, BITMAP, APART), "the positions need a reference")
+    if mode in (GAPS, APART):
+        return [Kept(s.positions()) for s in gaps.decode(reader, sizes, apart=mode == APART)]
     if mode == BITMAP:
         packed = integers.decode_bytes(reader, (sum(sizes) + 7) // 8)
         bitmap = np.unpackbits(packed).view(np.bool_)

@@ -28,9 +28,13 @@ PyObject *refuse(const char *why);                          /* raise ValueError 
 Py_ssize_t count_of(const Py_buffer *buffer, size_t size); /* elements of a buffer, or -1 and a ValueError */
 int are_tables(const int64_t *frequencies, Py_ssize_t count, Py_ssize_t alphabet);
 
+int64_t rice_bits(const int64_t *values, Py_ssize_t n, int *best); /* with the best parameter */
+void rice_pack(unsigned char *out, const int64_t *values, Py_ssize_t n, int k);
+
 PyObject *rans_encode(PyObject *self, PyObject *args);
 PyObject *rans_decode(PyObject *self, PyObject *args);
 PyObject *choose(PyObject *self, PyObject *args);
+PyObject *rice_unpack(PyObject *self, PyObject *args);
 PyObject *parametric(PyObject *self, PyObject *args);
 PyObject *geometric(PyObject *self, PyObject *args);
 PyObject *entropy(PyObject *self, PyObject *args);

@@ -36,6 +36,7 @@ static PyMethodDef METHODS[] = {
     {"rans_encode", rans_encode, METH_VARARGS, NULL},
     {"rans_decode", rans_decode, METH_VARARGS, NULL},
     {"choose", choose, METH_VARARGS, NULL},
+    {"rice_unpack", rice_unpack, METH_VARARGS, NULL},
     {"parametric", parametric, METH_VARARGS, NULL},
     {"geometric", geometric, METH_VARARGS, NULL},
     {"entropy", entropy, METH_VARARGS, NULL},

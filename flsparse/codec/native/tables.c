@@ -3,7 +3,7 @@
 #include "kernel.h"
 
 enum { EXPLICIT, LAPLACE, GAUSS, GIVEN };
-enum { FRACTION = 16, INDEX = 14, MOST_SUB = 4, RICE = 8 };
+enum { FRACTION = 16, INDEX = 14, MOST_SUB = 4 };
 
 /* -- logarithms, see portable.py; all callers hold the GIL while the table is made ---------------------------------- */
 
@@ -160,32 +160,6 @@ static void fill_explicit(int64_t *folded, int64_t *frequencies, const int64_t *
         frequencies[i] = before ? ((1 << sub) + (level & ((1 << sub) - 1))) << (level >> sub) : 0;
     }
     normalize(frequencies, n);
-}
-
-static int64_t rice_bits(const int64_t *values, Py_ssize_t n, int *best) {
-    int64_t least = INT64_MAX;
-    for (int k = 0; k < RICE; k++) {
-        int64_t bits = (int64_t)n * (1 + k);
-        for (Py_ssize_t i = 0; i < n; i++)
-            bits += values[i] >> k;
-        if (bits < least) {
-            least = bits;
-            *best = k;
-        }
-    }
-    return least;
-}
-
-static void rice_pack(unsigned char *out, const int64_t *values, Py_ssize_t n, int k) {
-    uint64_t at = 0; /* the bytes are 0 */
-    for (Py_ssize_t i = 0; i < n; i++) {
-        for (int64_t ones = values[i] >> k; ones; ones--, at++)
-            out[at >> 3] |= 0x80 >> (at & 7);
-        at++;
-        for (int bit = k - 1; bit >= 0; bit--, at++)
-            if (values[i] >> bit & 1)
-                out[at >> 3] |= 0x80 >> (at & 7);
-    }
 }
 
 /* The best table of levels as (spec, bits), None where all of them are above the limit, NULL and an exception; scratch

@@ -9,6 +9,7 @@ from flsparse.clients.parts.topk_update import TopKUpdate
 from flsparse.strategies import SparsyFed
 from flsparse.strategies.core.exchange import Node
 from flsparse.strategies.core.part import Round
+from flsparse.strategies.parts.server_optimizer import ServerOptimizer
 from flsparse.strategies.parts.sparse import SparseModel
 
 
@@ -41,8 +42,29 @@ def test_updates_are_sparse_on_the_ramp_alone() -> None:
     for number in range(1, 7):
         loop.parts.open(Round(number, 6, {}, loop.wire, {}, lambda *_: (), lambda *_: None))
         asked.append(loop.parts.asks(None))
-    assert [each.get("topk_update.density") for each in asked] == [pytest.approx(0.1)] * 2 + [None] * 4
+    assert [each.get("topk_update.density") for each in asked] == [pytest.approx(0.2)] * 2 + [None] * 4
     assert all("parts" not in each for each in asked[2:])
     whole = run(SparsyFed(sparsity=0.9, hello=True, parts=[TopKUpdate(density=1.0, decay=0.0)]), digits(), rounds=1)
-    assert reports[0].metrics["uplink_bytes"] < whole[0].metrics["uplink_bytes"] / 2
+    assert reports[0].metrics["uplink_bytes"] < 0.8 * whole[0].metrics["uplink_bytes"]
     assert "topk_update" not in str(SparsyFed(sparsity=0.9, ramp=False).parts)
+    assert "topk_update" in str(SparsyFed(sparsity=0.1).parts)  # up to the whole model: it is never denser than that
+
+
+@pytest.mark.parametrize(
+    ("settings", "lr"),
+    [
+        ({}, 1.5),
+        ({"server_lr": 1.0}, None),
+        ({"server_lr": 2.0}, 2.0),
+        ({"ramp": False}, None),
+        ({"reprune": False}, None),
+        ({"tiers": {"0-1": 0.99}}, None),
+        ({"server_optimizer": "momentum"}, 1.0),
+        ({"parts": [ServerOptimizer(kind="adam", lr=0.1)]}, 0.1),
+    ],
+    ids=str,
+)
+def test_sparsyfed_takes_longer_steps_where_the_server_alone_prunes(settings: dict[str, Any], lr: float | None) -> None:
+    loop = SparsyFed(hello=True, **settings)
+    steps = [part.lr for part in loop.parts if isinstance(part, ServerOptimizer)]
+    assert steps == ([] if lr is None else [lr])
