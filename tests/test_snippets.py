@@ -106,6 +106,7 @@ def given() -> dict[str, Any]:
 def folder_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Work in a folder that holds ``run``, a run of the default model on the digits."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FLSPARSE_FACTORIES", "")  # a page sets it
     launch(small_config(model={"name": "cnn"}, num_rounds=1, output_dir="run"))
     return tmp_path / "run"
 
@@ -138,11 +139,8 @@ def test_commands_compose_and_build(page: Path, command: str, monkeypatch: pytes
         composes(arguments, page)
     else:
         where = arguments[1].replace(".", "/") if arguments[0] == "-m" else arguments[0]
-        assert any(
-            (folder / each).is_file()
-            for each in (where, f"{where}.py", f"{where}/__main__.py")
-            for folder in (ROOT, page.parent)
-        ), where
+        files = (where, f"{where}.py", f"{where}/__main__.py")
+        assert any((folder / each).is_file() for each in files for folder in (ROOT, page.parent)), where
 
 
 def composes(arguments: list[str], page: Path = ROOT) -> None:

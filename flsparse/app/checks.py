@@ -29,11 +29,13 @@ def count_nodes(cfg: Mapping[str, Any]) -> int:
     """
     kind = lookup(cfg, "partition.kind")
     if cfg["superlink"]:
-        raise SettingsError("num_clients must be set with superlink=: the data are on its nodes, which are waited for")
+        raise SettingsError("num_clients=null is impossible with superlink=: the data are on nodes that are waited for")
     if kind == "own":
         return len(own_roots(cfg))
     if kind != "natural":
-        raise SettingsError(f"num_clients must be set: partition.kind={kind} divides the data among so many nodes")
+        raise SettingsError(
+            f"num_clients=null is impossible: partition.kind={kind} divides the data among so many nodes"
+        )
     with doing("reading the data"):
         from flsparse.tasks import build_task
 

@@ -128,6 +128,11 @@ def check(cfg: Mapping[str, Any]) -> None:
             f"client.clip_grad={clip} is impossible with strategy=split_ms, where no side has the whole gradient: "
             "set it to 0"
         )
+    if lookup(cfg, "partition.kind") == "own" and lookup(cfg, "evaluate.on") == "validation":
+        raise SettingsError(
+            "evaluate.on=validation is impossible with partition.kind=own, whose nodes evaluate on their test parts: "
+            "leave it out"
+        )
     _check_nodes(cfg)
 
 

@@ -96,7 +96,8 @@ def holdings(source: Source) -> dict[str, Any]:
     """Return what a node says of its data, as plain values: sizes, shapes, counts, and what the loader has found."""
     counts = []
     if source.num_classes:
-        counts = torch.bincount(source.test_targets.flatten().long(), minlength=source.num_classes).tolist()
+        known = source.test_targets[(source.test_targets >= 0) & (source.test_targets < source.num_classes)]
+        counts = torch.bincount(known.long(), minlength=source.num_classes).tolist()
     return {
         "train": len(source.train_inputs),
         "test": len(source.test_inputs),

@@ -13,7 +13,7 @@ from flsparse.configs import did_you_mean
 from flsparse.tasks.data import Normalize, Source, tokens
 from flsparse.tasks.lazy import Lazy, lazily, rows_of
 from flsparse.tasks.splits import held_out
-from flsparse.tasks.targets import Stats, as_targets
+from flsparse.tasks.targets import Stats, as_targets, unlabeled_targets
 
 NAMES = ("train_inputs", "train_targets", "train_groups", "test_inputs", "test_targets", "test_groups")
 _WHOLE = ("inputs", "targets", "groups")  # of one part, of which the test part is held out
@@ -32,6 +32,7 @@ def arrays(
     mean: Stats = 0.5,
     std: Stats = 0.5,
     objective: str | None = None,
+    ignore_label: int | None = None,
     partial: bool = False,
 ) -> Source:
     """Map the arrays of a file.
@@ -58,6 +59,8 @@ def arrays(
         Of images of 8 bits, in [0, 1] units.
     objective : str, optional
         What the targets are for; ``regression`` keeps whole numbers as numbers.
+    ignore_label : int, optional
+        A target of a sample, or a pixel, without a label.
     partial : bool
         Other nodes hold other samples: classes may lack.
 
@@ -89,6 +92,7 @@ def arrays(
         mean=mean,
         std=std,
         objective=objective,
+        ignore_label=ignore_label,
         partial=partial,
     )
 
@@ -104,6 +108,7 @@ def source_of(
     mean: Stats = 0.5,
     std: Stats = 0.5,
     objective: str | None = None,
+    ignore_label: int | None = None,
     partial: bool = False,
 ) -> Source:
     """Return the data set of arrays by name (see :func:`arrays`); `where` they are from, for errors."""
@@ -135,9 +140,11 @@ def source_of(
     if inputs["train"].shape[1:] != inputs["test"].shape[1:]:
         shapes = " and ".join(str(tuple(each.shape[1:])) for each in inputs.values())
         raise ValueError(f"{where}: samples to train and to test on differ in shape, {shapes}: make them alike")
-    made = as_targets(
-        targets[0], targets[1], f"{where}: targets", classes=classes, objective=objective, partial=partial
-    )
+    settings: dict[str, Any] = {"classes": classes, "objective": objective, "partial": partial}
+    if ignore_label is not None and targets[0].dtype.kind in "iu":
+        made = unlabeled_targets(*targets, f"{where}: targets", ignore_label, **settings)
+    else:
+        made = as_targets(*targets, f"{where}: targets", **settings)
     codes = _group_codes(grouped, where)
     return Source(
         inputs["train"],

@@ -1,5 +1,6 @@
 """Images in folders: train/CLASS/*, test/CLASS/*, or the same for each site; decoded as they are needed."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,7 @@ def folder(
     mean: Stats = 0.5,
     std: Stats = 0.5,
     cache: str = "~/.cache/flsparse/images",
+    objective: str | None = None,
     partial: bool = False,
 ) -> Source:
     """Read a folder of images.
@@ -58,6 +60,8 @@ def folder(
         Of the pixels in [0, 1], for all channels or one each.
     cache : str
         Folder for decoded images.
+    objective : str, optional
+        What the images are for: ``reconstruction`` takes those of one class.
     partial : bool
         Other nodes hold other images: classes may lack.
 
@@ -87,7 +91,7 @@ def folder(
     train, test = ([site[which] for site in parts] for which in (0, 1))
     files = [[file for part in parts for file in part.files] for parts in (train, test)]
     named = [np.array([each for part in parts for each in part.classes], dtype=object) for parts in (train, test)]
-    places = [[str(file.relative_to(base)) for file in each] for each in files]
+    places = [[str(file)[len(str(base)) + 1 :] for file in each] for each in files]
     made = as_targets(
         named[0],
         named[1],
@@ -96,6 +100,7 @@ def folder(
         rows=(places[0], places[1]),
         named=True,
         partial=partial,
+        objective=objective,
     )
     pixels = Pixels(files[0] + files[1], size, channels, resize, Path(cache).expanduser())
     everything, count = pixels.lazy(), len(files[0])
@@ -145,8 +150,9 @@ def _divided(site: Path, test_fraction: float, notes: list[str], *, may_lack: bo
 def _images(base: Path, notes: list[str], may_lack: bool) -> _Part:
     part, others = _Part([], []), 0
     for group in sorted(each for each in base.iterdir() if each.is_dir() and not each.name.startswith(".")):
-        inside = sorted(each for each in group.iterdir() if each.is_file() and not each.name.startswith("."))
-        files = [each for each in inside if each.suffix.lower() in SUFFIXES]
+        with os.scandir(group) as entries:
+            inside = sorted(each.name for each in entries if each.is_file() and not each.name.startswith("."))
+        files = [group / name for name in inside if name.lower().endswith(SUFFIXES)]
         others += len(inside) - len(files)
         if not files and not may_lack:
             raise ValueError(f"{group} holds no image: put some in, or remove the folder")

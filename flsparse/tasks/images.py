@@ -162,7 +162,11 @@ class Pixels:
         self, files: Sequence[Path], size: Sequence[int] | None, channels: int | None, resize: Resize, cache: Path
     ) -> None:
         self._files, self._resize = list(files), resize
-        stated = [(str(file.resolve()), (stat := file.stat()).st_size, stat.st_mtime_ns) for file in self._files]
+        states = map(os.stat, self._files)
+        stated = [
+            (os.path.abspath(file), state.st_size, state.st_mtime_ns)
+            for file, state in zip(self._files, states, strict=True)
+        ]
         settings = json.dumps([stated, size, channels, resize])
         self._cache = cache / f"{hashlib.sha256(settings.encode()).hexdigest()[:32]}.pixels"
         self.look = self._known() or look_at(self._files, size, channels)

@@ -1,6 +1,7 @@
 """Mean and standard deviation of columns that are spread over nodes, exact: equal whatever way the rows are divided."""
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -9,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 _LARGEST = 1e100  # of a value: its square must be finite
+_FRACTION = re.compile(r"-?\d{1,1000}(/\d{1,1000})?")
 _HALF = 26  # bits: the sum of so many from each of 2**36 values fits int64
 
 
@@ -68,7 +70,9 @@ class Moments:
             It is something else, or no rows have such moments.
         """
         try:
-            count, total, squares = (Fraction(text) for text in texts)
+            if not all(_FRACTION.fullmatch(text) for text in texts):  # an exponent could ask for gigabytes
+                raise ValueError("no fractions")
+            count, total, squares = map(Fraction, texts)
         except (ValueError, TypeError, ZeroDivisionError) as error:
             raise ValueError(f"{str(texts)[:60]} are no count, sum and sum of squares") from error
         if count.denominator != 1 or count < 0 or squares < 0 or max(abs(total), squares) > Fraction(_LARGEST) ** 3:

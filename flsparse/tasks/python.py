@@ -16,7 +16,7 @@ from flsparse.tasks.lazy import lazily
 _RESULT = "a Source, or a mapping with train and test (Datasets of torch), or with the names of dataset=arrays"
 
 
-def python_source(settings: Mapping[str, Any], objective: str | None = None) -> Source:
+def python_source(settings: Mapping[str, Any], objective: str | None = None, ignore_label: int | None = None) -> Source:
     """Call a function, and return the data set that it makes.
 
     Parameters
@@ -25,6 +25,8 @@ def python_source(settings: Mapping[str, Any], objective: str | None = None) -> 
         ``factory``, its dotted name, and its arguments; ``root`` is a device's ``dataset-root``.
     objective : str, optional
         What the targets are for.
+    ignore_label : int, optional
+        A target without a label.
 
     Returns
     -------
@@ -49,7 +51,7 @@ def python_source(settings: Mapping[str, Any], objective: str | None = None) -> 
     for part in ("train", "test"):
         if part in given:
             given[f"{part}_inputs"], given[f"{part}_targets"] = _taken_apart(given.pop(part), f"{name}: {part}")
-    return source_of(given, f"dataset.factory={name}", classes=classes, objective=objective)
+    return source_of(given, f"dataset.factory={name}", classes=classes, objective=objective, ignore_label=ignore_label)
 
 
 def _taken_apart(samples: Any, where: str) -> tuple[Tensor, np.ndarray]:

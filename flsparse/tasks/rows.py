@@ -41,7 +41,7 @@ class Rows:
         strange = np.setdiff1d(self.groups[self.test], known)
         if len(strange):
             raise ValueError(
-                f"{self.path}: rows to test on have the group {strange[0]!r}, and none to train on has: take them out"
+                f"{self.path}: rows to test on have the group '{strange[0]}', and none to train on has: take them out"
             )
         return np.searchsorted(known, self.groups).astype(np.int64)
 

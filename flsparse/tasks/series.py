@@ -83,7 +83,7 @@ def series(
         encoded,
         classes=classes,
         statistics=statistics,
-        objective=objective or ("regression" if horizon else None),
+        objective=objective or ("forecasting" if horizon else None),
         partial=partial,
     )
     numbers = torch.from_numpy(encoded.matrix)

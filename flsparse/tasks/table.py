@@ -261,7 +261,14 @@ def targets_of(
             raise ValueError(f"{where} is {told}, no class; objective=regression predicts numbers")
         values = first.texts
         made = as_targets(
-            values[rows.train], values[rows.test], where, classes=classes, rows=numbers, named=True, partial=partial
+            values[rows.train],
+            values[rows.test],
+            where,
+            classes=classes,
+            rows=numbers,
+            named=True,
+            partial=partial,
+            objective=objective,
         )
         holds["classes"] = list(made.labels or ())
     return Target(made, notes, holds | {"moments": {name: each.written() for name, each in moments.items()}})

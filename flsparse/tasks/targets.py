@@ -1,7 +1,8 @@
 """Targets as a loss takes them, from what a file holds: classes by number or name, numbers, several labels, masks."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +12,7 @@ from torch import Tensor
 from flsparse.configs import did_you_mean
 
 Stats = float | Sequence[float]
-NUMBERS = ("regression", "forecasting", "reconstruction")  # objectives whose targets stay numbers
+NUMBERS = ("regression", "forecasting")  # objectives whose targets stay numbers
 _SHOWN = 8
 
 
@@ -76,6 +77,9 @@ def as_targets(
     """
     numbers = rows or (_places(len(train)), _places(len(test)))
     parts = (np.asarray(train), np.asarray(test))
+    partial = partial or objective == "reconstruction"  # which looks at no target
+    if parts[0].shape[1:] == (1,) and objective != "multi_label":
+        parts = (parts[0][:, 0], parts[1].reshape(len(test)))
     if objective in NUMBERS or (objective is None and parts[0].dtype.kind == "f"):
         return _numbers(parts, where, numbers, objective or "regression")
     if parts[0].dtype.kind == "f" and objective is not None:
@@ -95,6 +99,21 @@ def as_targets(
     if named or parts[0].dtype.kind in "UOb":
         return _named(parts, where, classes, numbers, partial)
     return _counted(parts, where, classes, numbers, partial)
+
+
+def unlabeled_targets(train: np.ndarray, test: np.ndarray, where: str, ignore_label: int, **settings: Any) -> Targets:
+    """Return :func:`as_targets` of whole numbers, of which one value stands for no label and is no class."""
+    blank = [np.asarray(part) == ignore_label for part in (train, test)]
+    known = train[~blank[0]]
+    if not known.size:
+        raise ValueError(f"{where} are all {ignore_label}, which is objective.ignore_label: some need a label")
+    filled = [np.where(empty, known.flat[0], part) for empty, part in zip(blank, (train, test), strict=True)]
+    made = as_targets(filled[0], filled[1], where, **settings)
+    signed = not 0 <= ignore_label < 256
+    stored = [part.long() if signed else part for part in (made.train, made.test)]
+    for part, empty in zip(stored, blank, strict=True):
+        part[torch.from_numpy(empty)] = ignore_label
+    return replace(made, train=stored[0], test=stored[1])
 
 
 def _places(samples: int) -> list[str]:

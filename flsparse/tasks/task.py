@@ -54,61 +54,16 @@ LOADERS: dict[str, Callable[..., Source]] = {
     "series": series,
 }
 _DIVISION = ("validation_fraction", "train_samples")  # settings of a data set that its loader does not see
-_TASK_KEYS = (
-    "dataset",
-    "model",
-    "objective",
-    "metric",
-    "metrics",
-    "augment",
-    "partition",
-    "num_clients",
-    "seed",
-    "device",
-)
 _OF_THE_START = ("weights", "fresh")  # of the model: a server's, devices are sent what comes of them
 
 
-def build_task(config: Mapping[str, Any]) -> "Task":
-    """Return the task of a configuration; the same configuration gives the same object while it is in use.
-
-    Parameters
-    ----------
-    config : Mapping
-        Plain values. ``dataset``: ``name``, the loader's own arguments, ``validation_fraction`` (default 0.1) and
-        ``train_samples`` (default all); ``model``: ``name`` and the model's own arguments; ``objective``: ``name`` and
-        its arguments (default: what the data set suggests); ``metric``, the KPI (default: the objective's), and
-        ``metrics``, further ones; ``augment``, transforms of training images; ``partition``: ``kind`` and
-        ``alpha``; ``num_clients``; ``seed``; ``device`` (default ``cpu``; ``auto`` takes a GPU where there is one).
-        Other keys are ignored.
-
-    Raises
-    ------
-    ValueError
-        If a value is impossible or a name unknown; the message names the possible ones.
-    FileNotFoundError
-        If the data set's files are missing; the message names the paths.
-    """
-    return _build_task(json.dumps({key: config[key] for key in _TASK_KEYS if key in config}, sort_keys=True))
-
-
-@lru_cache(maxsize=2)  # devices ask once a message; two, since a data set may be large
-def _build_task(text: str) -> "Task":
-    config = json.loads(text)
-    if (config.get("partition") or {}).get("kind") == "own":
-        from flsparse.tasks.own import task_here  # it imports this module
-
-        return task_here(config)
-    return Task(config)
-
-
 class Task:
-    """One learning problem, divided among nodes. Built by :func:`build_task`; safe to share between nodes and runs.
+    """One learning problem, divided among nodes, of :func:`flsparse.tasks.build_task`; nodes and runs may share it.
 
     Parameters
     ----------
     config : Mapping
-        As for :func:`build_task`.
+        As for :func:`flsparse.tasks.build_task`.
     source : Source, optional
         The data set, where it is loaded already.
     agreement : Agreement, optional
@@ -151,7 +106,11 @@ class Task:
         self._nodes = config.get("num_clients")
         asked = dict(config.get("objective") or {})
         name = asked.pop("name", None)
-        self.source = _load(json.dumps(dataset, sort_keys=True), name) if source is None else source
+        looked_at = {
+            "dataset": {key: value for key, value in dataset.items() if key not in _DIVISION},
+            "objective": {"name": name, "ignore_label": asked.get("ignore_label")},
+        }
+        self.source = _load(json.dumps(looked_at, sort_keys=True)) if source is None else source
         name = name or self.source.objective
         self.objective: Objective = build(OBJECTIVES, name, asked, what="objective")
         if agreement is None:
@@ -352,8 +311,8 @@ class Task:
 
 
 @lru_cache(maxsize=2)
-def _load(dataset: str, objective: str | None) -> Source:
-    return load({"dataset": json.loads(dataset), "objective": {"name": objective}})
+def _load(config: str) -> Source:
+    return load(json.loads(config))
 
 
 def load(config: Mapping[str, Any], *, partial: bool = False) -> Source:
@@ -362,13 +321,15 @@ def load(config: Mapping[str, Any], *, partial: bool = False) -> Source:
     Raises
     ------
     ValueError, FileNotFoundError
-        As for :func:`build_task`.
+        As for :func:`flsparse.tasks.build_task`.
     """
     arguments = {key: value for key, value in config["dataset"].items() if key not in _DIVISION}
-    name, objective = arguments.pop("name", None), (config.get("objective") or {}).get("name")
+    asked = config.get("objective") or {}
+    name, objective = arguments.pop("name", None), asked.get("name")
     if name == "python":
-        return python_source(arguments, objective)
-    return build(LOADERS, name, arguments, what="dataset", offered={"objective": objective, "partial": partial})
+        return python_source(arguments, objective, asked.get("ignore_label"))
+    offered = {"objective": objective, "ignore_label": asked.get("ignore_label"), "partial": partial}
+    return build(LOADERS, name, arguments, what="dataset", offered=offered)
 
 
 def _device(name: str) -> torch.device:

@@ -164,8 +164,8 @@ class Roster:
             # a restarted node counts twice until its old connection is gone: it is asked again
             return f"says it is partition {partition}, as does node {taken[partition]}"
         sizes = [said.get(key) for key in ("num-examples", "num-test-examples")]
-        known = [size if type(size) is int and 0 < size < 2**31 else 0 for size in sizes]
-        self.nodes[node_id] = Node(node_id, partition, held_by(said), known[0], known[1], seeded=True)
+        trained, tested = (size if type(size) is int and 0 < size < 2**31 else 0 for size in sizes)
+        self.nodes[node_id] = Node(node_id, partition, held_by(said), trained, tested, seeded=True)
         return None
 
 

@@ -39,7 +39,7 @@ def test_mean_and_deviation() -> None:
 
 
 @pytest.mark.parametrize(
-    "texts", [["1", "1/0", "1"], ["1"], ["-1", "0", "0"], ["1", "2", "-3"], "abc", ["1", "9e999", "1"]]
+    "texts", [["1", "1/0", "1"], ["1"], ["-1", "0", "0"], ["1", "2", "-3"], "abc", ["1", "1e999999999", "1"], [1, 2, 3]]
 )
 def test_what_no_rows_have_is_refused(texts: list[str]) -> None:
     with pytest.raises(ValueError, match="count, sum and sum of squares"):

@@ -262,3 +262,35 @@ def test_whole_numbers_of_one_dimension_are_text_of_three_are_masks(tmp_path: Pa
     source = arrays(file=str(tmp_path / "m.npz"))
     assert source.train_targets.dtype == torch.uint8
     assert (source.num_classes, source.objective, source.input_shape) == (3, "segmentation", (1, 4, 4))
+
+
+def test_a_column_of_classes_is_one_class_a_sample(tmp_path: Path) -> None:
+    np.savez(tmp_path / "c.npz", inputs=np.zeros((10, 2), np.float32), targets=np.arange(10)[:, None] % 2)
+    assert arrays(file=str(tmp_path / "c.npz")).train_targets.shape == (8,)
+
+
+def test_to_be_reconstructed_one_class_is_enough(tmp_path: Path) -> None:
+    (tmp_path / "good.csv").write_text("x,y,state\n" + "\n".join(f"{i / 2},{i * i / 3},ok" for i in range(10)))
+    dataset = {"name": "table", "file": str(tmp_path / "good.csv"), "target": "state"}
+    objective = {"name": "reconstruction"}
+    task = build_task(config(dataset, objective=objective, partition={"kind": "iid"}, num_clients=2))
+    assert task.model()(task.test_data().inputs).shape == (2, 2)
+
+
+@pytest.mark.parametrize(("ignored", "dtype"), [(255, torch.uint8), (-1, torch.int64)])
+def test_pixels_without_a_label_are_no_class(ignored: int, dtype: torch.dtype, tmp_path: Path) -> None:
+    masks = np.arange(160).reshape(10, 4, 4) % 3
+    masks[:, 0, 0] = ignored
+    np.savez(tmp_path / "m.npz", inputs=np.zeros((10, 4, 4), np.uint8), targets=masks)
+    source = arrays(file=str(tmp_path / "m.npz"), ignore_label=ignored)
+    assert (source.num_classes, source.train_targets.dtype) == (3, dtype)
+    assert set(source.train_targets[:, 0, 0].tolist()) == {ignored}
+    task = build_task(
+        config(
+            {"name": "arrays", "file": str(tmp_path / "m.npz")},
+            objective={"name": "segmentation", "ignore_label": ignored},
+            partition={"kind": "iid"},
+            num_clients=2,
+        )
+    )
+    assert sum(task.holdings()["counts"]) == 2 * 15

@@ -1,0 +1,79 @@
+"""Data of one's own from the command line: nodes follow from the data, notes, options of one's own, refusals."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from app_kit import Run
+
+pytest.importorskip("pyarrow")
+
+TABLE = ("dataset=table", "dataset.file=plant.csv", "dataset.target=state", "dataset.group=line", "model=mlp")
+
+
+@pytest.fixture(autouse=True)
+def _plant(run: Run, tmp_path: Path) -> None:
+    lines = [f"{i},{i * i % 7},{'ABC'[i % 3]},{'ok' if i % 2 else 'torn'}" for i in range(30)]
+    (tmp_path / "plant.csv").write_text("\n".join(["speed,heat,line,state", *lines]))
+
+
+def test_nodes_follow_from_the_data(run: Run, launched: list[dict[str, Any]]) -> None:
+    assert run(*TABLE) == 0
+    assert launched[0]["num_clients"] == 3
+
+
+def test_each_job_of_a_sweep_counts_its_own(run: Run, launched: list[dict[str, Any]]) -> None:
+    assert run("-m", *TABLE[:-2], "model=mlp", "dataset.group=line,heat", "num_rounds=1") == 0
+    assert [cfg["num_clients"] for cfg in launched] == [3, 4]
+
+
+def test_nodes_that_take_no_part_are_said(
+    run: Run, launched: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(*TABLE, "num_clients=2") == 0
+    assert launched[0]["num_clients"] == 2
+    assert "flsparse: note: num_clients=2 of the 3 natural nodes take part; left out are" in capsys.readouterr().err
+
+
+def test_options_of_ones_own(run: Run, launched: list[dict[str, Any]], tmp_path: Path) -> None:
+    (tmp_path / "mine" / "dataset").mkdir(parents=True)
+    (tmp_path / "mine" / "experiment").mkdir()
+    dataset = {"name": "table", "file": "plant.csv", "target": "state", "group": "line", "decimal": "."}
+    own = {"dataset": dataset, "num_clients": None, "partition": {"kind": "natural", "alpha": 1.0}}
+    (tmp_path / "mine" / "dataset" / "plant.yaml").write_text(f"# @package _global_\n{yaml.safe_dump(own)}")
+    pilot = {"defaults": [{"override /dataset": "plant"}, {"override /model": "mlp"}], "num_rounds": 2}
+    (tmp_path / "mine" / "experiment" / "pilot.yaml").write_text(f"# @package _global_\n{yaml.safe_dump(pilot)}")
+    assert run("--config-dir", "mine", "dataset=plant", "model=mlp", "dataset.decimal=.") == 0
+    assert run("--config-dir", "mine", "experiment=pilot") == 0
+    assert [cfg["dataset"]["file"] for cfg in launched] == ["plant.csv"] * 2
+    assert [cfg["num_rounds"] for cfg in launched] == [30, 2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ((*TABLE[:2], "dataset.target=stat", *TABLE[3:]), "plant.csv has no column 'stat' (dataset.target), only"),
+        ((*TABLE[:2], *TABLE[3:]), "dataset.target must be set for table"),
+        ((*TABLE, "partition.kind=iid"), "num_clients=null is impossible: partition.kind=iid divides the data"),
+        ((*TABLE, "superlink=localhost:9093", "runtime=deployment"), "num_clients=null is impossible with superlink="),
+        ((*TABLE, "partition.kind=own"), "partition.kind=own needs the folder of each node on this machine"),
+        (
+            (*TABLE, "partition.kind=own", "partition.roots=[.,.]", "num_clients=3"),
+            "num_clients=3 is not the number of folders in partition.roots, 2",
+        ),
+        ((*TABLE, "partition.kind=own", "partition.roots=[.,nowhere]"), "node 1: no file"),
+        (
+            (*TABLE, "partition.kind=own", "partition.roots=[.,.]", "evaluate.on=validation"),
+            "evaluate.on=validation is impossible with partition.kind=own",
+        ),
+        (("--config-dir", ".", "dataset=plant"), "dataset=plant: it is one of"),
+    ],
+)
+def test_refusals_are_one_line(
+    arguments: tuple[str, ...], said: str, run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(*arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"flsparse: {said}")
+    assert error.count("\n") == 1
