@@ -10,7 +10,7 @@ from rich.table import Table
 from flsparse import rng
 from flsparse.app.cut_adviser import advice_table, advise
 from flsparse.clients.core.gossip import GossipLocal
-from flsparse.codec import Codec, MaskEncoding, Reference, decode
+from flsparse.codec import Codec, MaskEncoding, Reference
 from flsparse.codec.residuals.residual import Stamp, copy_checksum
 from flsparse.configs import sampled_nodes
 from flsparse.nets.arrays import Arrays, state_arrays
@@ -19,12 +19,14 @@ from flsparse.runtime.federation import make_strategy
 from flsparse.schedules import batches_of_a_pass
 from flsparse.sparsity import prunable_names, sparsity_of
 from flsparse.strategies import STRATEGIES
+from flsparse.strategies.core.downlink import Broadcast
 from flsparse.strategies.core.gossip import Gossip
 from flsparse.strategies.core.loop import RoundLoop
 from flsparse.strategies.parts.sparse import SparseModel
 from flsparse.tasks import build_task
 
 _CHANGE = 0.02  # of a weight's size: how far a local training is taken to move it
+_SINCE_THE_SEED = 0.5  # the same, of all trainings
 
 
 @dataclass(frozen=True)
@@ -40,14 +42,15 @@ class Preview:
     dense_bytes : int
         The model as it is, with the control variates of a strategy that has them, in bytes.
     first_downlink_bytes : int
-        The broadcast of round 1, to one node.
+        The broadcast of round 1, to one node: it builds the initial model from the seed.
     downlink_bytes, uplink_bytes : int
-        To and from one node, once the target sparsity is reached: the whole sparse model down, an update up.
+        To and from one node, once the target sparsity is reached: the change since the initial model down, as to a new
+        node, an update up.
     sparsity : float
         The target, 0 for strategies without one.
     run_downlink_bytes, run_uplink_bytes : int
         Of all nodes in all rounds, estimated: the sparsity rises as the strategy's does, sizes with the density, and
-        every broadcast is taken for a whole model.
+        every node is taken for new.
     """
 
     nodes: int
@@ -92,18 +95,24 @@ def preview(cfg: Mapping[str, Any]) -> Preview:
     parameters = sum(each.numel() for each in plain.parameters())  # without the buffers of batch norm
     arrays = state_arrays(strategy.prepare(plain))
     codec = cfg["codec"]
-    down, up = Codec(values=codec["downlink_values"]), Codec(values=codec["values"], rounding=codec["rounding"])
+    up = Codec(values=codec["values"], rounding=codec["rounding"])
     stream = rng.stream(int(cfg["seed"]), 0, -1, "preview")
     first, middle = strategy.preview(arrays, stream)
-    broadcast = down.encode(middle, rng=stream)
+    wire = strategy.wire
 
-    def update_of(payload: bytes, model: Arrays) -> int:
-        received = decode(payload, like=model)
-        sent = strategy.preview_update(_trained(received, stream), received)
-        return len(up.encode(sent, reference=Reference(received), rng=stream))
+    def broadcast_of(model: Arrays) -> Broadcast:
+        wire.describe(model)
+        wire.downlink.set_model(model, wire.specs)
+        return wire.downlink.to("", seeded=True)
 
-    whole = down.encode(first, rng=stream)
-    uplink, first_uplink = update_of(broadcast, middle), update_of(whole, first)
+    def update_of(received: Reference) -> int:
+        model = dict(received.arrays)
+        sent = strategy.preview_update(_moved(model, _CHANGE, stream), model)
+        return len(up.encode(sent, reference=received, rng=stream))
+
+    started = broadcast_of(first)
+    dense, sparse = (broadcast_of(_moved(model, _SINCE_THE_SEED, stream)) for model in (first, middle))
+    uplink, first_uplink = update_of(sparse.reference), update_of(started.reference)
     sampled, num_rounds = sampled_nodes(cfg), int(cfg["num_rounds"])
     shares = _dense_shares(strategy, num_rounds)
     return Preview(
@@ -112,11 +121,12 @@ def preview(cfg: Mapping[str, Any]) -> Preview:
         num_rounds=num_rounds,
         parameters=parameters,
         dense_bytes=sum(array.nbytes for array in first.values()),
-        first_downlink_bytes=len(whole),
-        downlink_bytes=len(broadcast),
+        first_downlink_bytes=len(started.payload),
+        downlink_bytes=len(sparse.payload),
         uplink_bytes=uplink,
         sparsity=float(sparsity_of(middle, names)),
-        run_downlink_bytes=sampled * _summed([1.0, *shares[:-1]], len(whole), len(broadcast)),
+        run_downlink_bytes=sampled
+        * (len(started.payload) + _summed(shares[:-1], len(dense.payload), len(sparse.payload))),
         run_uplink_bytes=sampled * _summed(shares, first_uplink, uplink),
     )
 
@@ -148,12 +158,15 @@ def preview_table(found: Preview) -> Table:
     rows = [("dense model, either way", found.dense_bytes)]
     if found.sparsity:
         rows += [
-            ("down, round 1 (whole model, not yet sparse)", found.first_downlink_bytes),
-            ("down, at the target sparsity (whole model, to a new node)", found.downlink_bytes),
+            ("down, round 1 (the model of the seed)", found.first_downlink_bytes),
+            ("down, at the target sparsity (to a new node, estimated)", found.downlink_bytes),
             ("up, at the target sparsity (an update, estimated)", found.uplink_bytes),
         ]
     else:
-        rows += [("down, to a new node", found.downlink_bytes), ("up (an update, estimated)", found.uplink_bytes)]
+        rows += [
+            ("down, to a new node (estimated)", found.downlink_bytes),
+            ("up (an update, estimated)", found.uplink_bytes),
+        ]
     for label, size in rows:
         table.add_row(label, human_bytes(size), ratio(found.dense_bytes / size), human_bytes(size * found.sampled))
     return table
@@ -174,7 +187,7 @@ def graph_preview(cfg: Mapping[str, Any]) -> Table:
     method = strategy.method(1)
     assert isinstance(method, GossipLocal)
     arrays, stream = state_arrays(task.model()), rng.stream(int(cfg["seed"]), 0, -1, "preview")
-    trained = _trained(arrays, stream)
+    trained = _moved(arrays, _CHANGE, stream)
     floats = [name for name, array in arrays.items() if np.issubdtype(array.dtype, np.floating)]
     x, copy = (np.concatenate([a[name].ravel() for name in floats]).astype(np.float32) for a in (trained, arrays))
     codec = method.residual_codec([arrays[name].size for name in floats])
@@ -226,10 +239,10 @@ def cut_preview(cfg: Mapping[str, Any]) -> Table:
     return table
 
 
-def _trained(arrays: Arrays, stream: np.random.Generator) -> Arrays:
-    """Move every weight that is not zero a little, as plain SGD does: the supports stay."""
+def _moved(arrays: Arrays, change: float, stream: np.random.Generator) -> Arrays:
+    """Move every weight that is not zero by a part of its size, as plain SGD does: the supports stay."""
     return {
-        name: (array * (1 + _CHANGE * stream.standard_normal(array.shape))).astype(array.dtype)
+        name: (array * (1 + change * stream.standard_normal(array.shape))).astype(array.dtype)
         if np.issubdtype(array.dtype, np.floating)
         else array
         for name, array in arrays.items()
