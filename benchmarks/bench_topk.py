@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from flsparse.sparsity import kept_count, prune_global, top_k
+from flsparse.sparsity import kept_count, prune_global, prune_lamp, top_k
 
 RESULTS = Path(__file__).parent / "results" / "topk.json"
 
@@ -53,7 +53,7 @@ def main() -> None:
     rounds = parser.parse_args().rounds
     torch.set_num_threads(1)
     rows = []
-    print("weights     kept   top_k ms  prune_global ms  torch.topk ms  np.argpartition ms")
+    print("weights     kept   top_k ms  prune_global ms  prune_lamp ms  torch.topk ms  np.argpartition ms")
     for name, zeros in (("dense", 0.0), ("95 % zero", 0.95)):
         arrays = layers(0, zeros)
         names = list(arrays)
@@ -63,6 +63,7 @@ def main() -> None:
             contenders: dict[str, Callable[[], Any]] = {
                 "top_k": lambda arrays=arrays, k=k: top_k(list(arrays.values()), k),
                 "prune_global": lambda arrays=arrays, s=sparsity, names=names: prune_global(arrays, s, names),
+                "prune_lamp": lambda arrays=arrays, s=sparsity, names=names: prune_lamp(arrays, s, names),
                 "torch.topk": lambda arrays=arrays, k=k: by_torch(arrays, k),
                 "np.argpartition": lambda arrays=arrays, k=k: by_numpy(arrays, k),
             }
@@ -75,7 +76,7 @@ def main() -> None:
             row = {contender: statistics.median(values) for contender, values in times.items()}
             rows.append({"weights": name, "sparsity": sparsity, "size": size, "milliseconds": row})
             print(f"{name:9} {1 - sparsity:6.1%} {row['top_k']:10.1f} {row['prune_global']:16.1f}", end="")
-            print(f" {row['torch.topk']:14.1f} {row['np.argpartition']:19.1f}", flush=True)
+            print(f" {row['prune_lamp']:14.1f} {row['torch.topk']:14.1f} {row['np.argpartition']:19.1f}", flush=True)
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(rows, indent=1) + "\n")
 

@@ -45,7 +45,9 @@ class Run:
         return dense / float(self.summary[f"{direction}_wire_bytes"])
 
 
-def run_all(jobs: Mapping[str, Sequence[str]], root: Path, workers: int) -> dict[str, Run]:
+def run_all(
+    jobs: Mapping[str, Sequence[str]], root: Path, workers: int, program: Sequence[str] = ("-m", "flsparse")
+) -> dict[str, Run]:
     """Run every job whose folder is not complete, and return all of them by name.
 
     Parameters
@@ -56,6 +58,8 @@ def run_all(jobs: Mapping[str, Sequence[str]], root: Path, workers: int) -> dict
         Folder of the run folders.
     workers : int
         Processes at a time, each with one thread.
+    program : Sequence[str]
+        What Python runs with the overrides behind it.
     """
     root.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
@@ -65,7 +69,7 @@ def run_all(jobs: Mapping[str, Sequence[str]], root: Path, workers: int) -> dict
     def run(name: str) -> None:
         nonlocal done
         shutil.rmtree(root / name, ignore_errors=True)  # what a stopped sweep left
-        command = [sys.executable, "-m", "flsparse", *jobs[name], f"output_dir={root / name}"]
+        command = [sys.executable, *program, *jobs[name], f"output_dir={root / name}"]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         with (root / f"{name}.log").open("w") as log:
             finished = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment, check=False)

@@ -145,9 +145,9 @@ class DPPFLocal(LocalSGDLocal):
         return parameter_arrays(fit.model)
 
     def _prune(self, fit: Fit) -> None:
-        """Prune the worker by one global ranking, and drop the momentum of pruned weights."""
+        """Prune the worker by one ranking of all layers, and drop the momentum of pruned weights."""
         names = [name for name, _ in fit.model.named_parameters() if name in set(fit.prunable)]
-        pruned = prune(parameter_arrays(fit.model), self.sparsity, "global", names)
+        pruned = prune(parameter_arrays(fit.model), self.sparsity, "lamp", names)
         load_parameters(fit.model, pruned)
         parameters = dict(fit.model.named_parameters())
         with torch.no_grad():

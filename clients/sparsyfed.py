@@ -3,7 +3,7 @@
     w = sign(v) |v|^beta                    every forward; v is stored and sent                  (beta)
     a_saved = top-(1 - s_l) of a            a layer's input, kept for its gradient               (activation_pruning)
     v <- v - lr * dL/dw * beta |v|^(beta-1) plain SGD: a zero stays a zero
-    v <- top-(1 - s) of |v|                 one global prune at the end of local training        (sparsity)
+    v <- top-(1 - s) of |v|                 one prune at the end of local training        (sparsity, scope)
 
 ``s_l`` is the layer's own sparsity, ``s`` the target. Biases and norms are neither ranked nor pruned.
 """

@@ -31,13 +31,13 @@ class TopKLocal(LocalMethod):
     ----------
     sparsity : float
         Fraction of zeros among the prunable weights after training, in [0, 1).
-    scope : {"global", "layer"}
-        One magnitude ranking over all layers, or one for each.
+    scope : {"lamp", "global", "layer"}
+        One ranking over all layers, of each magnitude's share of its layer or of magnitudes, or one for each layer.
     """
 
     name: ClassVar[str] = "topk"
     sparsity: float = 0.95
-    scope: Scope = "global"
+    scope: Scope = "lamp"
 
     def __post_init__(self) -> None:
         within("[0, 1)", "the fraction of zeros", sparsity=self.sparsity)

@@ -11,6 +11,7 @@ from types import ModuleType, NoneType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
+AUTO = "auto"  # of client.lr: searched before round 1
 Fixed = Mapping[str, tuple[object, str]]  # value and reason, by argument
 _WORDS = {float: "a number", int: "a whole number", bool: "true or false", str: "a text", NoneType: "null"}
 

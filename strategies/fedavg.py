@@ -8,10 +8,10 @@ Each node m started from its own reference r_m, a rounded copy of x. The roundin
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from logging import INFO
-from typing import Any, get_args
+from typing import Any, Protocol, get_args
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
@@ -27,7 +27,7 @@ from flsparse.ranges import one_of, within
 from flsparse.strategies.core.downlink import rounded_names
 from flsparse.strategies.core.exchange import Node, Reply
 from flsparse.strategies.core.loop import RoundLoop
-from flsparse.strategies.core.measures import LARGEST, numbers_of, weighted_means
+from flsparse.strategies.core.measures import LARGEST, numbers_of, sums_of, weighted_means
 from flsparse.strategies.core.part import Round
 from flsparse.strategies.core.roster import sample
 from flsparse.strategies.parts.server_optimizer import Kind, ServerOptimizer
@@ -40,6 +40,15 @@ class Weighted:
 
     reference: Reference
     weight: float = 0.0
+
+
+class Pooled(Protocol):
+    """Metrics of several nodes as sums; ``flsparse.tasks.metrics.Meter`` is one."""
+
+    examples: float
+
+    def merge(self, sums: Mapping[str, Sequence[float]], most: float) -> None: ...
+    def scores(self) -> dict[str, Any]: ...
 
 
 class FedAvg(RoundLoop):
@@ -64,6 +73,11 @@ class FedAvg(RoundLoop):
         Server learning rate, above 0; 1 with "none" is plain averaging, without a server optimizer.
     **wire
         Parameters of :class:`RoundLoop`. ``values="raw", downlink_values="raw"`` is the dense baseline.
+
+    Attributes
+    ----------
+    meter : callable, optional
+        Makes the meter that the sums of nodes' evaluations are put together in. Without one their means are weighted.
     """
 
     name = "fedavg"
@@ -100,6 +114,7 @@ class FedAvg(RoundLoop):
         self.configrecord_key = configrecord_key
         if (server_optimizer, server_lr) != ("none", 1.0):
             self.parts.add(ServerOptimizer(kind=server_optimizer, lr=server_lr))
+        self.meter: Callable[[], Pooled] | None = None
         self._accepted: list[Node] = []  # of this round
 
     @property
@@ -213,14 +228,18 @@ class FedAvg(RoundLoop):
             self.roster.note_held(reply)
             yield reply
 
-    def weigh(self, reply: Reply, key: str = "") -> tuple[float, dict[str, float]] | None:
-        """Return a reply's weight, by ``weighted_by_key`` or a given key, and its other numbers; None if it is bad."""
+    def weigh(self, reply: Reply, key: str = "", *, tested: bool = False) -> tuple[float, dict[str, float]] | None:
+        """Return a reply's weight, by ``weighted_by_key`` or a given key, and its other numbers; None if it is bad.
+
+        With `tested` the weight is of the samples that the node evaluated on.
+        """
         key = key or self.weighted_by_key
         numbers = numbers_of(reply, key)
         weight = numbers.pop(key, math.nan)
         known = self.nodes.get(reply.node.node_id)
-        if known is not None and known.num_examples:
-            weight = min(weight, known.num_examples)  # no node weighs more than it said in the hello
+        most = known and ((tested and known.num_test_examples) or known.num_examples)
+        if most:
+            weight = min(weight, most)  # no node weighs more than it said in the hello
         if not 0 <= weight <= LARGEST:
             self.wire.refuse(reply, f"its metric {key!r} is {weight}, not in [0, {LARGEST:g}]")
             return None
@@ -239,11 +258,22 @@ class FedAvg(RoundLoop):
         return self.parts.given_back(mean, given)
 
     def receive_evaluations(self, server_round: int, replies: Iterable[Reply]) -> MetricRecord | None:
-        """Average the nodes' metrics."""
-        accepted = []
+        """Average the nodes' metrics; with a :attr:`meter`, those that it has are of all their data together."""
+        accepted, pooled = [], self.meter() if self.meter else None
         for reply in replies:
-            if (weighed := self.weigh(reply)) is not None:
-                accepted.append(weighed)
-                self.roster.note_held(reply)
-        means = weighted_means([(weight, numbers) for weight, numbers in accepted if weight > 0])
-        return MetricRecord(dict(means)) if accepted else None
+            if (weighed := self.weigh(reply, tested=True)) is None:
+                continue
+            if pooled is not None and (sums := sums_of(reply)):
+                try:
+                    pooled.merge(sums, weighed[0])
+                except ValueError as error:
+                    self.wire.refuse(reply, str(error))
+                    continue
+            accepted.append(weighed)
+            self.roster.note_held(reply)
+        found: dict[str, Any] = weighted_means([(weight, numbers) for weight, numbers in accepted if weight > 0])
+        if pooled is not None and pooled.examples:
+            where = "" if "loss" in found else "train-"  # on the nodes' own test parts, or on what they train on
+            scores = {f"{where}{key}": value for key, value in pooled.scores().items()}
+            found |= {key: value for key, value in scores.items() if key in found or isinstance(value, list)}
+        return MetricRecord(found) if accepted else None

@@ -242,7 +242,7 @@ class SplitMS(FedAvg):
         merged = self._all | state_arrays(self.top.module) | to_numpy(aggregated)
         return to_record({key: merged[key] for key in self._all}), metrics
 
-    def weigh(self, reply: Reply, key: str = "") -> tuple[float, dict[str, float]] | None:
+    def weigh(self, reply: Reply, key: str = "", *, tested: bool = False) -> tuple[float, dict[str, float]] | None:
         """Let a bottom weigh at most the samples that the top has stepped with: a small node's count each time."""
         numbers = numbers_of(reply, self.weighted_by_key)
         weight = min(numbers.pop(self.weighted_by_key, nan), self._tally.samples_of[reply.node.node_id])

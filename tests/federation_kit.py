@@ -11,6 +11,7 @@ from flsparse.clients import device_app, state_arrays
 from flsparse.runtime import InProcessGrid
 from flsparse.strategies import RoundLoop, RoundReport
 from flsparse.tasks import Task, build_task
+from flsparse.wire.folded import is_folded, unfold
 from flsparse.wire.messages import packed_payload, to_record
 
 TRAINING = ConfigRecord({"lr": 0.1, "batch-size": 32, "local-epochs": 1, "momentum": 0.0, "weight-decay": 0.0})
@@ -87,7 +88,7 @@ class TamperedGrid(Grid):
         return self.inner.push_messages(messages)
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        return [out for reply in self.inner.pull_messages(message_ids) for out in self.tamper(reply)]
+        return [out for reply in self.inner.pull_messages(message_ids) for out in self.tamper(unfolded(reply))]
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         return self.inner.send_and_receive(messages, timeout=timeout)
@@ -101,6 +102,13 @@ def tampered(task: Task, tamper: Callable[[Message], list[Message]]) -> Tampered
 def copy(message: Message) -> Message:
     """Return a copy of a message as a second delivery would give it."""
     return _flwr.through_wire(message)
+
+
+def unfolded(message: Message) -> Message:
+    """Return a message as it was before it was folded, which its receiver takes as well."""
+    if message.has_content() and is_folded(message.content):
+        message.content = unfold(message.content)
+    return message
 
 
 def payload_of(message: Message) -> bytes:

@@ -17,7 +17,11 @@ from flsparse.tasks import build_task
 
 CONF = files("flsparse.conf")
 NEEDS = {
+    ("client", "adamw"): ["client.lr=0.01"],  # the default strategy brings a rate of SGD
     ("dataset", "hf"): ["dataset.repo=ylecun/mnist"],
+    **{
+        ("dataset", name): ["num_clients=2"] for name in ("arrays", "folder", "series", "table")
+    },  # else the data say it
     ("parts", "masks"): ["strategy=fedavg"],  # others have it by themselves
 }
 

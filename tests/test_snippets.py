@@ -65,7 +65,7 @@ REFUSED = [
     if line.startswith("flsparse: ") and before.startswith("$ flsparse ")
 ]
 COMMANDS = [
-    pytest.param(line, id=f"{named(page)}: {line}")
+    pytest.param(page, line, id=f"{named(page)}: {line}")
     for (page, line), (_, after) in pairwise([*LINES, (ROOT, "")])
     if re.match(r"(\$ )?(flsparse|python) ", line) and not after.startswith("flsparse: ")
 ]
@@ -128,23 +128,30 @@ def test_a_trained_model_is_what_the_page_loads(folder_of_a_run: Path) -> None:
         np.testing.assert_array_equal(value.numpy(), weights[name])
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_commands_compose_and_build(command: str) -> None:
+@pytest.mark.parametrize(("page", "command"), COMMANDS)
+def test_commands_compose_and_build(page: Path, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flsparse.app.composing.count_nodes", lambda cfg: 2)
     for word, value in STANDS_FOR.items():
         command = command.replace(word, value)
     program, *arguments = shlex.split(command.removeprefix("$ "), comments=True)
     if program == "flsparse":
-        composes(arguments)
+        composes(arguments, page)
     else:
         where = arguments[1].replace(".", "/") if arguments[0] == "-m" else arguments[0]
-        assert any((ROOT / each).is_file() for each in (where, f"{where}.py", f"{where}/__main__.py")), where
+        assert any(
+            (folder / each).is_file()
+            for each in (where, f"{where}.py", f"{where}/__main__.py")
+            for folder in (ROOT, page.parent)
+        ), where
 
 
-def composes(arguments: list[str]) -> None:
-    """Compose, check and build a command line of ours; a run to go on with is elsewhere."""
+def composes(arguments: list[str], page: Path = ROOT) -> None:
+    """Compose, check and build a command line of ours; a run to go on with, and the reader's data, are elsewhere."""
     if {"--help", "--cfg"} & set(arguments) or any(each.startswith("resume=") for each in arguments):
         return
     ours = [each for each in arguments if not each.startswith(("-", "hydra"))]
+    if "--config-dir" in arguments and (page.parent / (place := arguments[1])).is_dir():
+        ours = [each for each in ours if each != place] + [f"hydra.searchpath=[file://{page.parent / place}]"]
     with initialize_config_module("flsparse.conf", version_base="1.3"):
         jobs = compose_jobs(ours, sweep="-m" in arguments)
     for cfg in jobs:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from flwr.app import ConfigRecord, Context, Message, MessageType, RecordDict
@@ -23,11 +24,13 @@ from flsparse.clients.parts.topk_update import TopKUpdate
 from flsparse.codec import Codec, Reference, Specs, decode, exact_names, specs_of
 from flsparse.nets.arrays import Arrays
 from flsparse.nets.exact import exact_arrays
+from flsparse.wire.folded import fold, is_folded, unfold
 from flsparse.wire.messages import (
     MISSING_REFERENCE,
     RECORD,
     Blueprint,
     Entries,
+    initial_reference,
     joined,
     pack,
     packed_payload,
@@ -100,6 +103,16 @@ class CompressMod:
 
     def __call__(self, message: Message, context: Context, call_next: ClientAppCallable) -> Message:
         """Unpack, call the app, pack."""
+        if not message.has_content() or not is_folded(message.content):
+            return self._through(message, context, call_next)
+        message.content = unfold(message.content)
+        reply = self._through(message, context, call_next)
+        if reply.has_content():
+            reply.content = fold(reply.content)
+        return reply
+
+    def _through(self, message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+        """Call the app, and unpack and pack around it where the message brings a packed model."""
         if not message.has_content():
             return call_next(message, context)
         size = payload_size(message.content)
@@ -111,7 +124,7 @@ class CompressMod:
         asked = record_of(message.content)
         is_train = message.metadata.message_type.split(".")[0] == MessageType.TRAIN
         try:
-            first, received, prunable = self._unpack(message.content, asked, state)
+            first, received, prunable = self._unpack(message.content, asked, state, context)
         except _MissingReference:
             record = ConfigRecord({"status": MISSING_REFERENCE})
             return Message(RecordDict({RECORD: record}), reply_to=message)
@@ -121,8 +134,10 @@ class CompressMod:
             reply = call_next(message, context)
         if not reply.has_error():
             said = {} if answer is None else _pack(reply.content, first, answer)
-            held = {"held": state.held} if state.held else {}  # Flower's message_size_mod takes no empty texts
-            reply.content[RECORD] = ConfigRecord({**held, **said})
+            if state.held != received.id:
+                said["held"] = state.held
+            if said:
+                reply.content[RECORD] = ConfigRecord(said)
         return reply
 
     @contextmanager
@@ -143,21 +158,31 @@ class CompressMod:
             parts.append(TopKUpdate(density=1.0, decay=1.0))  # everything is sent: the residual is the coding error
         return parts
 
-    def _unpack(self, content: RecordDict, asked: ConfigRecord, state: NodeState) -> tuple[str, Reference, list[str]]:
+    def initial(self, asked: ConfigRecord, context: Context) -> Arrays | None:
+        """Return the model that the run starts from, where this node can build it; subclasses do."""
+        return None
+
+    def _unpack(
+        self, content: RecordDict, asked: ConfigRecord, state: NodeState, context: Context
+    ) -> tuple[str, Reference, list[str]]:
         """Replace the packed array by the decoded records; return the first's name, the model, and what is prunable."""
         key, payload = packed_record(content), packed_payload(content)
         assert key is not None
         assert payload is not None
-        records, reference = records_said(content, key), None
-        if reference_id := str(asked.get("reference", "")):
-            reference = state.reference(reference_id)
-            if reference is None or "blueprint" not in state.values:
-                raise _MissingReference
+        records, reference, reference_id = records_said(content, key), None, str(asked.get("reference", ""))
+        if reference_id and "blueprint" not in asked and "blueprint" not in state.values:
+            raise _MissingReference
         described = asked.get("blueprint", state.values.get("blueprint", b""))
         blueprint = Blueprint.from_bytes(described)
-        if reference is not None and list(reference.specs.items()) != list(blueprint.specs.items()):
-            raise _MissingReference
         self.limits.check("max_memory_bytes", blueprint.nbytes)
+        if reference_id:
+            reference = state.reference(reference_id)
+            if reference is None and (arrays := self.initial(asked, context)) is not None:
+                reference = initial_reference(arrays, blueprint.specs)
+            if reference is None or reference.id != reference_id:
+                raise _MissingReference
+            if list(reference.specs.items()) != list(blueprint.specs.items()):
+                raise _MissingReference
         received = Reference(decode(payload, like=blueprint.specs, reference=reference), exact_names(blueprint.specs))
         state.values["blueprint"] = described
         if asked.get("hold", False):
@@ -188,9 +213,9 @@ class _Answer:
     rounding: str
 
 
-def _pack(content: RecordDict, first: str, answer: _Answer) -> dict[str, bytes | list[str]]:
+def _pack(content: RecordDict, first: str, answer: _Answer) -> dict[str, Any]:
     """Replace the trained arrays by one packed array; return what our record is to say of them."""
-    said: dict[str, bytes | list[str]] = {}
+    said: dict[str, Any] = {}
     if not (records := tensor_records(content, first)):
         return said
     trained, received = joined(content, records), answer.leaving.received

@@ -4,6 +4,7 @@ The server's message names the method and brings its hyper-parameters; the devic
 its owner's limits, and answers the hello.
 """
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -12,16 +13,26 @@ from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import ClientAppCallable
 
 from flsparse.clients.core.compress import CompressMod, Limits
-from flsparse.clients.core.method import METHODS, Kind, TaskLike, Visit, asked_method, partition_id
+from flsparse.clients.core.method import METHODS, Kind, TaskLike, Visit, asked_method, partition_id, test_data_of
 from flsparse.clients.core.state import NodeState
 from flsparse.codec.wire import VERSION
-from flsparse.wire.messages import RECORD
+from flsparse.nets.arrays import Arrays, state_arrays
+from flsparse.wire.messages import AGREED, HOLDINGS, RECORD, SURVEY, record_of
 
 _UNNAMED = {Kind.SPLIT: "split_ms"}  # its messages within a round name no method
 
 
 class _OpenMod(CompressMod):
-    """The mod before an app that reads our record and keeps state beside ours."""
+    """The mod before an app that reads our record, keeps state beside ours, and builds the initial model by itself."""
+
+    def __init__(self, load_task: Callable[[Context], TaskLike], limits: Limits) -> None:
+        super().__init__(limits=limits)
+        self._load_task = load_task
+
+    def initial(self, asked: ConfigRecord, context: Context) -> Arrays:
+        """Return the task's fresh model as the method trains it."""
+        method = asked_method(asked, "fedavg")
+        return state_arrays(method.prepare(self._load_task(context).model()))
 
     @contextmanager
     def hidden(self, content: RecordDict, context: Context) -> Iterator[None]:
@@ -31,8 +42,9 @@ class _OpenMod(CompressMod):
 def device_app(load_task: Callable[[Context], TaskLike], limits: Limits | None = None) -> ClientApp:
     """Return the ClientApp that trains, evaluates and answers the hello.
 
-    A device has training data alone: asked to evaluate, it reports ``train-loss`` and ``train-accuracy`` of the model
-    it received. The server measures test accuracy, or an app of one's own does.
+    Asked to evaluate the model that it received, a device with data of its own reports ``loss`` and ``accuracy`` on its
+    test part. Others have training data alone, and report ``train-loss`` and ``train-accuracy``: the server measures
+    test accuracy, or an app of one's own does.
 
     Parameters
     ----------
@@ -42,7 +54,7 @@ def device_app(load_task: Callable[[Context], TaskLike], limits: Limits | None =
         Bounds set by the device's owner, which no server can exceed.
     """
     limits = limits or Limits()
-    app = ClientApp(mods=[_OpenMod(limits=limits)])  # holds bytes; the passes over the data are held below
+    app = ClientApp(mods=[_OpenMod(load_task, limits)])  # holds bytes; the passes over the data are held below
 
     def answering(kind: Kind) -> ClientAppCallable:
         def answer(message: Message, context: Context) -> Message:
@@ -61,15 +73,23 @@ def device_app(load_task: Callable[[Context], TaskLike], limits: Limits | None =
 
     @app.query()
     def hello(message: Message, context: Context) -> Message:
+        state, asked = NodeState(context, limits.max_state_bytes), record_of(message.content)
+        if isinstance(agreed := asked.get(AGREED), str):
+            state.values[AGREED] = agreed
+        task = load_task(context)
         record = ConfigRecord(
             {
                 "partition-id": partition_id(context),
-                "num-examples": len(load_task(context).train_data(partition_id(context))),
+                "num-examples": len(task.train_data(partition_id(context))),
                 "methods": sorted(METHODS),
                 "codec-version": VERSION,
-                "held": NodeState(context, limits.max_state_bytes).held,
+                "held": state.held,
             }
         )
+        if (tested := test_data_of(task, partition_id(context))) is not None:
+            record["num-test-examples"] = len(tested)
+        if asked.get(SURVEY) and hasattr(task, "holdings"):
+            record[HOLDINGS] = json.dumps(task.holdings())
         return Message(RecordDict({RECORD: record}), reply_to=message)
 
     return app

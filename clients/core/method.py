@@ -28,6 +28,7 @@ from flsparse.clients.core.state import NodeState
 from flsparse.clients.parts import questions
 from flsparse.configs import build
 from flsparse.nets.arrays import Arrays, load_arrays, state_arrays
+from flsparse.nets.losses import summed_class_loss
 from flsparse.schedules import batches_of_a_pass
 from flsparse.wire import bundle
 from flsparse.wire.messages import (
@@ -88,15 +89,22 @@ class LocalMethod:
                 return _trained(self, visit)
             case Kind.EVALUATE:
                 model, _ = _loaded(self, visit)
+                if (held := visit.test_data) is not None:
+                    return RecordDict({questions.METRICS: MetricRecord(dict(visit.task.evaluate(model, held)))})
                 found = visit.task.evaluate(model, visit.data)
-                measured = {f"train-{key}": found.pop(key) for key in ("loss", "accuracy")}  # there are no other data
-                return RecordDict({questions.METRICS: MetricRecord({**measured, **found})})
+                kept = (questions.NUM_EXAMPLES, "prediction-share")
+                named = {  # a device has no other data than those it trains on
+                    key if key in kept or key.startswith(questions.SUMS) else f"train-{key}": value
+                    for key, value in found.items()
+                }
+                return RecordDict({questions.METRICS: MetricRecord(named)})
             case Kind.STATISTICS:
                 model, _ = _loaded(self, visit)
                 return questions.answer_statistics(model, visit.sample)
             case Kind.VALLEY:
                 model, _ = _loaded(self, visit)
-                return questions.answer_valley(model, visit.sample, config_of(visit.content), visit.state)
+                summed = getattr(visit.task, "summed_loss", summed_class_loss)
+                return questions.answer_valley(model, visit.sample, config_of(visit.content), visit.state, summed)
         raise unanswered(self, kind)
 
     def passes(self, kind: Kind, visit: "Visit") -> float:
@@ -178,7 +186,7 @@ class TaskLike(Protocol):
     def train_data(self, node: int) -> Any: ...
     def optimizer(self, model: nn.Module, config: Mapping[str, Scalar]) -> torch.optim.Optimizer: ...
     def fit(self, fit: Fit, method: Hooks, data: Any) -> Arrays: ...
-    def evaluate(self, model: nn.Module, data: Any) -> dict[str, float]: ...
+    def evaluate(self, model: nn.Module, data: Any) -> dict[str, Any]: ...
     def sample(self, data: Any, size: int) -> list[tuple[torch.Tensor, torch.Tensor]]: ...
 
 
@@ -222,6 +230,11 @@ class Visit:
         return self.task.train_data(self.node)
 
     @property
+    def test_data(self) -> Any:
+        """The test part of the node's own data; None where it has training data alone."""
+        return test_data_of(self.task, self.node)
+
+    @property
     def sample(self) -> questions.Batches:
         """The sample of the node's data that the message asks to measure on."""
         return self.task.sample(self.data, int(self.config.get("samples", 0)))
@@ -241,6 +254,12 @@ class Visit:
             state=self.state,
             prunable=prunable,
         )
+
+
+def test_data_of(task: TaskLike, node: int) -> Any:
+    """Return the test part of a node's own data; None where its task has none."""
+    find = getattr(task, "local_test_data", None)
+    return None if find is None else find(node)
 
 
 def unanswered(method: LocalMethod, kind: Kind) -> ValueError:

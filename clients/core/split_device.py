@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from flwr.app import ConfigRecord, MetricRecord, RecordDict
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 
 from flsparse.clients.core.compress import coded_update, encode_update
@@ -26,6 +25,7 @@ from flsparse.codec import Reference, decode_activations, decode_gradient, encod
 from flsparse.codec.activations.compressors import ActivationCodec
 from flsparse.nets.arrays import Arrays, load_arrays, load_optimizer, optimizer_arrays, state_arrays
 from flsparse.nets.cutting import cut_model
+from flsparse.nets.losses import class_loss
 from flsparse.nets.seeded import seeded
 from flsparse.schedules import batches_of_a_pass
 from flsparse.wire import bundle as split
@@ -224,7 +224,7 @@ class Device:
             received = torch.from_numpy(array).to(self.device).requires_grad_()
             with self._drawing(j, "head"):
                 logits = self.head(received.clone())  # its first layer may write into its input
-            loss = cross_entropy(logits, targets, reduction="sum")
+            loss = class_loss(logits, targets, "sum")
             (loss / total).backward()
             assert received.grad is not None
             gradient = received.grad.cpu().numpy()

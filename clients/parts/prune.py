@@ -10,9 +10,10 @@ from flsparse.clients.core.part import PRUNE, Leaving, Part
 from flsparse.codec import Reference
 from flsparse.nets.arrays import Arrays
 from flsparse.ranges import one_of, within
-from flsparse.sparsity import prune_global, prune_per_layer, regrowth
+from flsparse.sparsity import prune_global, prune_lamp, prune_per_layer, regrowth
 
-Scope = Literal["global", "layer"]
+Scope = Literal["lamp", "global", "layer"]
+SCOPES = {"lamp": prune_lamp, "global": prune_global, "layer": prune_per_layer}
 
 
 def prune(arrays: Mapping[str, np.ndarray], sparsity: float, scope: str, names: list[str]) -> Arrays:
@@ -24,13 +25,13 @@ def prune(arrays: Mapping[str, np.ndarray], sparsity: float, scope: str, names: 
         Arrays by name; the others pass unchanged.
     sparsity : float
         Fraction of zeros among the named arrays, in [0, 1).
-    scope : {"global", "layer"}
-        One ranking over all named arrays, or one for each.
+    scope : {"lamp", "global", "layer"}
+        One ranking over all named arrays, of each magnitude's share of its array or of magnitudes, or one for each.
     names : list[str]
         The prunable arrays.
     """
-    one_of(("global", "layer"), scope=scope)
-    return (prune_global if scope == "global" else prune_per_layer)(arrays, sparsity, names)
+    one_of(SCOPES, scope=scope)
+    return SCOPES[scope](arrays, sparsity, names)
 
 
 @dataclass(kw_only=True)
@@ -41,8 +42,8 @@ class Prune(Part):
     ----------
     sparsity : float
         Fraction of zeros among the prunable weights, in [0, 1).
-    scope : {"global", "layer"}
-        One magnitude ranking over all layers, or one for each.
+    scope : {"lamp", "global", "layer"}
+        One ranking over all layers, of each magnitude's share of its layer or of magnitudes, or one for each layer.
     """
 
     name: ClassVar[str] = "prune"
@@ -52,7 +53,7 @@ class Prune(Part):
 
     def __post_init__(self) -> None:
         within("[0, 1)", "the fraction of zeros", sparsity=self.sparsity)
-        one_of(("global", "layer"), scope=self.scope)
+        one_of(SCOPES, scope=self.scope)
 
     def outgoing(self, arrays: Arrays, leaving: Leaving, base: Reference) -> Arrays:
         """Return the arrays, pruned."""

@@ -6,7 +6,7 @@
 A valley takes one message a worker: the first brings the average, which the node keeps, each further one a worker.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from flwr.app import ConfigRecord, MetricRecord, RecordDict
@@ -15,15 +15,18 @@ from torch import Tensor, nn
 from flsparse.clients.core.state import NodeState
 from flsparse.nets.arrays import parameter_arrays
 from flsparse.nets.batch_norm import batch_norm_statistics
+from flsparse.nets.losses import summed_class_loss
 from flsparse.nets.valley import Loss, line, loss_on
 from flsparse.wire.messages import Entries, to_record
 
 STATISTICS, VALLEY = "statistics", "valley"
 NUM_EXAMPLES = "num-examples"  # weight of an answer
 METRICS = "metrics"
+SUMS = "sums."  # prefix of sums that are exact over nodes, among the metrics
 _AVERAGE = "valley-average"
 MAX_VALLEY_STEPS = 200
 Batches = list[tuple[Tensor, Tensor]]
+Summed = Callable[[Tensor, Tensor], Tensor]
 
 
 def _examples(batches: Batches) -> float:
@@ -36,7 +39,9 @@ def answer_statistics(model: nn.Module, batches: Batches) -> RecordDict:
     return RecordDict({STATISTICS: to_record(found), METRICS: MetricRecord({NUM_EXAMPLES: _examples(batches)})})
 
 
-def answer_valley(model: nn.Module, batches: Batches, asked: ConfigRecord, state: NodeState) -> RecordDict:
+def answer_valley(
+    model: nn.Module, batches: Batches, asked: ConfigRecord, state: NodeState, summed: Summed = summed_class_loss
+) -> RecordDict:
     """Return the loss at the average, or at ``steps`` points ``step`` apart on the ray to the worker received.
 
     Parameters
@@ -49,6 +54,8 @@ def answer_valley(model: nn.Module, batches: Batches, asked: ConfigRecord, state
         ``point`` ("average" or "worker"), ``step`` (above 0), ``steps`` (1 to 200), ``names`` (list[str]; empty: all).
     state : NodeState
         Keeps the average from one message to the next.
+    summed : callable
+        Sum of the loss over a batch, from outputs and targets; by default cross-entropy.
 
     Raises
     ------
@@ -56,7 +63,7 @@ def answer_valley(model: nn.Module, batches: Batches, asked: ConfigRecord, state
         A worker came before the average, or ``steps`` is out of bounds.
     """
     received, told = parameter_arrays(model), Entries(asked, "a question")
-    loss = loss_on(model, batches)
+    loss = loss_on(model, batches, summed)
     if told.text("point") == "average":
         state.put(_AVERAGE, received)
         losses = [loss(received)]

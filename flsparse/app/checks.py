@@ -9,14 +9,52 @@ from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any
 
 from flsparse.app.settings import SettingsError
-from flsparse.app.terminal import doing, say
-from flsparse.configs import open_parameters, sampled_nodes
+from flsparse.app.terminal import doing, errors, say
+from flsparse.configs import lookup, open_parameters, sampled_nodes
 from flsparse.report.tables import human_bytes
 from flsparse.runs.checkpoint import CheckpointError
 from flsparse.runs.folder import holds_a_run, read_checkpoint
 
 if TYPE_CHECKING:
     from flsparse.app.rehearsal import Rehearsed
+
+
+def count_nodes(cfg: Mapping[str, Any]) -> int:
+    """Return the number of nodes that the data have, for a configuration that says none.
+
+    Raises
+    ------
+    SettingsError
+        They do not say, or are elsewhere.
+    """
+    kind = lookup(cfg, "partition.kind")
+    if cfg["superlink"]:
+        raise SettingsError("num_clients must be set with superlink=: the data are on its nodes, which are waited for")
+    if kind == "own":
+        return len(own_roots(cfg))
+    if kind != "natural":
+        raise SettingsError(f"num_clients must be set: partition.kind={kind} divides the data among so many nodes")
+    with doing("reading the data"):
+        from flsparse.tasks import build_task
+
+        return build_task(cfg).num_nodes
+
+
+def own_roots(cfg: Mapping[str, Any]) -> Sequence[str]:
+    """Return the folder of each node of ``partition.kind=own`` that runs on this machine.
+
+    Raises
+    ------
+    SettingsError
+        They are not given.
+    """
+    roots = lookup(cfg, "partition.roots")
+    if not isinstance(roots, Sequence) or isinstance(roots, str) or not roots:
+        raise SettingsError(
+            "partition.kind=own needs the folder of each node on this machine, partition.roots=[DIR,DIR]; devices name "
+            "theirs by dataset-root in their --node-config"
+        )
+    return roots
 
 
 def check_strategy(cfg: Mapping[str, Any]) -> Collection[str]:
@@ -85,8 +123,13 @@ def rehearse_all(jobs: Sequence[Mapping[str, Any]]) -> list[object]:
     here = [cfg for cfg in jobs if not cfg["superlink"]]  # else data and devices are elsewhere
     if not here:
         return []
+    noted: set[str] = set()
     for number, cfg in enumerate(here, 1):
         found = _rehearsed(cfg, f"run {number} of {len(here)}: " if len(here) > 1 else "")
+        for note in found.task.notes:
+            if note not in noted:
+                noted.add(note)
+                say(f"flsparse: note: {note}", errors)
         if len(jobs) == 1:
             say(_described(cfg, found))
             return [found.task]

@@ -21,10 +21,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from flsparse import __version__
 from flsparse.app.checks import check_folder, check_machine, check_saved, check_strategy, rehearse_all
-from flsparse.app.composing import compose_jobs, parse_overrides, quoted, resumed_job, search_path
+from flsparse.app.composing import compose_jobs, filled_in, parse_overrides, quoted, resumed_job, search_path
 from flsparse.app.job import run_job
 from flsparse.app.settings import SettingsError, check, without_effect
 from flsparse.app.terminal import doing, errors, in_one_line, out, say, shown
+from flsparse.kpi import final
 from flsparse.report.comparison import Job, comparison, read_job, targets
 
 
@@ -108,12 +109,12 @@ def _hand_over(arguments: Sequence[str]) -> int:
 
 
 def _job(config: DictConfig) -> float:
-    """Run one job; return its final accuracy, which a sweeper may maximize."""
+    """Run one job; return the KPI that it ends with, for a sweeper."""
     settings = HydraConfig.get()
     sweeping = settings.mode == RunMode.MULTIRUN
     if sweeping:
         out.rule(f"{settings.job.num}: {' '.join(settings.overrides.task)}", align="left")
-    cfg: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    cfg = filled_in(config)
     try:
         summary = run_job(cfg, show=not sweeping)
     except KeyboardInterrupt:
@@ -122,8 +123,8 @@ def _job(config: DictConfig) -> float:
         raise
     if summary is None:
         return math.nan if sweeping else sys.exit(1)
-    accuracy = summary.get("final_accuracy")
-    return math.nan if accuracy is None else float(accuracy)
+    score = final(summary)
+    return math.nan if score is None else float(score)
 
 
 def _dry_run(jobs: Sequence[dict[str, Any]]) -> int:

@@ -13,6 +13,7 @@ from typing import Any
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
@@ -20,12 +21,13 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from flsparse.app.checks import count_nodes
 from flsparse.app.settings import SettingsError
 from flsparse.configs import did_you_mean, keys_of
 
-_FOLDERS = ("resume", "output_dir", "dataset.root")
+_FOLDERS = ("resume", "output_dir", "dataset.root", "init", "model.weights")
 # sections with constructors that refuse unknown arguments
-_CHECKED = ("strategy", "codec", "dataset", "model", "parts")
+_CHECKED = ("strategy", "codec", "dataset", "model", "objective", "parts")
 
 
 def compose_jobs(overrides: Sequence[str], *, sweep: bool) -> list[dict[str, Any]]:
@@ -48,19 +50,21 @@ def compose_jobs(overrides: Sequence[str], *, sweep: bool) -> list[dict[str, Any
     SettingsError
         An override cannot be read, or names a group, an option or a key that does not exist.
     """
-    loader, groups, parsed = GlobalHydra.instance().config_loader(), _groups(), parse_overrides(overrides)
+    loader, parsed = GlobalHydra.instance().config_loader(), parse_overrides(overrides)
+    places = [each for each in overrides if each.startswith("hydra.searchpath=")]
+    groups = _groups(places)
     try:
         ours = [each for each in parsed if not _is_hydras(each)]
         for each in ours:
             if each.is_sweep_override() and not sweep:
                 raise SettingsError(f"{each.input_line} names several values: add -m to run them all")
             if each.key_or_group in groups:
-                _check_option(each, loader.get_group_options(each.key_or_group))
+                _check_option(each, loader.get_group_options(each.key_or_group, config_name="config", overrides=places))
         chosen = [each for each in parsed if each.key_or_group in groups or _is_hydras(each)]
         known = {key for job in _jobs(chosen) for key in keys_of(_compose(job))}
         for each in ours:
             _check_key(each, groups, known)
-        return [_compose(job) for job in _jobs(parsed)]
+        return [_compose_counted(job) for job in _jobs(parsed)]
     except (HydraException, OmegaConfBaseException) as error:
         raise SettingsError(_first_line(error) + _missing_plugin(error)) from error
 
@@ -75,8 +79,11 @@ def _missing_plugin(error: Exception) -> str:
     return f": Hydra's plugin for it is not installed (pip install hydra-{found[2]}-{found[1]})" if found else ""
 
 
-def _groups() -> list[str]:
-    return [group for group in GlobalHydra.instance().config_loader().list_groups("") if group != "hydra"]
+def _groups(places: Sequence[str] = ()) -> list[str]:
+    """Return the groups of our tree, and of the user's own at further places."""
+    loader = GlobalHydra.instance().config_loader()
+    found = loader.get_group_options("", ObjectType.GROUP, config_name="config", overrides=list(places))
+    return [group for group in found if group != "hydra"]
 
 
 def quoted(override: str) -> str:
@@ -162,6 +169,19 @@ def _read_config(folder: Path) -> DictConfig:
 def _compose(overrides: Sequence[str]) -> dict[str, Any]:
     """Return one job's configuration; its output folder is Hydra's to choose, and null here."""
     config = hydra.compose("config", [*overrides, "output_dir=null"])
+    return OmegaConf.to_container(config, resolve=True)  # type: ignore[return-value]
+
+
+def _compose_counted(job: Sequence[str]) -> dict[str, Any]:
+    """Return one job's configuration, with the number of nodes that the data have where none is given."""
+    cfg = _compose(job)
+    return _compose([*job, f"num_clients={count_nodes(cfg)}"]) if cfg["num_clients"] is None else cfg
+
+
+def filled_in(config: DictConfig) -> dict[str, Any]:
+    """Return the configuration that Hydra hands to a job as plain values, its nodes counted where none are given."""
+    if config.num_clients is None:
+        config.num_clients = count_nodes(OmegaConf.to_container(config, resolve=True))  # type: ignore[arg-type]
     return OmegaConf.to_container(config, resolve=True)  # type: ignore[return-value]
 
 

@@ -18,12 +18,15 @@ from flwr.clientapp import ClientApp
 
 from flsparse.app.settings import SettingsError
 from flsparse.app.terminal import in_one_line
+from flsparse.configs import AUTO
 from flsparse.nets.arrays import Arrays, load_arrays, state_arrays
 from flsparse.runs.folder import read_checkpoint
+from flsparse.runs.target import Target
 from flsparse.runtime.apps import client_app
-from flsparse.runtime.federation import make_strategy, prepare, train_config
+from flsparse.runtime.federation import make_strategy, prepare
 from flsparse.runtime.inprocess import InProcessGrid
 from flsparse.runtime.launcher import node_files
+from flsparse.runtime.rate_search import RATES, train_config, with_rate
 from flsparse.sparsity import prunable_names
 from flsparse.tasks import Data, Task, build_task
 from flsparse.wire.messages import to_numpy, to_record
@@ -43,7 +46,7 @@ class Rehearsed:
     sizes : list of int
         Training samples of each node, by partition id.
     evaluated : int
-        Samples that the server will evaluate on.
+        Samples that the server, or with data of their own the nodes, will evaluate on.
     parameters : int
         Of the model.
     """
@@ -77,6 +80,8 @@ def rehearse(cfg: Mapping[str, Any], tell: Callable[[str], object] = lambda _: N
     task = build_task(cfg)
     sizes = [len(task.train_data(node)) for node in range(task.num_nodes)]
     evaluated = task.validation_data() if cfg["evaluate"]["on"] == "validation" else task.test_data()
+    if (target := cfg["evaluate"].get("target")) is not None:
+        Target(target, task.kpi)
     tell(f"making the model {cfg['model']['name']}")
     parameters = sum(each.numel() for each in task.model().parameters())
     largest, smallest = int(np.argmax(sizes)), int(np.argmin(sizes))
@@ -94,7 +99,8 @@ def rehearse(cfg: Mapping[str, Any], tell: Callable[[str], object] = lambda _: N
             f"node {node} fails in round 1, of {sizes[node]} training sample{'s' * (sizes[node] != 1)}: "
             f"{in_one_line(error)}{few}"
         ) from error
-    return Rehearsed(task, sizes, len(evaluated), parameters)
+    tested = [task.local_test_data(node) or () for node in range(task.num_nodes)]
+    return Rehearsed(task, sizes, len(evaluated) or sum(map(len, tested)), parameters)
 
 
 def _one_round(cfg: Mapping[str, Any], task: Task, nodes: "_Nodes", evaluated: Data) -> None:
@@ -118,7 +124,7 @@ def _one_round(cfg: Mapping[str, Any], task: Task, nodes: "_Nodes", evaluated: D
     )
 
     def evaluate(server_round: int, trained: ArrayRecord) -> MetricRecord | None:
-        if server_round == 0:  # first, since it is the quickest to fail
+        if server_round == 0 and len(evaluated):  # first, since it is the quickest to fail
             load_arrays(model, to_numpy(trained))
             task.evaluate(model, batch)
         return None
@@ -127,7 +133,7 @@ def _one_round(cfg: Mapping[str, Any], task: Task, nodes: "_Nodes", evaluated: D
         grid=InProcessGrid(nodes, len(nodes.partitions), on_error="raise"),
         initial_arrays=to_record(arrays),
         num_rounds=1,
-        train_config=train_config(small),
+        train_config=train_config(with_rate(small, min(RATES)) if cfg["client"]["lr"] == AUTO else small),
         evaluate_fn=evaluate,
     )
 

@@ -10,7 +10,8 @@ from math import inf
 from typing import Any
 
 from flsparse.codec.wire import VALUES
-from flsparse.configs import lookup, sampled_nodes
+from flsparse.configs import AUTO, lookup, sampled_nodes
+from flsparse.kpi import KPIS
 
 
 class SettingsError(ValueError):
@@ -47,16 +48,21 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "evaluate.every": _at_least(1),
     "evaluate.on": _one_of("test", "validation"),
     "evaluate.target": (
-        lambda value: _number(value) and 0 < value <= 1,
-        "an accuracy above 0 and at most 1, such as 0.95",
+        lambda value: _number(value) and -inf < value < inf,
+        "a value of the metric, such as 0.95 of accuracy",
     ),
+    "metric": _one_of(*KPIS),
     "partition.alpha": (lambda value: _number(value) and value > 0, "a number above 0; inf is IID"),
-    "client.lr": _POSITIVE,
+    "client.lr": (
+        lambda value: value == AUTO or (_number(value) and 0 < value < inf),
+        "a number above 0, and finite, or auto: searched before round 1",
+    ),
     "client.lr_final": _NOT_NEGATIVE,
     "client.lr_schedule": _one_of("geometric", "cosine"),
     "client.batch_size": _at_least(1),
     "client.local_epochs": _at_least(0),
     "client.local_steps": _at_least(0),
+    "client.optimizer": _one_of("sgd", "adamw"),
     "client.momentum": (lambda value: _number(value) and 0 <= value < 1, "a number in [0, 1)"),
     "client.weight_decay": _NOT_NEGATIVE,
     "client.clip_grad": _NOT_NEGATIVE,
@@ -82,6 +88,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "codec.rounding": _one_of("nearest", "stochastic"),
 }
 
+_RATE_OF_SGD = 0.1
 _CODEC = ("codec.values", "codec.rounding", "codec.downlink_values")
 _REQUIRED = (
     *("seed", "num_rounds", "num_clients", "fraction_train", "device", "evaluate.every", "evaluate.on"),
@@ -106,6 +113,11 @@ def check(cfg: Mapping[str, Any]) -> None:
         value = lookup(cfg, key)
         if value is not None and not allowed(value):
             raise SettingsError(f"{key}={value} is impossible: it is {words}")
+    if lookup(cfg, "client.optimizer") == "adamw" and lookup(cfg, "client.lr") >= _RATE_OF_SGD:
+        raise SettingsError(
+            f"client.lr={lookup(cfg, 'client.lr')} is a rate of SGD, which the strategy brings: AdamW's steps are as "
+            f"large as its rate, so give one below {_RATE_OF_SGD}, such as client.lr=0.01"
+        )
     if lookup(cfg, "client.local_epochs") == 0 and not lookup(cfg, "client.local_steps"):
         raise SettingsError("client.local_epochs=0 and client.local_steps=0: nodes would not train; set one of them")
     if (qsr := lookup(cfg, "strategy.qsr")) and not lookup(cfg, "client.local_steps"):

@@ -21,8 +21,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from flsparse.nets.losses import summed_class_loss
 
 Arrays = Mapping[str, np.ndarray]
 Loss = Callable[[Arrays], float]
@@ -252,8 +253,12 @@ def batch_statistics(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def loss_on(model: nn.Module, batches: Sequence[tuple[Tensor, Tensor]]) -> Loss:
-    """Return the mean cross-entropy of a module on some batches as a function of its parameters.
+def loss_on(
+    model: nn.Module,
+    batches: Sequence[tuple[Tensor, Tensor]],
+    summed: Callable[[Tensor, Tensor], Tensor] = summed_class_loss,
+) -> Loss:
+    """Return the mean loss of a module on some batches as a function of its parameters.
 
     Batch norm takes the statistics of each batch: running ones belong to one point of the walk alone.
 
@@ -262,7 +267,9 @@ def loss_on(model: nn.Module, batches: Sequence[tuple[Tensor, Tensor]]) -> Loss:
     model : nn.Module
         Its parameters are overwritten by every call.
     batches : sequence of (Tensor, Tensor)
-        Inputs as the model takes them, targets int64; at least one, the same at every point.
+        Inputs as the model takes them, targets as the loss does; at least one, the same at every point.
+    summed : callable
+        Sum of the loss over a batch, from outputs and targets; by default cross-entropy.
     """
     parameters = dict(model.named_parameters())
 
@@ -273,8 +280,7 @@ def loss_on(model: nn.Module, batches: Sequence[tuple[Tensor, Tensor]]) -> Loss:
             for name, parameter in parameters.items():
                 parameter.copy_(torch.from_numpy(np.array(arrays[name])))
             for inputs, targets in batches:
-                logits = model(inputs).flatten(0, -2)
-                total += cross_entropy(logits, targets.flatten(), reduction="sum").double().cpu()
+                total += summed(model(inputs), targets).double().cpu()
                 count += targets.numel()
         return float(total) / count
 

@@ -13,6 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from flsparse.kpi import kpi_of
 from flsparse.report.comparison import comparison, read_job, swept_keys, targets
 from flsparse.report.plots import accuracy_against_bytes, loss_along_directions
 from flsparse.report.tables import comparison_table, read_summary, run_table
@@ -66,8 +67,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for table in _tables(folders, summaries, labels):
             Console().print(table)
         rows = [read_rows(folder / "metrics.jsonl") for folder in folders]
+        kpi = kpi_of(summaries[0])
         plot = accuracy_against_bytes(
-            dict(zip(labels, rows, strict=True)), args.plot or args.folders[0] / "accuracy_against_bytes.png"
+            dict(zip(labels, rows, strict=True)), args.plot or args.folders[0] / f"{kpi.name}_against_bytes.png", kpi
         )
         valleys = [
             loss_along_directions(measured[-1], folder / "valley.png")

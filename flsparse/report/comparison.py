@@ -12,13 +12,14 @@ from typing import Any
 import yaml
 from rich.table import Table
 
+from flsparse.kpi import KPIS, Kpi, final, kpi_of
 from flsparse.report.tables import comparison_table, read_summary, target_table
 from flsparse.runs.folder import read_rows
 from flsparse.runs.target import HELD, to_target
 
 _SEED = "seed"
 _DENSE = 1.1  # ratio of plain arrays, which zeros may shrink a little
-_ALLOWED = 0.005  # of accuracy, below the baseline's final one
+_ALLOWED = 0.005  # of a fraction, or in proportion to any other KPI, worse than the baseline's final one
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Job:
     def is_dense(self) -> bool:
         """Whether it is dense FedAvg, the baseline of all methods: it sends whole models, and has learned."""
         ratios = [self.summary.get(f"{way}_ratio") or 0.0 for way in ("uplink", "downlink")]
-        learned = self.summary.get("final_accuracy") is not None and not self.summary.get("warnings")
+        learned = final(self.summary) is not None and not self.summary.get("warnings")
         return self.summary["strategy"] == "fedavg" and max(ratios) < _DENSE and learned
 
     @property
@@ -94,8 +95,9 @@ def comparison(jobs: Sequence[Job]) -> Table:
 def targets(jobs: Sequence[Job]) -> Table | None:
     """Return the table of what a sweep's settings took to a target; None where there is no target.
 
-    It is the runs' own ``evaluate.target``; or, where one setting alone is dense FedAvg, the accuracy that this ends
-    with, less half a point: the mean of its last three evaluations, one alone being a matter of luck, and of its seeds.
+    It is the runs' own ``evaluate.target``; or, where one setting alone is dense FedAvg, the KPI that this ends with,
+    less half a point (half a percent of what is no fraction): the mean of its last three evaluations, one alone being
+    a matter of luck, and of its seeds.
     """
     done = {label: [job for job in members if job.completed] for label, members in _groups(jobs).items()}
     done = {label: members for label, members in done.items() if members}
@@ -104,16 +106,22 @@ def targets(jobs: Sequence[Job]) -> Table | None:
     rows = [[read_rows(job.folder / "metrics.jsonl") for job in members] for members in done.values()]
     asked = {job.summary.get("target") for members in done.values() for job in members}
     target = asked.pop() if len(asked) == 1 else None
+    kpis = {kpi_of(job.summary).name for members in done.values() for job in members}
+    if len(kpis) != 1:
+        return None
+    kpi = KPIS[kpis.pop()]
     if target is None and baseline is not None and len(done) > 1 and all(rows[baseline]):
-        target = fmean(_ends_with(run) for run in rows[baseline]) - _ALLOWED
+        end = fmean(_ends_with(run, kpi) for run in rows[baseline])
+        slack = _ALLOWED if kpi.fraction else _ALLOWED * abs(end)
+        target = end - slack if kpi.higher else end + slack
     if target is None:
         return None
-    found = [[to_target(run, target) for run in runs] for runs in rows]
-    return target_table(found, list(done), _heading(jobs), target, baseline)
+    found = [[to_target(run, target, kpi) for run in runs] for runs in rows]
+    return target_table(found, list(done), _heading(jobs), target, baseline, kpi)
 
 
-def _ends_with(rows: Sequence[Mapping[str, Any]]) -> float:
-    return fmean([row["accuracy"] for row in rows if row["accuracy"] is not None][-HELD:])
+def _ends_with(rows: Sequence[Mapping[str, Any]], kpi: Kpi) -> float:
+    return fmean([row[kpi.name] for row in rows if row.get(kpi.name) is not None][-HELD:])
 
 
 def _settings(jobs: Sequence[Job]) -> list[str]:

@@ -9,9 +9,10 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
 
+from flsparse.kpi import ACCURACY, Kpi, kpi_of
 from flsparse.report.tables import human_bytes, human_seconds, percent, ratio_of
 
-_WIDTHS = {"round": 5, "accuracy": 8, "loss": 7, "up": 7, "ratio": 6, "down": 7, "ratio ": 6, "sparsity": 8}
+_WIDTHS = {"round": 5, "metric": 8, "loss": 7, "up": 7, "ratio": 6, "down": 7, "ratio ": 6, "sparsity": 8}
 
 
 class Display:
@@ -43,6 +44,7 @@ class Display:
         self._started = time.monotonic()
         self._totals = {"uplink_bytes": 0, "downlink_bytes": 0}
         self._said: set[str] = set()
+        self._kpi, self._widths = ACCURACY, _WIDTHS
 
     def __enter__(self) -> "Display":
         return self
@@ -56,13 +58,15 @@ class Display:
         Parameters
         ----------
         info : Mapping[str, Any]
-            ``num_rounds`` is used, and ``first_round`` when a run goes on.
+            ``num_rounds`` and ``metric`` are used, and ``first_round`` when a run goes on.
         """
+        self._kpi = kpi_of(info)
+        self._widths = _WIDTHS | {"metric": max(_WIDTHS["metric"], len(self._kpi.name))}
         self._rounds, self._first = int(info.get("num_rounds", 0)), int(info.get("first_round", 1))
         self._started = time.monotonic()
         self._progress.add_task("rounds", total=self._rounds, completed=self._first - 1, left="")
         if self._console.is_terminal:
-            self._print("  ".join(name.strip().rjust(width) for name, width in _WIDTHS.items()))
+            self._print("  ".join(self._heading(name).rjust(width) for name, width in self._widths.items()))
             self._live = Live(
                 self._screen(),
                 console=self._console,
@@ -71,6 +75,10 @@ class Display:
                 redirect_stderr=sys.stderr.isatty(),  # elsewhere, such as to a file, it is not on this screen
             )
             self._live.start()
+
+    def on_note(self, text: str) -> None:
+        """Print a line about what goes on before round 1."""
+        self._print(text)
 
     def on_round(self, row: Mapping[str, Any]) -> None:
         """Show one round, and what is wrong with its model, once.
@@ -86,9 +94,9 @@ class Display:
         elapsed = time.monotonic() - self._started
         left = elapsed / (server_round - self._first + 1) * (self._rounds - server_round)
         if self._live is None:
-            self._print(plain_line(row, self._rounds, left))
+            self._print(plain_line(row, self._rounds, left, self._kpi))
         else:
-            cells = zip(_cells(row), _WIDTHS.values(), strict=True)
+            cells = zip(_cells(row, self._kpi), self._widths.values(), strict=True)
             self._print("  ".join(cell.rjust(width) for cell, width in cells) + _lost(row))
         for warning in row.get("warnings") or []:
             if warning not in self._said:
@@ -102,6 +110,9 @@ class Display:
     def on_end(self, summary: Mapping[str, Any]) -> None:
         """Give the terminal back."""
         self._stop()
+
+    def _heading(self, column: str) -> str:
+        return self._kpi.name if column == "metric" else column.strip()
 
     def _stop(self) -> None:
         if self._live is not None:
@@ -119,11 +130,11 @@ class Display:
         return Group(self._progress, f"so far {total}")
 
 
-def plain_line(row: Mapping[str, Any], num_rounds: int, seconds_left: float) -> str:
+def plain_line(row: Mapping[str, Any], num_rounds: int, seconds_left: float, kpi: Kpi = ACCURACY) -> str:
     """Return one round as one line, for logs and pipes."""
-    server_round, accuracy, loss, up, up_ratio, down, down_ratio, sparsity = _cells(row)
+    server_round, score, loss, up, up_ratio, down, down_ratio, sparsity = _cells(row, kpi)
     return (
-        f"round {server_round}/{num_rounds}  accuracy {accuracy}  loss {loss}  up {up} ({up_ratio})  "
+        f"round {server_round}/{num_rounds}  {kpi.name} {score}  loss {loss}  up {up} ({up_ratio})  "
         f"down {down} ({down_ratio})  sparsity {sparsity}  {human_seconds(seconds_left)} left{_lost(row)}"
     )
 
@@ -135,11 +146,11 @@ def _lost(row: Mapping[str, Any]) -> str:
     return f"  {replies} of {replies + lost} replies" if lost else ""
 
 
-def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+def _cells(row: Mapping[str, Any], kpi: Kpi) -> tuple[str, ...]:
     loss = row.get("loss")
     return (
         str(row["server_round"]),
-        percent(row.get("accuracy")),
+        kpi.shown(row.get(kpi.name)),
         "-" if loss is None else f"{loss:.4f}" if loss < 10 else f"{loss:.4g}",
         human_bytes(row.get("uplink_bytes") or 0),
         ratio_of(row, "uplink"),

@@ -5,9 +5,13 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+from flsparse.kpi import ACCURACY, Kpi
 
-def accuracy_against_bytes(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: Path | str) -> Path:
-    """Draw accuracy against the bytes sent so far, both ways together, on a logarithmic axis.
+
+def accuracy_against_bytes(
+    runs: Mapping[str, Sequence[Mapping[str, Any]]], path: Path | str, kpi: Kpi = ACCURACY
+) -> Path:
+    """Draw accuracy, or another KPI, against the bytes sent so far, both ways and framed, on a logarithmic axis.
 
     Parameters
     ----------
@@ -15,6 +19,8 @@ def accuracy_against_bytes(runs: Mapping[str, Sequence[Mapping[str, Any]]], path
         Rows of ``metrics.jsonl`` by label; rounds that were not evaluated carry bytes and no point.
     path : Path or str
         The PNG to write.
+    kpi : Kpi
+        What is drawn.
 
     Returns
     -------
@@ -27,15 +33,18 @@ def accuracy_against_bytes(runs: Mapping[str, Sequence[Mapping[str, Any]]], path
         matplotlib is not installed.
     """
     figure, axes = _figure()
+    scale, unit = (100, ", %") if kpi.fraction else (1, "")
     for label, rows in runs.items():
-        sent = accumulate(float(row["uplink_bytes"] + row["downlink_bytes"]) for row in rows)
+        sent = accumulate(float(row["uplink_wire_bytes"] + row["downlink_wire_bytes"]) for row in rows)
         points = [
-            (bytes_sent / 1e6, 100 * row["accuracy"])
+            (bytes_sent / 1e6, scale * row[kpi.name])
             for bytes_sent, row in zip(sent, rows, strict=True)
-            if row.get("accuracy") is not None
+            if row.get(kpi.name) is not None
         ]
         axes.plot(*zip(*points, strict=True), marker=".", label=label) if points else None
-    axes.set(xscale="log", xlabel="megabytes sent, up and down together", ylabel="test accuracy, %")
+    axes.set(
+        xscale="log", xlabel="megabytes sent, both ways, framed", ylabel=f"test {kpi.name.replace('_', ' ')}{unit}"
+    )
     axes.grid(alpha=0.3, which="both")
     axes.legend()
     figure.savefig(path, dpi=150)

@@ -15,6 +15,8 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
+from flsparse.kpi import ACCURACY, Kpi, best, final, kpi_of
+
 
 def human_bytes(count: float) -> str:
     """Return a byte count for reading, in powers of 1000.
@@ -96,11 +98,13 @@ def run_table(summary: Mapping[str, Any]) -> Table:
     table.add_column("what")
     table.add_column("value", justify="right")
     table.add_column("note", style="dim")
-    best = f"best {percent(summary.get('best_accuracy'))}"
-    table.add_row("accuracy", percent(summary.get("final_accuracy")), best)
-    if "mean_node_accuracy" in summary:
-        worst = f"worst {percent(summary['worst_node_accuracy'])}"
-        table.add_row("nodes' own", percent(summary["mean_node_accuracy"]), worst)
+    kpi = kpi_of(summary)
+    table.add_row(_words(kpi.name), kpi.shown(final(summary)), f"best {kpi.shown(best(summary))}")
+    if kpi is not ACCURACY and summary.get("final_accuracy") is not None:
+        table.add_row("accuracy", percent(summary["final_accuracy"]), f"best {percent(summary['best_accuracy'])}")
+    if f"mean_node_{kpi.name}" in summary:
+        worst = f"worst {kpi.shown(summary[f'worst_node_{kpi.name}'])}"
+        table.add_row("nodes' own", kpi.shown(summary[f"mean_node_{kpi.name}"]), worst)
     table.add_row("loss", _number(summary.get("final_loss")), "")
     table.add_row("sparsity", percent(summary.get("final_sparsity")), "of the prunable weights")
     for direction in ("uplink", "downlink"):
@@ -110,7 +114,7 @@ def run_table(summary: Mapping[str, Any]) -> Table:
         note = f"{smaller}{human_bytes(framed)} framed"
         table.add_row(direction, human_bytes(sent), note)
     if summary.get("target") is not None:
-        table.add_row(f"to {percent(summary['target'])}", *_reached(summary.get("to_target")))
+        table.add_row(f"to {kpi.shown(summary['target'])}", *_reached(summary.get("to_target")))
     if "evaluation_bytes" in summary:
         table.add_row(
             "evaluation", human_bytes(summary["evaluation_bytes"]), "nodes' models, to look at; not in the above"
@@ -131,7 +135,7 @@ def comparison_table(
     Parameters
     ----------
     rows : Sequence[Sequence[Mapping[str, Any]]]
-        Contents of ``summary.json`` files: those of one row are of one setting, and give means, with the accuracy's
+        Contents of ``summary.json`` files: those of one row are of one setting, and give means, with the KPI's
         sample standard deviation below. The summary of a run that did not complete may be empty.
     labels : Sequence[str], optional
         Labels of the rows; default: the strategy's name.
@@ -141,13 +145,15 @@ def comparison_table(
     labels = labels or [str(row[0]["strategy"]) for row in rows]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("\n".join(map(_breakable, what.split())), overflow="fold")
-    for column in ("accuracy", "sparsity", "up\n(framed)", "ratio", "down\n(framed)", "ratio", "time"):
+    kpis = {kpi_of(row[0]).name for row in rows if row[0]} or {ACCURACY.name}
+    measured = _words(kpis.pop()).replace(" ", "\n") if len(kpis) == 1 else "metric"
+    for column in (measured, "sparsity", "up\n(framed)", "ratio", "down\n(framed)", "ratio", "time"):
         table.add_column(column, justify="right", no_wrap=True)
     for label, row in zip(labels, rows, strict=True):
         status = row[0].get("status", "failed" if not row[0] else "completed")
         table.add_row(
             escape(_breakable(label)),  # of a sweep over lists it has brackets
-            _accuracy(row) if status == "completed" else str(status),
+            _score(row, named=measured == "metric") if status == "completed" else str(status),
             percent(_mean(row, "final_sparsity")),
             _both(row, "uplink"),
             _ratio(row, "uplink"),
@@ -196,10 +202,15 @@ def _mean(row: Sequence[Mapping[str, Any]], key: str) -> float | None:
     return fmean(values) if values else None
 
 
-def _accuracy(row: Sequence[Mapping[str, Any]]) -> str:
-    values = _values(row, "final_accuracy")
-    spread = f"\n± {100 * stdev(values):.1f} %" if len(values) > 1 else ""
-    return percent(_mean(row, "final_accuracy")) + spread
+def _words(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _score(row: Sequence[Mapping[str, Any]], *, named: bool) -> str:
+    kpi = kpi_of(row[0])
+    values = [value for summary in row if (value := final(summary)) is not None]
+    spread = f"\n± {kpi.shown(stdev(values))}" if len(values) > 1 else ""
+    return f"{_words(kpi.name)} " * named + kpi.shown(fmean(values) if values else None) + spread
 
 
 def _reached(found: Mapping[str, Any] | None) -> tuple[str, str]:
@@ -215,6 +226,7 @@ def target_table(
     what: str,
     target: float,
     baseline: int | None,
+    kpi: Kpi = ACCURACY,
 ) -> Table:
     """Return what settings took to a target, side by side, in the given order.
 
@@ -228,19 +240,22 @@ def target_table(
     what : str
         Heading of the labels' column.
     target : float
-        The accuracy, in (0, 1].
+        Value of the KPI.
     baseline : int, optional
         The row whose bytes, framed and both ways, the ratios divide by those of the others.
+    kpi : Kpi
+        What was to be reached.
     """
-    table = Table(title=f"to {percent(target)}, held for three evaluations", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(title=f"to {kpi.shown(target)}, held for three evaluations", box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("\n".join(map(_breakable, what.split())), overflow="fold")
-    for column in ("rounds", "up", "down", "both, framed", "ratio"):
+    for column in ("rounds", "time", "up", "down", "both, framed", "ratio"):
         table.add_column(column, justify="right", no_wrap=True)
     whole = _mean_held(rows[baseline], "wire_bytes") if baseline is not None else None
     for label, row in zip(labels, rows, strict=True):
         means = [_mean_held(row, key) for key in ("rounds", "uplink_bytes", "downlink_bytes", "wire_bytes")]
         rounds, *sizes = means
-        cells = ["not held" if rounds is None else f"{rounds:.3g}"]
+        seconds = _mean_held(row, "seconds")
+        cells = ["not held" if rounds is None else f"{rounds:.3g}", "-" if seconds is None else human_seconds(seconds)]
         cells += ["-" if size is None else human_bytes(size) for size in sizes]
         times = whole / means[-1] if whole and means[-1] else None
         table.add_row(escape(_breakable(label)), *cells, ratio(times))
@@ -248,7 +263,7 @@ def target_table(
 
 
 def _mean_held(row: Sequence[Mapping[str, Any] | None], key: str) -> float | None:
-    held = [float(each[key]) for each in row if each is not None]
+    held = [float(each[key]) for each in row if each is not None and each.get(key) is not None]
     return fmean(held) if held and len(held) == len(row) else None
 
 

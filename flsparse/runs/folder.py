@@ -76,7 +76,7 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             if not resume:
                 self._clear()
-            self._write("config.yaml", yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
+            self.write_config(config)
         except OSError as error:
             raise RunFolderError(f"cannot write to the run folder {self.path}: {error}") from error
 
@@ -87,6 +87,10 @@ class RunFolder:
         metrics = self.path / "metrics.jsonl"
         rows = [row for row in read_rows(metrics) if int(row.get("server_round", 0)) < first] if self._resume else []
         self._write("metrics.jsonl", "".join(_line(row) for row in rows))
+
+    def write_config(self, config: Mapping[str, Any]) -> None:
+        """Replace ``config.yaml``: a value that was to be found is known now."""
+        self._write("config.yaml", yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
 
     def on_round(self, row: Mapping[str, Any]) -> None:
         """Append one row to ``metrics.jsonl``; it is on disk when this returns."""

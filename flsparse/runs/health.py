@@ -113,17 +113,37 @@ def guessing(accuracy: float, loss: float, prediction_share: float, guess: Guess
     return signs
 
 
+def blind(loss: float, mean_loss: float, mend: str) -> list[str]:
+    """Return a line where a loss is not below that of one answer to everything, the best there is.
+
+    Parameters
+    ----------
+    loss, mean_loss : float
+        Of the model, and of always answering the targets' mean, at least 0.
+    mend : str
+        What the user can do about a model that has learned nothing.
+
+    Examples
+    --------
+    >>> blind(2.1, 2.0, "lower client.lr")
+    ['the loss is that of always answering the mean, 2, or worse: lower client.lr']
+    """
+    if mean_loss <= 0 or loss < (1 - _CLOSE) * mean_loss:
+        return []
+    return [f"the loss is that of always answering the mean, {mean_loss:.3g}, or worse: {mend}"]
+
+
 def layer_mend(strategy: Mapping[str, Any]) -> str:
     """Return what keeps weights in a layer, by the settings of the strategy.
 
     >>> layer_mend({"name": "topk", "sparsity": 0.95, "scope": "global"})
-    'lower strategy.sparsity or set strategy.scope=layer'
+    'lower strategy.sparsity or set strategy.scope=lamp'
     """
     if strategy["name"] == "malcom_psgd":
         return "lower strategy.mu"
     if strategy["name"] == "split_ms" or not strategy.get("sparsity"):  # split learning's is of the activations
         return "lower client.lr"
-    return "lower strategy.sparsity" + " or set strategy.scope=layer" * (strategy.get("scope") == "global")
+    return "lower strategy.sparsity" + " or set strategy.scope=lamp" * (strategy.get("scope") == "global")
 
 
 def _layers(names: Sequence[str]) -> str:
@@ -137,8 +157,9 @@ class Health:
 
     Parameters
     ----------
-    guess : Guess
-        Of the evaluation data.
+    guess : Guess or float or None
+        Of the evaluation data; where the targets are no classes, the loss of always answering their mean, None where
+        that says nothing.
     strategy : Mapping
         The strategy's settings, which name the mend.
 
@@ -149,7 +170,7 @@ class Health:
         and in the run's last round from the first.
     """
 
-    def __init__(self, guess: Guess, strategy: Mapping[str, Any]) -> None:
+    def __init__(self, guess: Guess | float | None, strategy: Mapping[str, Any]) -> None:
         self.warnings: list[str] = []
         self._guess = guess
         self._mend = layer_mend(strategy)
@@ -164,9 +185,12 @@ class Health:
         is_last: bool,
     ) -> list[str]:
         """Return the warnings after a round, from its row and its model; scores count where it was evaluated."""
-        if row["accuracy"] is not None:
-            scores = row["accuracy"], row["loss"], row["prediction_share"]
-            signs = guessing(*scores, self._guess, self._mend.partition(" or ")[0])
+        if self._guess is not None and row["loss"] is not None:
+            mend = self._mend.partition(" or ")[0]
+            if isinstance(self._guess, Guess):
+                signs = guessing(row["accuracy"], row["loss"], row["prediction_share"], self._guess, mend)
+            else:
+                signs = blind(row["loss"], self._guess, mend)
             self._counts = {sign: self._counts.get(sign, 0) + 1 for sign in signs}
         stand = [sign for sign, count in self._counts.items() if is_last or count >= _STANDING]
         self.warnings = dead_layers(arrays, names, self._mend) + stand

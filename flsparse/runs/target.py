@@ -1,48 +1,55 @@
-"""Bytes to a target: what a run sends until its accuracy holds, which ratios over equal rounds do not tell."""
+"""Bytes to a target: what a run sends until its KPI holds, which ratios over equal rounds do not tell."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
+
+from flsparse.kpi import ACCURACY, Kpi
 
 HELD = 3  # evaluations in a row
 
 
 class Target:
-    """Follows a run to an accuracy that is held for three evaluations in a row.
+    """Follows a run to a value of its KPI that is held for three evaluations in a row.
 
     Parameters
     ----------
-    accuracy : float
-        The target, in (0, 1].
+    value : float
+        The target; of a fraction in (0, 1].
+    kpi : Kpi
+        What is followed, and which way is better.
 
     Attributes
     ----------
     found : dict or None
-        ``target``; ``rounds``, the third evaluation's; ``uplink_bytes`` and ``downlink_bytes``, payloads up to then;
-        ``uplink_wire_bytes`` and ``downlink_wire_bytes``, the same with Flower's framing; ``wire_bytes``, the sum of
-        both. None until it was held.
+        ``target``; ``rounds`` and ``seconds``, the third evaluation's; ``uplink_bytes`` and ``downlink_bytes``,
+        payloads up to then; ``uplink_wire_bytes`` and ``downlink_wire_bytes``, the same with Flower's framing;
+        ``wire_bytes``, the sum of both. None until it was held.
     """
 
-    def __init__(self, accuracy: float) -> None:
-        self.accuracy = accuracy
+    def __init__(self, value: float, kpi: Kpi = ACCURACY) -> None:
+        if kpi.fraction and not 0 < value <= 1:
+            raise ValueError(f"evaluate.target={value:g} must be above 0 and at most 1: the metric is {kpi.name}")
+        self.value, self.kpi = value, kpi
         self.found: dict[str, Any] | None = None
         self._held = 0
         self._sent = dict.fromkeys(("uplink_bytes", "downlink_bytes", "uplink_wire_bytes", "downlink_wire_bytes"), 0)
 
     def take(self, row: Mapping[str, Any]) -> dict[str, Any] | None:
-        """Take the next row of ``metrics.jsonl``; one without an accuracy counts its bytes alone."""
+        """Take the next row of ``metrics.jsonl``; one without the KPI counts its bytes alone."""
         if self.found is None:
             self._sent = {key: total + row[key] for key, total in self._sent.items()}
-            if row["accuracy"] is not None:
-                self._held = self._held + 1 if row["accuracy"] >= self.accuracy else 0
+            if (found := row.get(self.kpi.name)) is not None:
+                self._held = self._held + 1 if self.kpi.reaches(found, self.value) else 0
             if self._held == HELD:
                 both = self._sent["uplink_wire_bytes"] + self._sent["downlink_wire_bytes"]
-                self.found = {"target": self.accuracy, "rounds": row["server_round"], **self._sent, "wire_bytes": both}
+                self.found = {"target": self.value, "rounds": row["server_round"], "seconds": row.get("wall_seconds")}
+                self.found |= {**self._sent, "wire_bytes": both}
         return self.found
 
 
-def to_target(rows: Iterable[Mapping[str, Any]], accuracy: float) -> dict[str, Any] | None:
+def to_target(rows: Iterable[Mapping[str, Any]], value: float, kpi: Kpi = ACCURACY) -> dict[str, Any] | None:
     """Return what a run took to a target, by all its rows (see :class:`Target`)."""
-    target = Target(accuracy)
+    target = Target(value, kpi)
     for row in rows:
         target.take(row)
     return target.found

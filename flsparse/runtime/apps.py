@@ -24,8 +24,16 @@ from flwr.serverapp import Grid, ServerApp
 
 from flsparse._flwr import log
 from flsparse.clients import Limits, device_app
-from flsparse.runtime.federation import run_federation, wait_for_nodes
+from flsparse.clients.core.method import partition_id
+from flsparse.clients.core.state import NodeState
+from flsparse.kpi import kpi_of
+from flsparse.runtime.federation import run_federation
+from flsparse.runtime.owner import at_home, check_factories
+from flsparse.runtime.survey import wait_for_nodes
 from flsparse.tasks import Task, build_task
+from flsparse.tasks.agreement import Agreement
+from flsparse.tasks.own import is_own, own_task
+from flsparse.wire.messages import AGREED
 
 _EXIT_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -72,7 +80,10 @@ def owner_limits() -> Limits:
 
 def _constant(cfg: str) -> Callable[[Context], Task]:
     def load(context: Context) -> Task:
-        return _task(cfg, _root(context))
+        root = _root(context)
+        if not root and is_own(config := json.loads(cfg)):
+            root = str(config["partition"]["roots"][partition_id(context)])
+        return _task_of(context, cfg, root)
 
     return load
 
@@ -81,16 +92,38 @@ def _from_run_config(context: Context) -> Task:
     cfg = read_config(context)
     if cfg.get("num_clients") is None:
         cfg["num_clients"] = int(context.node_config["num-partitions"])
-    return _task(json.dumps(cfg), _root(context))
+    check_factories(cfg)
+    return _task_of(context, json.dumps(cfg | {"dataset": at_home(cfg, _root(context))}), _root(context))
 
 
 def _root(context: Context) -> str:
     return str(context.node_config.get("dataset-root", ""))
 
 
+def _task_of(context: Context, cfg: str, root: str) -> Task:
+    """Build the task once a process: a node is asked for it with every message."""
+    config = json.loads(cfg)
+    if not is_own(config):
+        return _task(cfg, root)
+    agreed = NodeState(context).values.get(AGREED)
+    tasks = _own_tasks(cfg)
+    if (root, agreed) not in tasks:
+        torch.set_num_threads(int(config.get("threads") or 1))
+        agreement = Agreement(**json.loads(agreed)) if isinstance(agreed, str) else None
+        tasks[root, agreed] = own_task(config, root, agreement)
+        if agreement is not None:
+            tasks.pop((root, None), None)  # it has told what it holds
+    return tasks[root, agreed]
+
+
+@lru_cache(maxsize=1)
+def _own_tasks(cfg: str) -> dict[tuple[str, object], Task]:
+    """Return the tasks of the nodes of one run that are in this process, by their root and what is agreed."""
+    return {}
+
+
 @lru_cache(maxsize=2)
 def _task(cfg: str, dataset_root: str) -> Task:
-    """Build the task once a process: a node is asked for it with every message."""
     config = json.loads(cfg)
     torch.set_num_threads(int(config.get("threads") or 1))
     if dataset_root and "root" in config["dataset"]:  # the embedded digits have none
@@ -107,6 +140,7 @@ server = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Run the federation that the run's configuration asks for; without ``num_clients``, with the nodes there are."""
     cfg = read_config(context)
+    check_factories(cfg)
     if cfg.get("num_clients") is None:
         cfg["num_clients"] = len(wait_for_nodes(grid, 1))
     with saves_before_exit():
@@ -145,14 +179,19 @@ class RoundLog:
 
     def on_start(self, info: Mapping[str, Any]) -> None:
         """Nothing to say yet."""
-        self._num_rounds = info["num_rounds"]
+        self._num_rounds, self._kpi = info["num_rounds"], kpi_of(info)
         self._said: set[str] = set()
 
+    def on_note(self, text: str) -> None:
+        """Log it."""
+        log(INFO, text)
+
     def on_round(self, row: Mapping[str, Any]) -> None:
-        """Log accuracy and bytes, and what is wrong with the model, once."""
-        accuracy = "not evaluated" if row["accuracy"] is None else f"accuracy {row['accuracy']:.2%}"
+        """Log the KPI and bytes, and what is wrong with the model, once."""
+        found = row.get(self._kpi.name)
+        score = "not evaluated" if found is None else f"{self._kpi.name} {self._kpi.shown(found)}"
         text = "Round %d/%d: %s, sparsity %.1f %%, %s"
-        log(INFO, text, row["server_round"], self._num_rounds, accuracy, 100 * row["sparsity"], _sent(row))
+        log(INFO, text, row["server_round"], self._num_rounds, score, 100 * row["sparsity"], _sent(row))
         for warning in row["warnings"]:
             if warning not in self._said:
                 self._said.add(warning)

@@ -23,6 +23,7 @@ from typing import IO, Any
 from flsparse._flwr import log
 from flsparse.runs.folder import SCHEMA_VERSION, RunFolder, read_rows
 from flsparse.runtime.federation import Observer
+from flsparse.runtime.owner import FACTORIES, at_home_here, named_factories, root_here
 from flsparse.runtime.sent_app import write_app
 
 _CONNECTION = "flsparse"
@@ -67,7 +68,8 @@ def run_deployed(cfg: Mapping[str, Any], observers: Sequence[Observer] = ()) -> 
         stack.callback(shutil.rmtree, work, ignore_errors=True)
         processes = Processes(folder / "logs", work)
         stack.callback(processes.stop)
-        sent = dict(cfg) | {"output_dir": str(folder)}
+        theirs = str(cfg.get("superlink") or "")
+        sent = (dict(cfg) if theirs else at_home_here(cfg)) | {"output_dir": str(folder)}
         if cfg.get("resume"):
             sent["resume"] = str(folder)
         else:  # refuses a folder that holds a run, before anything starts
@@ -75,12 +77,11 @@ def run_deployed(cfg: Mapping[str, Any], observers: Sequence[Observer] = ()) -> 
         info = {"first_round": 1, "num_rounds": cfg["num_rounds"], "num_nodes": cfg["num_clients"]}
         for observer in observers:
             observer.on_start(info | {"output_dir": str(folder), "config": dict(cfg)})
-        theirs = str(cfg.get("superlink") or "")
         certificates = (cfg.get("runtime") or {}).get("root_certificates")
         try:
             if theirs:
                 _reach(theirs)
-            address = theirs or _start_federation(processes, int(cfg["num_clients"]))
+            address = theirs or _start_federation(processes, sent)
             cli = Cli(work, address, certificates, processes.environment)
             run_id = cli.start(sent, _REACH_S if theirs else _START_S)
             return _follow(cli, run_id, folder, processes, observers)
@@ -250,8 +251,15 @@ def _leave_summary(folder: Path, cfg: Mapping[str, Any], error: DeploymentError)
     file.write_text(json.dumps(summary, indent=2) + "\n")
 
 
-def _start_federation(processes: Processes, num_nodes: int) -> str:
-    """Start a SuperLink and its SuperNodes on loopback; return the SuperLink's address."""
+def _start_federation(processes: Processes, cfg: Mapping[str, Any]) -> str:
+    """Start a SuperLink and its SuperNodes on loopback; return the SuperLink's address.
+
+    All of them are of whoever gave the configuration: they run the functions that it names, from the working folder.
+    """
+    num_nodes = int(cfg["num_clients"])
+    if functions := named_factories(cfg):
+        modules = os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), str(Path.cwd()))))
+        processes.environment |= {FACTORIES: functions, "PYTHONPATH": modules}
     port, *node_ports = _free_ports(num_nodes + 1)
     address = f"127.0.0.1:{port}"
     processes.start(_SUPERLINK, "flower-superlink", "--insecure", "--host", "127.0.0.1", "--port", str(port))
@@ -262,7 +270,8 @@ def _start_federation(processes: Processes, num_nodes: int) -> str:
             raise DeploymentError(f"the SuperLink does not listen on {address}; see {processes.logs}/superlink.log")
         time.sleep(0.2)
     for partition, node_port in enumerate(node_ports):
-        config = f"partition-id={partition} num-partitions={num_nodes}"
+        root = root_here(cfg, partition)
+        config = f"partition-id={partition} num-partitions={num_nodes}" + f" dataset-root='{root}'" * bool(root)
         command = ["flower-supernode", "--insecure", "--superlink", address, "--port", str(node_port)]
         processes.start(f"supernode-{partition}", *command, "--node-config", config)
     return address

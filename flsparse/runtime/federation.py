@@ -9,34 +9,50 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib.metadata import version
-from logging import ERROR, INFO, WARNING
+from logging import ERROR
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
+from flwr.app import ArrayRecord, MetricRecord
 from flwr.serverapp import Grid
 from torch import nn
 
 from flsparse._flwr import log
 from flsparse.clients import PARTS, Part
 from flsparse.clients.core.state import state_dir
-from flsparse.configs import build, did_you_mean, keys_of, lookup, parameters, sampled_nodes
+from flsparse.clients.parts.questions import NUM_EXAMPLES, SUMS
+from flsparse.configs import AUTO, build, did_you_mean, keys_of, lookup, parameters, sampled_nodes
 from flsparse.nets.arrays import Arrays, load_arrays, state_arrays
 from flsparse.runs.baseline import Baseline
 from flsparse.runs.folder import RunFolder, read_checkpoint, read_rows, restore_node_files
-from flsparse.runs.health import Guess, Health
+from flsparse.runs.health import Health
+from flsparse.runs.scores import Scores
 from flsparse.runs.target import Target
 from flsparse.runtime.inprocess import InProcessGrid
+from flsparse.runtime.learning import evaluates_on_nodes, go_by, guess_of, start_of, told
+from flsparse.runtime.rate_search import Found, check_searchable, search, train_config, with_rate
+from flsparse.runtime.survey import survey, wait_for_nodes
 from flsparse.sparsity import check_outputs, export_dense, is_sparsified, prunable_names, sparsity_of
 from flsparse.strategies import SERVER_PARTS, STRATEGIES, RoundLoop, RoundReport
 from flsparse.strategies.core.part import RoundPart
 from flsparse.tasks import Data, Task, build_task
+from flsparse.tasks.own import is_own, server_task
 from flsparse.wire.messages import to_numpy, to_record
 
-_PATIENCE_S = 300.0  # for the last nodes to connect
 _CHECKPOINT_SHARE = 0.05  # of the run's time, at most, goes into checkpoints
-_MUST_MATCH = ("seed", "num_clients", "dataset", "model", "partition", "strategy", "codec", "parts")
+_MUST_MATCH = (
+    "seed",
+    "num_clients",
+    "dataset",
+    "model",
+    "objective",
+    "metric",
+    "partition",
+    "strategy",
+    "codec",
+    "parts",
+)
 # Keys of every row; null where a method does not measure one.
 ROW_KEYS = (
     *("accuracy", "loss", "prediction_share", "warnings"),
@@ -48,10 +64,13 @@ ROW_KEYS = (
 
 
 class Observer(Protocol):
-    """Sees a run from outside. All values are plain."""
+    """Sees a run from outside. All values are plain.
+
+    One with a method ``on_note(text)`` is also told in a line what goes on before round 1.
+    """
 
     def on_start(self, info: dict[str, Any]) -> None:
-        """Take ``first_round``, ``num_rounds``, ``num_nodes``, ``output_dir`` and ``config``."""
+        """Take ``first_round``, ``num_rounds``, ``num_nodes``, ``output_dir``, ``metric`` and ``config``."""
 
     def on_round(self, row: dict[str, Any]) -> None:
         """Take a round's metrics: ``server_round`` and at least the keys of ``ROW_KEYS``."""
@@ -108,6 +127,9 @@ def make_strategy(cfg: Mapping[str, Any], prunable: list[str]) -> RoundLoop:
         "hello": True,
         "prunable": prunable,
     }
+    partition = cfg.get("partition") or {}
+    if partition.get("kind") == "own" and not partition.get("server_root"):
+        offered["fraction_evaluate"] = 1.0  # the server has nothing to evaluate on
     offered |= {"parts": make_parts(cfg.get("parts") or {})}
     return build(STRATEGIES, arguments.pop("name"), arguments, what="strategy", offered=offered)
 
@@ -118,13 +140,19 @@ def prepare(cfg: Mapping[str, Any], task: Task, data: Data) -> tuple[RoundLoop, 
     Raises
     ------
     ValueError
-        As for :func:`make_strategy`; or a sparsified model's outputs, on two of the samples, are not the plain one's.
+        As for :func:`make_strategy`, `start_of`, `go_by`; or a sparsified model's outputs are not the plain one's.
     """
-    plain = task.model()
+    plain = start_of(cfg, task)
     strategy = make_strategy(cfg, prunable_names(plain))
     model = strategy.prepare(plain)
+    if cfg["model"].get("weights") or cfg.get("init"):
+        strategy.wire.downlink.initial = None  # no node builds it from the seed
     if is_sparsified(model):
-        check_outputs(task.model(), model, task.sample(data, 2)[0][0])
+        check_outputs(start_of(cfg, task), model, task.example(data))
+    go_by(cfg, strategy, task, data)
+    if cfg["client"]["lr"] == AUTO:
+        runtime = (cfg.get("runtime") or {}).get("name", "inprocess")
+        check_searchable(cfg, strategy, in_process=runtime == "inprocess")
     return strategy, model
 
 
@@ -137,11 +165,6 @@ def make_parts(cfg: Mapping[str, Mapping[str, Any] | None]) -> list[Part | Round
     for name in cfg.keys() - registry.keys():
         raise ValueError(f"parts: {name!r} is none of {', '.join(sorted(registry))}{did_you_mean(name, registry)}")
     return [build(registry, name, settings or {}, what=f"parts.{name}") for name, settings in cfg.items()]
-
-
-def train_config(cfg: Mapping[str, Any]) -> ConfigRecord:
-    """Return the configuration of every training message: ``client``, in Flower's kebab-case."""
-    return ConfigRecord({key.replace("_", "-"): value for key, value in cfg["client"].items() if value is not None})
 
 
 def refuse_changes(run_folder: Path | str, saved: Mapping[str, Any], cfg: Mapping[str, Any]) -> None:
@@ -159,23 +182,6 @@ def refuse_changes(run_folder: Path | str, saved: Mapping[str, Any], cfg: Mappin
             raise ValueError(f"cannot resume {run_folder}: its {key} was {before}")
 
 
-def wait_for_nodes(grid: Grid, wanted: int, at_least: int | None = None) -> list[int]:
-    """Wait until ``wanted`` nodes are connected, and return their ids.
-
-    With ``at_least``, after five minutes that many will do: one dead device does not stop a run.
-    """
-    began, told = time.monotonic(), False
-    while len(present := list(grid.get_node_ids())) < wanted:
-        if at_least is not None and len(present) >= at_least and time.monotonic() - began > _PATIENCE_S:
-            log(WARNING, "Going on with %d of %d nodes", len(present), wanted)
-            break
-        if not told:
-            log(INFO, "Waiting for nodes: %d of %d are connected", len(present), wanted)
-            told = True
-        time.sleep(0.5)
-    return present
-
-
 class _Run:
     """One run, from configuration to summary."""
 
@@ -183,21 +189,25 @@ class _Run:
         torch.set_num_threads(int(cfg.get("threads") or 1))
         self.grid = grid
         self.cfg: dict[str, Any] = json.loads(json.dumps(dict(cfg)))  # as it is saved: every key a string
-        self.task: Task = build_task(cfg)
+        found = survey(grid, self.cfg) if is_own(cfg) else None
+        self.task: Task = build_task(cfg) if found is None else server_task(self.cfg, found.agreement)
         self.num_rounds = int(cfg["num_rounds"])
         self.evaluation_data = self._evaluation_data()
         self.strategy, self.model = prepare(cfg, self.task, self.evaluation_data)
         self.prunable = prunable_names(self.task.model())
         self.arrays: Arrays = state_arrays(self.model)
         self.strategy.callbacks.append(self._after_round)
+        self.on_nodes = evaluates_on_nodes(self.task, self.evaluation_data)
+        if found is not None:
+            for way, size in (("downlink", found.downlink_wire_bytes), ("uplink", found.uplink_wire_bytes)):
+                self.strategy.ledger.count(way, 1, payload_bytes=0, wire_bytes=size, dense_bytes=0)  # type: ignore[arg-type]
         self.last_round, self.seconds_before = 0, 0.0
+        self.searched: Found | None = None
         self.counts: dict[str, int] = {}
-        self.scores: dict[str, float | None] = {"accuracy": None, "loss": None, "best_accuracy": None}
-        self.node_scores: dict[str, float] = {}  # of decentralized runs
-        guess = Guess.of(self.evaluation_data.targets.numpy(), self.task.source.num_classes)
-        self.health = Health(guess, cfg["strategy"])
-        accuracy = (cfg.get("evaluate") or {}).get("target")
-        self.target = None if accuracy is None else Target(float(accuracy))
+        self.scores = Scores(self.task.kpi)
+        self.health = Health(guess_of(self.task, self.evaluation_data), cfg["strategy"])
+        target = (cfg.get("evaluate") or {}).get("target")
+        self.target = None if target is None else Target(float(target), self.task.kpi)
         self.baseline = Baseline(self.dense_bytes)
         self.started = self.saved = time.monotonic()
         self.save_seconds, self.saved_round = 0.0, 0
@@ -215,6 +225,7 @@ class _Run:
             "num_rounds": self.num_rounds,
             "num_nodes": int(self.cfg["num_clients"]),
             "output_dir": str(self.folder.path) if self.folder else None,
+            "metric": self.task.kpi.name,
             "config": self.cfg,
         }
         status = "completed"
@@ -224,6 +235,8 @@ class _Run:
             for observer in self.observers:
                 observer.on_start(info)
             wait_for_nodes(self.grid, int(self.cfg["num_clients"]), self.strategy.min_available_nodes)
+            if self.cfg["client"]["lr"] == AUTO:
+                self._search_rate()
             self.strategy.start(
                 grid=self.grid,
                 initial_arrays=to_record(self.arrays),
@@ -248,6 +261,35 @@ class _Run:
         if leave is not None:
             raise leave
         return summary
+
+    def _search_rate(self) -> None:
+        """Find the learning rate that the run goes on with; its bytes are round 1's."""
+        validation = None if self.on_nodes else self.task.validation_data()
+
+        def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
+            if validation is None or server_round == 0:
+                return None
+            load_arrays(self.model, to_numpy(arrays))
+            return MetricRecord({"loss": self.task.evaluate(self.model, validation)["loss"]})
+
+        def tell(text: str) -> None:
+            for observer in self.observers:
+                if note := getattr(observer, "on_note", None):
+                    note(text)
+
+        def make(cfg: Mapping[str, Any]) -> RoundLoop:
+            return prepare(cfg, self.task, self.evaluation_data)[0]
+
+        found = self.searched = search(self.grid, self.cfg, make, to_record(self.arrays), evaluate, tell)
+        self.cfg = with_rate(self.cfg, found.rate)
+        sent = sum(traffic.wire_bytes for traffic in found.traffic.values())
+        tell(f"client.lr=auto: {found.rate:g} it is, found in {found.seconds:.0f} s with {sent:,} bytes, framed")
+        if self.folder:
+            self.folder.write_config(self.cfg)
+        for way, sums in found.traffic.items():
+            self.strategy.ledger.count(
+                way, 1, payload_bytes=sums.payload_bytes, wire_bytes=sums.wire_bytes, dense_bytes=0
+            )
 
     def _save_models(self) -> None:
         """Save the weights into the run folder, the model's last: when it is there, all is."""
@@ -274,34 +316,29 @@ class _Run:
 
     def _evaluate(self, server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
         every = int((self.cfg.get("evaluate") or {}).get("every", 1))
-        if server_round == 0 or (server_round % every and server_round != self.num_rounds):
+        if self.on_nodes or server_round == 0 or (server_round % every and server_round != self.num_rounds):
             return None
         load_arrays(self.model, to_numpy(arrays))
-        metrics = self.task.evaluate(self.model, self.evaluation_data)
-        return MetricRecord({key: metrics[key] for key in ("loss", "accuracy", "prediction-share")})
+        found = self.task.evaluate(self.model, self.evaluation_data)
+        return MetricRecord({key: each for key, each in found.items() if not key.startswith((NUM_EXAMPLES, SUMS))})
 
     def _after_round(self, report: RoundReport) -> None:
         self.arrays, self.last_round = to_numpy(report.arrays), report.server_round
         row: dict[str, Any] = {"server_round": report.server_round, **dict.fromkeys(ROW_KEYS)}
-        row |= {key: value for key, value in report.metrics.items() if key != "server_round"}
+        row |= {key: value for key, value in told(report.metrics, self.task).items() if key != "server_round"}
+        if self.on_nodes:
+            row |= {key.removeprefix("evaluate_"): row[key] for key in list(row) if key.startswith("evaluate_")}
         row["sparsity"] = sparsity_of(self.arrays, self.prunable)
         row["broadcast_sparsity"] = row["broadcast_sparsity"] or row["sparsity"]
         counts = dict(self.strategy.wire.counts)  # the strategy counts over the run
         row |= {key: total - self.counts.get(key, 0) for key, total in counts.items()}
         self.counts = counts
         row |= self.baseline.take(row)
+        row["wall_seconds"] = self.wall_seconds
         row["to_target"] = self.target.take(row) if self.target else None
-        self.node_scores |= {key: row[key] for key in ("mean_node_accuracy", "worst_node_accuracy") if key in row}
-        if row["accuracy"] is not None:
-            best = self.scores["best_accuracy"]
-            self.scores = {
-                "accuracy": row["accuracy"],
-                "loss": row["loss"],
-                "best_accuracy": row["accuracy"] if best is None else max(best, row["accuracy"]),
-            }
+        self.scores.take(row)
         is_last = report.server_round == self.num_rounds
         row["warnings"] = self.health.examine(row, self.arrays, self.prunable, is_last=is_last)
-        row["wall_seconds"] = self.wall_seconds
         for observer in self.observers:
             observer.on_round(row)
         self._save(is_last)
@@ -322,11 +359,11 @@ class _Run:
                 "arrays": self.arrays,
                 "strategy": self.strategy.state_dict(),
                 "nodes": self.grid.state_dict() if isinstance(self.grid, InProcessGrid) else None,
-                "scores": self.scores,
-                "node_scores": self.node_scores,
+                **self.scores.state_dict(),
                 "health": self.health.state_dict(),
                 "wall_seconds": self.wall_seconds,
                 "config": {key: self.cfg.get(key) for key in _MUST_MATCH},
+                "agreed": None if self.task.agreement is None else json.dumps(self.task.agreement.plain()),
             },
             self._node_files if in_process else None,
         )
@@ -338,8 +375,8 @@ class _Run:
         refuse_changes(run_folder, state["config"], self.cfg)
         self.last_round = self.saved_round = state["round"]
         self.arrays = state["arrays"]
-        self.scores, self.node_scores = state["scores"], state.get("node_scores", {})  # older checkpoints lack them
-        if "health" in state:  # as above
+        self.scores.load_state_dict(state)
+        if "health" in state:  # older checkpoints lack it
             self.health.load_state_dict(state["health"])
         for row in read_rows(Path(run_folder) / "metrics.jsonl")[: self.last_round]:
             self.baseline.take(row)
@@ -372,9 +409,7 @@ class _Run:
             "num_clients": int(self.cfg["num_clients"]),
             "rounds": self.last_round,
             "checkpoint_round": self.saved_round,
-            "final_accuracy": self.scores["accuracy"],
-            "best_accuracy": self.scores["best_accuracy"],
-            "final_loss": self.scores["loss"],
+            **self.scores.summary(),
             "warnings": self.health.warnings,
             "dense_bytes_per_model": self.dense_bytes,
             "uplink_bytes": up.payload_bytes,
@@ -382,13 +417,13 @@ class _Run:
             "uplink_wire_bytes": up.wire_bytes,
             "downlink_wire_bytes": down.wire_bytes,
             **self.baseline.ratios,
-            "target": self.target.accuracy if self.target else None,
+            "target": self.target.value if self.target else None,
             "to_target": self.target.found if self.target else None,
             **({"evaluation_bytes": beside} if beside else {}),
-            **self.node_scores,
             "uplink_messages": up.messages,
             "downlink_messages": down.messages,
             "final_sparsity": float(sparsity_of(self.arrays, self.prunable)),
+            **({} if self.searched is None else {"lr_search": self.searched.plain()}),
             "wall_seconds": self.wall_seconds,
             "failures": int(self.strategy.wire.counts["failures"]),
             "rejected_payloads": int(self.strategy.wire.counts["rejected_payloads"]),

@@ -3,17 +3,19 @@
 Arrays are a mapping from name to array; ``names`` are the prunable ones. Other arrays pass through unchanged.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from flsparse.sparsity.lamp import lamp_positions
 from flsparse.sparsity.topk import kept_count, top_k
 
 Array = npt.NDArray[Any]
 Arrays = Mapping[str, Array]
+Select = Callable[[Sequence[Array], int], list[npt.NDArray[np.int64]]]
 
 
 class _Spec(Protocol):
@@ -67,12 +69,15 @@ def prune_global(arrays: Arrays, sparsity: float, names: Sequence[str]) -> dict[
     ValueError
         When ``sparsity`` is out of range or a value is NaN.
     """
-    ranked = [arrays[name] for name in names]
-    positions = top_k(ranked, kept_count(sum(array.size for array in ranked), sparsity))
-    pruned = dict(arrays)
-    for name, where in zip(names, positions, strict=True):
-        pruned[name] = _keep(arrays[name], where)
-    return pruned
+    return _pruned(arrays, sparsity, names, top_k)
+
+
+def prune_lamp(arrays: Arrays, sparsity: float, names: Sequence[str]) -> dict[str, Array]:
+    """Like `prune_global`, ranked by each magnitude's share of its layer (LAMP, `lamp_positions`).
+
+    As many values are kept, and none of the arrays is emptied while there is one value for each.
+    """
+    return _pruned(arrays, sparsity, names, lamp_positions)
 
 
 def prune_per_layer(arrays: Arrays, sparsity: float | Mapping[str, float], names: Sequence[str]) -> dict[str, Array]:
@@ -82,6 +87,13 @@ def prune_per_layer(arrays: Arrays, sparsity: float | Mapping[str, float], names
         target = sparsity if isinstance(sparsity, (int, float)) else sparsity[name]
         pruned[name] = _keep(arrays[name], top_k([arrays[name]], kept_count(arrays[name].size, target))[0])
     return pruned
+
+
+def _pruned(arrays: Arrays, sparsity: float, names: Sequence[str], select: Select) -> dict[str, Array]:
+    ranked = [arrays[name] for name in names]
+    positions = select(ranked, kept_count(sum(array.size for array in ranked), sparsity))
+    kept = {name: _keep(arrays[name], where) for name, where in zip(names, positions, strict=True)}
+    return {**arrays, **kept}
 
 
 def _keep(array: Array, positions: npt.NDArray[np.int64]) -> Array:

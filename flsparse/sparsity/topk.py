@@ -89,15 +89,15 @@ def top_k(arrays: Sequence[Array], k: int) -> list[npt.NDArray[np.int64]]:
         keep[ties] = True
         ties_left -= ties.size
         selected.append(part[keep])
-    for copies in _copies(flat):
-        if both := sum(selected[i].size for i in copies):
-            share = top_k([flat[copies[0]]], max(1, both // len(copies)))[0]
-            for i in copies:
+    for group in copies(flat):
+        if both := sum(selected[i].size for i in group):
+            share = top_k([flat[group[0]]], max(1, both // len(group)))[0]
+            for i in group:
                 selected[i] = share
     return selected
 
 
-def _copies(flat: Sequence[Array]) -> list[list[int]]:
+def copies(flat: Sequence[Array]) -> list[list[int]]:
     """Return the places of arrays that are copies of others, in groups."""
     groups: defaultdict[tuple[str, int, bytes], list[list[int]]] = defaultdict(list)
     for i, array in enumerate(flat):

@@ -1,6 +1,7 @@
 """Image data sets: the embedded digits, and the ones that torchvision reads from a folder."""
 
-from collections.abc import Sequence
+import gzip
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,12 @@ import torch
 
 from flsparse import rng
 from flsparse.tasks.data import Normalize, Source
+from flsparse.tasks.targets import Stats
 from flsparse.tasks.torchvision_compat import import_torchvision
 
-Stats = float | Sequence[float]
 _DIGITS = Path(__file__).with_name("digits.npz")
 _DIGITS_TEST_SHARE = 0.2
+_PARTS = ("train", "t10k")  # of MNIST's files
 
 
 def digits(*, mean: Stats = 0.5, std: Stats = 0.5) -> Source:
@@ -45,10 +47,41 @@ def cifar10(*, root: str, download: bool = False, mean: Stats = 0.5, std: Stats 
     return _from_torchvision("CIFAR10", "cifar10", "cifar-10-batches-py", root, download, mean, std)
 
 
+def read_idx(path: Path) -> np.ndarray:
+    """Read a file of MNIST's format, as it is or with ``.gz`` behind its name: uint8, of the shape in its header.
+
+    Raises
+    ------
+    FileNotFoundError
+        Neither is there.
+    ValueError
+        It is not of this format, or cut short.
+    """
+    packed = path.with_name(f"{path.name}.gz")
+    try:
+        data = path.read_bytes() if path.is_file() else gzip.decompress(packed.read_bytes())
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise ValueError(f"{packed} cannot be unpacked ({error}): fetch it again") from error
+    dimensions = data[3] if data[:3] == b"\0\0\x08" else 0
+    shape = np.frombuffer(data, ">u4", dimensions, 4) if len(data) >= 4 + 4 * dimensions else np.zeros(0)
+    if not dimensions or len(data) != 4 + 4 * dimensions + np.prod(shape, dtype=int):
+        raise ValueError(f"{path} is no whole file of MNIST's format: fetch it again")
+    return np.frombuffer(data, np.uint8, offset=4 + 4 * dimensions).reshape(shape.astype(int)).copy()
+
+
+def _from_idx(folder: Path, mean: Stats, std: Stats) -> Source:
+    """Return the images and classes of a folder of MNIST's four files."""
+    images = [torch.from_numpy(read_idx(folder / f"{part}-images-idx3-ubyte")).unsqueeze(1) for part in _PARTS]
+    classes = [torch.from_numpy(read_idx(folder / f"{part}-labels-idx1-ubyte").astype(np.int64)) for part in _PARTS]
+    return Source(images[0], classes[0], images[1], classes[1], 10, Normalize.of(mean, std))
+
+
 def _from_torchvision(
     class_name: str, name: str, folder: str, root: str, download: bool, mean: Stats, std: Stats
 ) -> Source:
     path = Path(root).expanduser()
+    if folder.endswith("raw") and list((path / folder).glob("*-ubyte*")):  # torchvision does not read them packed
+        return _from_idx(path / folder, mean, std)
     dataset_class = getattr(import_torchvision("datasets"), class_name)
     try:
         train = dataset_class(path, train=True, download=download)

@@ -2,15 +2,18 @@
 
 import itertools
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from flsparse.tasks.data import Normalize, Source
-from flsparse.tasks.datasets import Stats
+from flsparse.tasks.splits import held_out
+from flsparse.tasks.targets import Stats
 
 _CHUNK = 1000
+_FORMATS = {".parquet": "parquet", ".arrow": "arrow", ".csv": "csv", ".json": "json", ".jsonl": "json"}
 
 
 def hub_images(
@@ -22,6 +25,7 @@ def hub_images(
     natural_id: str | None = None,
     train_split: str = "train",
     test_split: str = "test",
+    test_fraction: float = 0.2,
     image_size: int | None = None,
     mean: Stats = 0.5,
     std: Stats = 0.5,
@@ -31,7 +35,8 @@ def hub_images(
     Parameters
     ----------
     repo : str
-        Such as ``"ylecun/mnist"``, or a folder that ``datasets.load_dataset`` reads.
+        Such as ``"ylecun/mnist"``; a folder that ``datasets`` has saved, or that it reads as a repository; or a file,
+        ``.parquet``, ``.arrow``, ``.csv``, ``.json`` or ``.jsonl``.
     subset : str, optional
         The configuration to take of a data set that has several.
     image, label : str
@@ -41,6 +46,8 @@ def hub_images(
         Column with the natural node of each sample, for ``partition.kind=natural``.
     train_split, test_split : str
         Split names.
+    test_fraction : float
+        Share of the samples that is held out for the test where a file or a saved folder has one split, in (0, 1).
     image_size : int, optional
         Side of the square in pixels that images are resized to; without it all must have one size.
     mean, std : float or sequence of float
@@ -63,17 +70,10 @@ def hub_images(
     """
     try:
         from datasets import Image
-        from flwr_datasets import FederatedDataset
+        from flwr_datasets import FederatedDataset  # noqa: F401
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError("dataset=hf needs flwr-datasets: pip install flwr-datasets") from error
-    try:
-        fetched = FederatedDataset(dataset=repo, subset=subset, shuffle=False, partitioners={train_split: 1})
-        train, test = fetched.load_split(train_split), fetched.load_split(test_split)
-    except (OSError, RuntimeError) as error:
-        raise OSError(
-            f"data set {repo} could not be fetched from the hub ({str(error).splitlines()[0]}): check the network and "
-            f"dataset.repo; what was fetched once is read from the cache with HF_HUB_OFFLINE=1"
-        ) from error
+    train, test = _splits(repo, subset, train_split, test_split, test_fraction)
     wanted = [image, label] + ([natural_id] if natural_id else [])
     for column in wanted:
         if column not in train.column_names or column not in test.column_names:
@@ -104,6 +104,39 @@ def hub_images(
         Normalize.of(mean, std),
         train_groups=people,
     )
+
+
+def _splits(repo: str, subset: str | None, train_split: str, test_split: str, test_fraction: float) -> tuple[Any, Any]:
+    """Return the two splits of a file, of a folder that was saved, or of a repository."""
+    import datasets
+    from flwr_datasets import FederatedDataset
+
+    path = Path(repo).expanduser()
+    try:
+        if path.is_file():
+            kind = _FORMATS.get(path.suffix)
+            if kind is None:
+                raise ValueError(f"dataset.repo={repo}: a file ends in {', '.join(_FORMATS)}")
+            found = datasets.load_dataset(kind, data_files=str(path))["train"]
+        elif (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+            found = datasets.load_from_disk(path)
+        else:
+            fetched = FederatedDataset(dataset=repo, subset=subset, shuffle=False, partitioners={train_split: 1})
+            return fetched.load_split(train_split), fetched.load_split(test_split)
+    except (OSError, RuntimeError) as error:
+        raise OSError(
+            f"data set {repo} could not be fetched from the hub ({str(error).splitlines()[0]}): check the network and "
+            f"dataset.repo; what was fetched once is read from the cache with HF_HUB_OFFLINE=1"
+        ) from error
+    if not isinstance(found, datasets.DatasetDict):
+        train, test = held_out(len(found), test_fraction, where=repo)
+        return found.select(train), found.select(test)
+    for split in (train_split, test_split):
+        if split not in found:
+            raise ValueError(
+                f"{repo} has no split {split!r}, only {', '.join(found)} (dataset.train_split, test_split)"
+            )
+    return found[train_split], found[test_split]
 
 
 def _codes(key: str, column: str, splits: Mapping[str, Any]) -> tuple[list[np.ndarray], int]:

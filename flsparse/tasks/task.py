@@ -2,7 +2,7 @@
 
 import copy
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -12,14 +12,25 @@ from torch import Tensor, nn
 
 from flsparse import rng
 from flsparse.configs import build
+from flsparse.kpi import kpi_named
 from flsparse.nets.seeded import seeded
 from flsparse.tasks import datasets, training
+from flsparse.tasks.agreement import Agreement, holdings
+from flsparse.tasks.arrays import arrays
+from flsparse.tasks.augmentation import Augment, make_augmentation
 from flsparse.tasks.cost import TrainingFlops
 from flsparse.tasks.data import Data, Source
+from flsparse.tasks.folder import folder
 from flsparse.tasks.hub import hub_images
+from flsparse.tasks.metrics import COUNTED, Meter, check_metrics
 from flsparse.tasks.models import build_model
+from flsparse.tasks.objective import Objective
+from flsparse.tasks.objectives import OBJECTIVES, BinarySegmentation, Segmentation
 from flsparse.tasks.partitions import Partition, make_partition
+from flsparse.tasks.python import python_source
+from flsparse.tasks.series import series
 from flsparse.tasks.shakespeare import shakespeare
+from flsparse.tasks.table import table
 
 if TYPE_CHECKING:
     from flsparse.clients.core.fit import Fit
@@ -33,8 +44,25 @@ LOADERS: dict[str, Callable[..., Source]] = {
     "cifar10": datasets.cifar10,
     "shakespeare": shakespeare,
     "hf": hub_images,
+    "arrays": arrays,
+    "folder": folder,
+    "table": table,
+    "series": series,
 }
-_TASK_KEYS = ("dataset", "model", "partition", "num_clients", "seed", "device")
+_DIVISION = ("validation_fraction", "train_samples")  # settings of a data set that its loader does not see
+_TASK_KEYS = (
+    "dataset",
+    "model",
+    "objective",
+    "metric",
+    "metrics",
+    "augment",
+    "partition",
+    "num_clients",
+    "seed",
+    "device",
+)
+_OF_THE_START = ("weights", "fresh")  # of the model: a server's, devices are sent what comes of them
 
 
 def build_task(config: Mapping[str, Any]) -> "Task":
@@ -44,7 +72,9 @@ def build_task(config: Mapping[str, Any]) -> "Task":
     ----------
     config : Mapping
         Plain values. ``dataset``: ``name``, the loader's own arguments, ``validation_fraction`` (default 0.1) and
-        ``train_samples`` (default all); ``model``: ``name`` and the model's own arguments; ``partition``: ``kind`` and
+        ``train_samples`` (default all); ``model``: ``name`` and the model's own arguments; ``objective``: ``name`` and
+        its arguments (default: what the data set suggests); ``metric``, the KPI (default: the objective's), and
+        ``metrics``, further ones; ``augment``, transforms of training images; ``partition``: ``kind`` and
         ``alpha``; ``num_clients``; ``seed``; ``device`` (default ``cpu``; ``auto`` takes a GPU where there is one).
         Other keys are ignored.
 
@@ -59,8 +89,13 @@ def build_task(config: Mapping[str, Any]) -> "Task":
 
 
 @lru_cache(maxsize=2)  # devices ask once a message; two, since a data set may be large
-def _build_task(config: str) -> "Task":
-    return Task(json.loads(config))
+def _build_task(text: str) -> "Task":
+    config = json.loads(text)
+    if (config.get("partition") or {}).get("kind") == "own":
+        from flsparse.tasks.own import task_here  # it imports this module
+
+        return task_here(config)
+    return Task(config)
 
 
 class Task:
@@ -70,27 +105,55 @@ class Task:
     ----------
     config : Mapping
         As for :func:`build_task`.
+    source : Source, optional
+        The data set, where it is loaded already.
+    agreement : Agreement, optional
+        What nodes with data of their own share, for the server's task.
 
     Attributes
     ----------
     source : Source
         The data set.
+    agreement : Agreement or None
+    objective : Objective
+        The loss.
+    kpi : Kpi
+        What runs go by.
+    metrics : list of str
+        Metrics beside loss and accuracy, the KPI among them.
     num_nodes : int
         Number of nodes that hold data.
     """
 
-    def __init__(self, config: Mapping[str, Any]) -> None:
-        dataset = dict(config["dataset"])
+    def __init__(
+        self, config: Mapping[str, Any], source: Source | None = None, agreement: Agreement | None = None
+    ) -> None:
+        dataset = config["dataset"]
+        self.agreement = agreement
+        self.nodes: list[Task] = []  # of the nodes with data of their own that are on this machine
         self.seed = int(config["seed"])
         self.device = _device(str(config.get("device", "cpu")))
-        self._validation_fraction = float(dataset.pop("validation_fraction", 0.1))
-        self._train_samples = dataset.pop("train_samples", None)
+        self._validation_fraction = float(dataset.get("validation_fraction", 0.1))
+        self._train_samples = dataset.get("train_samples")
         self._model_config = dict(config["model"])
+        for key in _OF_THE_START:
+            self._model_config.pop(key, None)
         self._partition_config = dict(config.get("partition", {}))
         self._flops = TrainingFlops()
         self._nodes = config.get("num_clients")
-        self.source = _load(json.dumps(dataset, sort_keys=True))
-        self.num_nodes = len(self._partition)
+        asked = dict(config.get("objective") or {})
+        name = asked.pop("name", None)
+        self.source = _load(json.dumps(dataset, sort_keys=True), name) if source is None else source
+        name = name or self.source.objective
+        self.objective: Objective = build(OBJECTIVES, name, asked, what="objective")
+        if agreement is None:
+            self.objective.check(self.source)
+        self.kpi = kpi_named(config.get("metric") or self.objective.metric)
+        wanted = dict.fromkeys((self.kpi.name, *(config.get("metrics") or ())))
+        check_metrics(self.objective, wanted)
+        self.metrics = [name for name in wanted if name not in COUNTED]
+        self._augment = self._augmentation(config.get("augment") or ())
+        self.num_nodes = len(self._partition) if not self._own else int(self._nodes or len(self._roots))
 
     def model(self) -> nn.Module:
         """Return a fresh model; its initial weights depend on the seed alone, and no global generator moves."""
@@ -106,7 +169,31 @@ class Task:
         """
         if not 0 <= node < self.num_nodes:
             raise ValueError(f"partition id {node} is not among the {self.num_nodes} nodes of this task (num_clients)")
+        if self.nodes:
+            return self.nodes[node].train_data(node)
+        if self._own:
+            return self._train_view(self._split[0])
         return self._train_view(self._partition[node])
+
+    def local_test_data(self, node: int) -> Data | None:
+        """Return the test part of a node that has data of its own; None where the server has all of them."""
+        if self.nodes:
+            return self.nodes[node].local_test_data(node)
+        return self.test_data() if self._own else None
+
+    def holdings(self) -> dict[str, Any]:
+        """Return what a node says of its data before round 1 (see :func:`flsparse.tasks.agreement.holdings`)."""
+        return holdings(self.source)
+
+    def example(self, data: Data) -> Tensor:
+        """Return two samples as the model takes them; made-up ones where there are no data."""
+        if len(data):
+            return self.sample(data, 2)[0][0]
+        stream = rng.stream(self.seed, 0, -1, "example")
+        shape = (2, *self.source.input_shape)
+        if self.source.is_text:
+            return torch.from_numpy(stream.integers(0, max(1, self.source.num_classes), shape)).to(self.device)
+        return torch.from_numpy(stream.standard_normal(shape).astype(np.float32)).to(self.device)
 
     def validation_data(self) -> Data:
         """Return the part of the training set that no node holds, for choosing settings.
@@ -135,11 +222,29 @@ class Task:
 
     def fit(self, fit: "Fit", method: "Hooks", data: Data) -> dict[str, np.ndarray]:
         """Train on one node's data (see :func:`flsparse.tasks.training.train`)."""
-        return training.train(fit, method, data, self._flops)
+        return training.train(fit, method, data, self._flops, self.objective, self._augment)
 
-    def evaluate(self, model: nn.Module, data: Data) -> dict[str, float]:
-        """Return loss, accuracy and the like (see :func:`flsparse.tasks.training.evaluate`)."""
-        return training.evaluate(model, data)
+    def evaluate(self, model: nn.Module, data: Data) -> dict[str, Any]:
+        """Return loss, accuracy and the task's other metrics (see :class:`flsparse.tasks.metrics.Meter`).
+
+        Where their means over nodes would not be exact, the sums that are (``sums.`` before their names) stand beside.
+        """
+        meter = training.evaluate(model, data, self.meter())
+        exact = not self.metrics and self.objective.even
+        return meter.scores() | ({} if exact else meter.sums())
+
+    def summed_loss(self, raw: Tensor, target: Tensor) -> Tensor:
+        """Return the sum of a batch's loss."""
+        return self.objective.loss(raw, target, reduction="sum")
+
+    def meter(self) -> Meter:
+        """Return a meter of the task's metrics, with nothing measured."""
+        return Meter(self.objective, self.num_outputs, self.metrics)
+
+    @cached_property
+    def num_outputs(self) -> int:
+        """Outputs of the model."""
+        return self.objective.num_outputs(self.source)
 
     def sample(self, data: Data, size: int) -> list[tuple[Tensor, Tensor]]:
         """Return batches of a fixed random sample of some data, prepared as the model takes them, with their targets.
@@ -154,8 +259,27 @@ class Task:
         index = data.index[torch.from_numpy(order)]
         parts = torch.chunk(index, max(1, len(index) // 100))
         inputs = [data.prepare(data.all_inputs[part].to(self.device)) for part in parts]
-        targets = [data.all_targets[part].long().to(self.device) for part in parts]
+        targets = [
+            self.objective.target(data.all_targets[part].to(self.device), batch)
+            for part, batch in zip(parts, inputs, strict=True)
+        ]
         return list(zip(inputs, targets, strict=True))
+
+    @property
+    def _own(self) -> bool:
+        return bool(self._partition_config.get("kind") == "own")
+
+    @property
+    def _roots(self) -> list[str]:
+        return list(self._partition_config.get("roots") or ())
+
+    def _augmentation(self, steps: Sequence[Any]) -> Augment | None:
+        if not steps:
+            return None
+        if len(self.source.input_shape) != 3:
+            raise ValueError(f"augment={list(steps)} is for images: leave it out for other data")
+        masks = isinstance(self.objective, Segmentation | BinarySegmentation)
+        return make_augmentation(steps, masks=masks)
 
     def _train_view(self, index: np.ndarray) -> Data:
         source = self.source
@@ -164,17 +288,41 @@ class Task:
     @cached_property
     def _initial_model(self) -> nn.Module:
         with seeded(rng.derive(self.seed, 0, -1, "init"), torch.device("cpu")):
-            model = build_model(self._model_config, self.source.input_shape, self.source.num_classes)
+            source = self.source
+            model = build_model(self._model_config, source.input_shape, self.num_outputs, is_text=source.is_text)
         return model.to(self.device)
+
+    @property
+    def notes(self) -> list[str]:
+        """What the owner of the data should know of what becomes of them, a line each."""
+        if self.nodes:
+            return [f"node {node}: {note}" for node, task in enumerate(self.nodes) for note in task.notes]
+        groups, tested = self.source.train_groups, len(self.source.test_inputs)
+        if self._partition_config.get("kind") != "natural" or groups is None:
+            return list(self.source.notes)
+        there, left_out = len(np.unique(groups[self._split[0]])), tested - len(self.test_data())
+        if self.num_nodes == there:
+            return list(self.source.notes)
+        trained = sum(map(len, self._partition))
+        return [
+            *self.source.notes,
+            f"num_clients={self.num_nodes} of the {there} natural nodes take part; left out are those others' "
+            f"{len(self._split[0]) - trained:,} training and {left_out:,} test samples; num_clients=null takes all",
+        ]
 
     @cached_property
     def _split(self) -> tuple[np.ndarray, np.ndarray]:
-        return hold_out(self.source, self._validation_fraction, self._train_samples, self.seed)
+        train, held = hold_out(self.source, self._validation_fraction, self._train_samples, self.seed)
+        groups = self.source.train_groups
+        if self._partition_config.get("kind") == "natural" and groups is not None and self._train_samples is None:
+            small = ~np.isin(groups[held], groups[train])  # nodes that would have nothing left to train on
+            train, held = np.sort(np.concatenate([train, held[small]])), held[~small]
+        return train, held
 
     @cached_property
     def _partition(self) -> Partition:
         source, (train, _) = self.source, self._split
-        labels = source.train_targets.numpy()[train] if source.train_targets.ndim == 1 else None
+        labels = source.train_targets.numpy()[train] if source.num_classes and source.train_targets.ndim == 1 else None
         groups = None if source.train_groups is None else source.train_groups[train]
         parts = make_partition(self._partition_config, labels, groups, len(train), self._nodes, self.seed)
         return [train[part] for part in parts]
@@ -210,8 +358,8 @@ def hold_out(source: Source, fraction: float, limit: int | None, seed: int) -> t
         raise ValueError(f"dataset.train_samples={limit} must be from 1 to the {total} training samples there are")
     stream = rng.stream(seed, 0, -1, "validation")
     chosen = np.arange(total) if limit is None else np.sort(stream.choice(total, limit, replace=False))
-    if source.in_time and source.train_groups is not None:
-        groups = source.train_groups[chosen]
+    if source.in_time:
+        groups = np.zeros(len(chosen)) if source.train_groups is None else source.train_groups[chosen]
         _, start, size = np.unique(groups, return_index=True, return_counts=True)
         # Samples of a group are contiguous: count each one's distance to its group's end.
         left = np.repeat(start + size, size) - np.arange(len(chosen))
@@ -223,10 +371,23 @@ def hold_out(source: Source, fraction: float, limit: int | None, seed: int) -> t
 
 
 @lru_cache(maxsize=2)
-def _load(config: str) -> Source:
-    arguments = json.loads(config)
-    name = arguments.pop("name", None)
-    return build(LOADERS, name, arguments, what="dataset")
+def _load(dataset: str, objective: str | None) -> Source:
+    return load({"dataset": json.loads(dataset), "objective": {"name": objective}})
+
+
+def load(config: Mapping[str, Any], *, partial: bool = False) -> Source:
+    """Load the data set of a configuration; `partial` where other nodes hold other parts of it.
+
+    Raises
+    ------
+    ValueError, FileNotFoundError
+        As for :func:`build_task`.
+    """
+    arguments = {key: value for key, value in config["dataset"].items() if key not in _DIVISION}
+    name, objective = arguments.pop("name", None), (config.get("objective") or {}).get("name")
+    if name == "python":
+        return python_source(arguments, objective)
+    return build(LOADERS, name, arguments, what="dataset", offered={"objective": objective, "partial": partial})
 
 
 def _device(name: str) -> torch.device:

@@ -5,21 +5,24 @@ The loop is the same for every method; methods differ in the hooks of
 process or the order in which nodes are handled.
 """
 
+import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from flsparse import rng
 from flsparse.nets.seeded import seeded
 from flsparse.nets.sgd import SGD
 from flsparse.schedules import learning_rate
+from flsparse.tasks.augmentation import Augment
 from flsparse.tasks.cost import TrainingFlops, peak_memory_bytes
 from flsparse.tasks.data import Data, batches
+from flsparse.tasks.metrics import Meter
+from flsparse.tasks.objective import Objective
 
 if TYPE_CHECKING:
     from flsparse.clients.core.fit import Fit
@@ -27,10 +30,11 @@ if TYPE_CHECKING:
     from flsparse.wire.messages import Scalar
 
 _EVALUATION_BATCH = 500
+_AUXILIARY = 0.3  # weight of an auxiliary classifier's loss in training (Szegedy et al., 2015, arXiv 1409.4842)
 
 
 def make_optimizer(model: nn.Module, config: Mapping[str, "Scalar"]) -> torch.optim.Optimizer:
-    """Return SGD at this round's learning rate.
+    """Return SGD, or with ``optimizer`` "adamw" AdamW, at this round's learning rate.
 
     Parameters
     ----------
@@ -38,7 +42,12 @@ def make_optimizer(model: nn.Module, config: Mapping[str, "Scalar"]) -> torch.op
         Weight decay applies to all its parameters.
     config : Mapping
         ``lr``; optionally ``lr-final`` and ``lr-schedule`` with ``server-round`` and ``num-rounds`` (see
-        :func:`learning_rate`), ``momentum``, ``weight-decay``.
+        :func:`learning_rate`), ``momentum`` (of SGD), ``weight-decay``.
+
+    Raises
+    ------
+    ValueError
+        The optimizer is another.
     """
     rate = learning_rate(
         int(config.get("server-round", 1)),
@@ -47,12 +56,12 @@ def make_optimizer(model: nn.Module, config: Mapping[str, "Scalar"]) -> torch.op
         float(config.get("lr-final", 0.0)),
         str(config.get("lr-schedule", "geometric")),
     )
-    return SGD(
-        model.parameters(),
-        lr=rate,
-        momentum=float(config.get("momentum", 0.0)),
-        weight_decay=float(config.get("weight-decay", 0.0)),
-    )
+    decay, kind = float(config.get("weight-decay", 0.0)), str(config.get("optimizer", "sgd"))
+    if kind == "adamw":
+        return torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=decay)
+    if kind != "sgd":
+        raise ValueError(f"client.optimizer={kind!r} is none of sgd, adamw")
+    return SGD(model.parameters(), lr=rate, momentum=float(config.get("momentum", 0.0)), weight_decay=decay)
 
 
 def _asked(config: Mapping[str, "Scalar"], key: str) -> "Scalar":
@@ -64,12 +73,19 @@ def _asked(config: Mapping[str, "Scalar"], key: str) -> "Scalar":
     return config[key]
 
 
-def train(fit: "Fit", method: "Hooks", data: Data, flops: TrainingFlops) -> dict[str, np.ndarray]:
+def train(
+    fit: "Fit",
+    method: "Hooks",
+    data: Data,
+    flops: TrainingFlops,
+    objective: Objective,
+    augment: Augment | None = None,
+) -> dict[str, np.ndarray]:
     """Train a model on one node's data and return the arrays to send.
 
     Reads ``batch-size``, ``local-epochs``, ``local-steps`` (0: whole epochs) and ``clip-grad`` (largest gradient norm,
-    0: off) from ``fit.config``. Fills ``fit.metrics``: ``train-loss`` (nats) and ``train-accuracy``, means over all
-    steps; ``num-examples``; ``steps``; ``step-seconds``, the mean; ``peak-memory-bytes``, of the process;
+    0: off) from ``fit.config``. Fills ``fit.metrics``: ``train-loss`` and, of classes, ``train-accuracy``, means over
+    all steps; ``num-examples``; ``steps``; ``step-seconds``, the mean; ``peak-memory-bytes``, of the process;
     ``flops-dense`` and ``flops-sparse``, of all steps together (:mod:`flsparse.metering.flops`).
 
     Parameters
@@ -82,6 +98,10 @@ def train(fit: "Fit", method: "Hooks", data: Data, flops: TrainingFlops) -> dict
         At least one sample.
     flops : TrainingFlops
         The counter of this model's task.
+    objective : Objective
+        The loss.
+    augment : callable, optional
+        Changes a batch of stored inputs and targets before each step.
 
     Returns
     -------
@@ -106,6 +126,7 @@ def train(fit: "Fit", method: "Hooks", data: Data, flops: TrainingFlops) -> dict
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     loss_sum, correct = torch.zeros((), device=device), torch.zeros((), dtype=torch.int64, device=device)
     seen = predictions = first_step = 0
+    all_terms = 0.0
     shuffle = torch.Generator().manual_seed(rng.derive(fit.seed, fit.server_round, fit.node, "batches"))
 
     model.train()
@@ -114,29 +135,37 @@ def train(fit: "Fit", method: "Hooks", data: Data, flops: TrainingFlops) -> dict
         first_step, started = fit.step, time.perf_counter()
         for positions in batches(len(data), batch_size, shuffle, epochs=epochs, steps=steps):
             chosen = positions.to(device)
-            target = targets[chosen].flatten()
-            logits = model(data.prepare(inputs[chosen])).flatten(0, -2)
-            loss = cross_entropy(logits, target)
+            stored = inputs[chosen], targets[chosen]
+            drawn, truth = augment(*stored) if augment else stored
+            batch = data.prepare(drawn)
+            target = objective.target(truth, batch)
+            raw, *auxiliary = _outputs(model(batch))
+            loss = objective.loss(raw, target)
+            others = [_AUXILIARY * objective.loss(each, target) for each in auxiliary]
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            sum(others, loss).backward()
             if clip > 0:
                 nn.utils.clip_grad_norm_(parameters, clip)
             method.after_backward(fit)
             optimizer.step()
             fit.step += 1
             method.after_step(fit)
-            loss_sum += loss.detach() * len(target)
-            correct += (logits.detach().argmax(-1) == target).sum()
-            predictions += len(target)
+            terms = objective.terms(target)
+            loss_sum += loss.detach() * terms
+            all_terms += terms
+            if objective.form == "classes":
+                logits, labels = objective.pairs(raw.detach(), target)
+                correct += (logits.argmax(-1) == labels).sum()
+                predictions += len(labels)
             seen += len(positions)
-        train_loss = float(loss_sum) / predictions  # waits for a GPU, so the time below is the work's
+        total = float(loss_sum)  # waits for a GPU, so the time below is the work's
         elapsed = time.perf_counter() - started
         done = fit.step - first_step
         _check_finite(model, done, float(optimizer.param_groups[0]["lr"]))
         per_example = flops(model, data.prepare(inputs[[0, -1]]))
         fit.metrics |= {
-            "train-loss": train_loss,
-            "train-accuracy": float(correct) / predictions,
+            "train-loss": total / all_terms if all_terms else math.nan,
+            **({"train-accuracy": float(correct) / predictions} if predictions else {}),
             "num-examples": float(len(data)),
             "steps": float(done),
             "step-seconds": elapsed / done,
@@ -145,6 +174,11 @@ def train(fit: "Fit", method: "Hooks", data: Data, flops: TrainingFlops) -> dict
             "flops-sparse": per_example.sparse * seen,
         }
         return method.after_fit(fit)
+
+
+def _outputs(found: Tensor | Sequence[Tensor | None]) -> list[Tensor]:
+    """Return a model's outputs, those of auxiliary classifiers behind the first."""
+    return [found] if isinstance(found, Tensor) else [each for each in found if each is not None]
 
 
 def _check_finite(model: nn.Module, steps: int, rate: float) -> None:
@@ -157,14 +191,16 @@ def _check_finite(model: nn.Module, steps: int, rate: float) -> None:
             )
 
 
-def evaluate(model: nn.Module, data: Data) -> dict[str, float]:
-    """Return scores of a model over some data; its mode is put back afterwards.
+def evaluate(model: nn.Module, data: Data, meter: Meter) -> Meter:
+    """Measure a model over some data; its mode is put back afterwards.
 
-    Returns
-    -------
-    dict[str, float]
-        ``loss``, the mean cross-entropy (nats); ``accuracy`` in [0, 1]; ``prediction-share``, of the class that is
-        predicted most often, in (0, 1]; ``num-examples``. For text, all are over the predicted characters.
+    Parameters
+    ----------
+    model : nn.Module
+    data : Data
+        At least one sample.
+    meter : Meter
+        Takes the sums, and is returned.
 
     Raises
     ------
@@ -174,27 +210,15 @@ def evaluate(model: nn.Module, data: Data) -> dict[str, float]:
     if len(data) == 0:
         raise ValueError("there is no data to evaluate on")
     device, was_training = _device(model), model.training
-    loss_sum, correct, predictions = 0.0, 0, 0
-    answers: Tensor | int = 0  # how many there are of each class
     model.eval()
     try:
         with torch.no_grad():
             for index in torch.split(data.index, _EVALUATION_BATCH):
-                target = data.all_targets[index].long().to(device).flatten()
-                logits = model(data.prepare(data.all_inputs[index].to(device))).flatten(0, -2)
-                loss_sum += float(cross_entropy(logits, target, reduction="sum"))
-                answer = logits.argmax(-1)
-                answers = answers + torch.bincount(answer, minlength=logits.shape[-1])
-                correct += int((answer == target).sum())
-                predictions += len(target)
+                inputs = data.prepare(data.all_inputs[index].to(device))
+                meter.add(model(inputs), meter.objective.target(data.all_targets[index].to(device), inputs))
     finally:
         model.train(was_training)
-    return {
-        "loss": loss_sum / predictions,
-        "accuracy": correct / predictions,
-        "prediction-share": float(torch.as_tensor(answers).max()) / predictions,
-        "num-examples": float(len(data)),
-    }
+    return meter
 
 
 def _device(model: nn.Module) -> torch.device:

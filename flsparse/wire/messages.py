@@ -1,13 +1,13 @@
 """How an update travels in a Flower message, on both sides.
 
-A message of ours carries one packed ``Array`` (each further array would cost Flower about 457 bytes and two requests)
-in place of the arrays of all its records, and one ``ConfigRecord`` named ``flsparse``. Other records travel as they
-are, as do records of what is no tensor. To the node::
+A message of ours carries one packed ``Array`` in place of the arrays of all its records, and one ``ConfigRecord`` named
+``flsparse``; what is no tensor stays as it is. On its way all of that is folded into one record
+(:mod:`flsparse.wire.folded`). To the node::
 
     payload     the coded model                        Array, stype "flsparse.v1"
-    reference   id of the model it is coded against; empty: none
+    reference   id of the model it is coded against: one that the node holds, or builds from the run's seed
     hold        whether the node is to keep the decoded model as its next reference
-    blueprint   names, shapes, dtypes and which arrays are prunable or exact; only where the node holds no reference
+    blueprint   names, shapes, dtypes and which arrays are prunable or exact; only where the node holds none
     records     names of the array records, where there is more than one
     values, rounding   how the node is to code its reply
     seed, round, node  seeds of the randomness; node is the partition id
@@ -15,13 +15,14 @@ are, as do records of what is no tensor. To the node::
     parts, NAME.*      names of the parts that compose with it, joined by commas, and their settings
 
 From the node: the payload, which names the reference it was coded against, and ``held``, the reference that the node
-now keeps; ``blueprint`` where its arrays are not those that it received, and ``records`` as above. Or
-``status = "missing-reference"`` and no payload, upon which the server sends the full model.
+now keeps, where it is not the broadcast; ``blueprint`` where its arrays are not those that it received, and ``records``
+as above. Or ``status = "missing-reference"`` and no payload, upon which the server sends the full model.
 """
 
 import json
 import zlib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -29,7 +30,7 @@ from typing import Any
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
-from flsparse.codec import ArraySpec, PayloadError
+from flsparse.codec import ArraySpec, PayloadError, Reference, exact_names
 from flsparse.codec.specs import DTYPES, Specs
 
 Scalar = int | float | str | bool  # values of a record
@@ -37,6 +38,7 @@ Scalar = int | float | str | bool  # values of a record
 STYPE = "flsparse.v1"
 OPAQUE = "flsparse.opaque.v1"  # payloads of methods that hold their own conversation: neither mod nor wire opens them
 RECORD = "flsparse"
+SURVEY, HOLDINGS, AGREED = "survey", "holdings", "agreed"  # of the hello, where nodes have data of their own
 PAYLOAD = "payload"
 MIRROR = "mirror"  # name of a node's mirror in its state
 CONTROL = "control/"  # prefix of arrays that travel behind the model and are no part of its state dict
@@ -287,6 +289,16 @@ class Blueprint:
     def nbytes(self) -> int:
         """Size of the model as plain arrays, in bytes."""
         return sum(spec.nbytes for spec in self.specs.values())
+
+
+def initial_reference(arrays: Mapping[str, np.ndarray], specs: Specs) -> Reference | None:
+    """Return the initial model as a reference of what is sent: other arrays beside it stand at 0; None without weights.
+
+    Server and node each make it of the model that they built from the run's seed, and compare its id.
+    """
+    with suppress(ValueError):  # weights that are not finite
+        return Reference(arrays, exact_names(specs)).reshaped(specs)
+    return None
 
 
 def misfit(specs: Specs, wanted: Specs) -> str | None:

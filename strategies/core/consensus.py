@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from flwr.app import MetricRecord
 
+from flsparse.kpi import Kpi
 from flsparse.nets.arrays import Arrays
 from flsparse.sparsity import sparsity_of
 
@@ -37,9 +38,13 @@ def mean_sparsity(models: Mapping[int, Arrays], prunable: Sequence[str]) -> floa
     return float(np.mean([sparsity_of(arrays, prunable) for arrays in models.values()]))
 
 
-def accuracies(models: Mapping[int, Arrays], evaluate: Callable[[Arrays], MetricRecord | None]) -> dict[str, float]:
-    """Return the nodes' mean and worst accuracy, in [0, 1]; nothing where a model's evaluation has none."""
+def node_scores(
+    models: Mapping[int, Arrays], evaluate: Callable[[Arrays], MetricRecord | None], kpi: Kpi
+) -> dict[str, float]:
+    """Return the nodes' mean and worst KPI; nothing where a model's evaluation has none."""
     records = (evaluate(arrays) for arrays in models.values())
-    found = (record.get("accuracy") for record in records if record is not None)
+    found = (record.get(kpi.name) for record in records if record is not None)
     scores = [score for score in found if isinstance(score, float)]
-    return {"mean_node_accuracy": float(np.mean(scores)), "worst_node_accuracy": min(scores)} if scores else {}
+    if not scores:
+        return {}
+    return {f"mean_node_{kpi.name}": float(np.mean(scores)), f"worst_node_{kpi.name}": kpi.worst(scores)}

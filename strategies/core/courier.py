@@ -8,7 +8,7 @@ import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
-from flsparse._flwr import log, wire_size
+from flsparse._flwr import log
 from flsparse.codec import (
     ArraySpec,
     Codec,
@@ -98,6 +98,7 @@ class Wire:
         self._blueprint = Blueprint({}, [])
         self.records: list[str] = []
         self._sent: list[ArrayRecord] = []
+        self._lacked: set[str] = set()  # what an app without the mod says of records that are folded
 
     def __str__(self) -> str:
         whole, delta = self.downlink.codec.values, self.downlink.delta_codec.values
@@ -139,7 +140,7 @@ class Wire:
         return Exchange(self, grid, asks, server_round, timeout_s, uplink, broadcasts).send(messages, nodes)
 
     def count(
-        self, direction: Direction, server_round: int, message: Message, broadcast: Broadcast | None = None
+        self, direction: Direction, server_round: int, message: Message, broadcast: Broadcast | None, wire_bytes: int
     ) -> int:
         """Enter one message into the ledger, the broadcast or the reply to it; return the dense bytes it stands for."""
         dense_bytes = self._stands_for(message, broadcast)
@@ -147,7 +148,7 @@ class Wire:
             direction,
             server_round,
             payload_bytes=payload_size(message.content) if message.has_content() else 0,
-            wire_bytes=wire_size(message),
+            wire_bytes=wire_bytes,
             dense_bytes=dense_bytes,
         )
         return dense_bytes
@@ -190,7 +191,7 @@ class Wire:
         if not (records := tensor_records(content)):
             return message
         self._set_model(content, records)
-        broadcast = self.downlink.to(node.held)
+        broadcast = self.downlink.to(node.held, seeded=node.seeded)
         record = ConfigRecord(
             {
                 "hold": self.downlink.uses_references,
@@ -204,12 +205,13 @@ class Wire:
         )
         if broadcast.coded_against:
             record["reference"] = broadcast.coded_against
-        else:
+        if broadcast.coded_against != node.held or not node.held:
             record["blueprint"] = self._blueprint.to_bytes()
         if len(records) > 1:
             record["records"] = records
         exchange.broadcasts[node.node_id] = broadcast
         others = {name: value for name, value in content.items() if name not in records}
+        self._lacked |= {f"KeyError: {name!r}" for name in content}
         packed = RecordDict({records[0]: pack(broadcast.payload), **others, RECORD: record})
         return Message(packed, node.node_id, message.metadata.message_type, ttl=message.metadata.ttl)
 
@@ -314,7 +316,8 @@ class Wire:
         """Log and count a node's failure; the round goes on without it."""
         last_line = ((reason or "").strip() or "no reason given").splitlines()[-1][:_LONGEST_REASON]
         last_line = "".join(c if c.isprintable() else "?" for c in last_line)  # it may be a stranger's words
-        if f"Unsupported serialization type for numpy conversion: '{STYPE}'" in last_line:  # Flower's, from a node
+        signs = (f"Unsupported serialization type for numpy conversion: '{STYPE}'", *self._lacked)
+        if last_line.endswith(signs):  # of an app that reads the message as it traveled
             last_line = f"{last_line}. {_NO_MOD}"
         self.counts[counter] += 1
         self.problems.append(f"node {node.node_id}: {last_line}")

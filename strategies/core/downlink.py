@@ -1,9 +1,10 @@
 """The one downlink mechanism: a delta against the node's reference, else the full sparse model.
 
-A node that reports a reference the server still keeps gets ``Q(x - r)``; any other node gets ``Q(x)``. A strategy that
-gives the rounding back may code differences more coarsely than whole models (``delta_codec``). The model that a node
-decoded is its next reference ``r'``. The rounding error ``x - r'`` is not lost: it is part of the next delta, and the
-server adds it back to the aggregate (see ``FedAvg`` and ``Compressed``).
+A node that reports a reference the server still keeps gets ``Q(x - r)``. A new one gets ``Q(x - x_0)``, the change
+since the initial model, which it builds from the run's seed; one that cannot, or built another (it compares a hash),
+gets ``Q(x)``. A strategy that gives the rounding back may code differences more coarsely than whole models
+(``delta_codec``). The model that a node decoded is its next reference ``r'``. The rounding error ``x - r'`` is not
+lost: it is part of the next delta, and the server adds it back to the aggregate (see ``FedAvg`` and ``Compressed``).
 """
 
 from collections import OrderedDict
@@ -15,6 +16,7 @@ import numpy as np
 from flsparse.codec import Codec, Reference, Specs, decode, exact_names
 from flsparse.nets.batch_norm import statistics_names
 from flsparse.nets.exact import LARGEST_WEIGHT, small
+from flsparse.wire.messages import initial_reference
 
 Arrays = dict[str, np.ndarray]
 
@@ -63,11 +65,18 @@ class Downlink:
         Values "raw" means the plain dense model to everybody, and no references.
     max_reference_bytes : int
         Memory for references, in bytes; the least recently used go first. Nodes that take turns hold different ones.
+
+    Attributes
+    ----------
+    initial : Mapping[str, np.ndarray] or None
+        The model that nodes build from the run's seed; None: they build none.
     """
 
     def __init__(self, codec: Codec, max_reference_bytes: int = 1024**3) -> None:
         self.codec = self.delta_codec = codec
         self.max_reference_bytes = max_reference_bytes
+        self.initial: Mapping[str, np.ndarray] | None = None
+        self._initial: Reference | None = None
         self._kept: OrderedDict[str, Reference] = OrderedDict()
         self._arrays: Mapping[str, np.ndarray] = {}
         self._specs: Specs = {}
@@ -82,14 +91,24 @@ class Downlink:
         """Take a new model to send."""
         self._arrays, self._specs, self._coded = arrays, specs, {}
 
-    def to(self, held: str) -> Broadcast:
-        """Return the model coded for a node that holds the reference of this id ("": none)."""
+    def to(self, held: str, *, seeded: bool = False) -> Broadcast:
+        """Return the model coded for a node.
+
+        Parameters
+        ----------
+        held : str
+            Id of the reference that it holds; empty: none.
+        seeded : bool
+            It builds the initial model from the seed.
+        """
         against = self._kept.get(held) if self.uses_references else None
         if against and list(against.specs.items()) != list(self._specs.items()):
             against = None
-        key = against.id if against else ""
         if against:
-            self._kept.move_to_end(key)
+            self._kept.move_to_end(held)
+        elif seeded and self.uses_references:
+            against = self._seed()
+        key = against.id if against else ""
         if key not in self._coded:
             exact = exact_names(self._specs)
             payload = (self.delta_codec if against else self.codec).encode(self._arrays, reference=against, exact=exact)
@@ -98,6 +117,14 @@ class Downlink:
             if self.uses_references:
                 self._keep(reference)
         return self._coded[key]
+
+    def _seed(self) -> Reference | None:
+        """Return the initial model as the reference of what is sent now, which may hold other arrays beside it."""
+        if self.initial is None:
+            return None
+        if self._initial is None or list(self._initial.specs.items()) != list(self._specs.items()):
+            self._initial = initial_reference(self.initial, self._specs)
+        return self._initial
 
     def keep(self, held: Collection[str]) -> None:
         """Forget the references that no node holds any more; unknown ids are ignored."""

@@ -13,8 +13,11 @@ from typing import Protocol
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
+from flsparse._flwr import wire_size
+from flsparse.codec import PayloadError
 from flsparse.metering.ledger import Direction
 from flsparse.strategies.core.downlink import Broadcast
+from flsparse.wire.folded import fold, is_folded, is_ours, unfold
 from flsparse.wire.messages import MISSING_REFERENCE, Scalar, record_of
 
 Asks = Callable[["Node"], Mapping[str, Scalar]]
@@ -34,12 +37,18 @@ class Node:
         Id of the reference it reported last; empty: none.
     num_examples : int
         Size of its training data; 0: unknown.
+    num_test_examples : int
+        Size of the test part of its own data; 0: it has none.
+    seeded : bool
+        Whether it builds the run's initial model from its seed, as far as is known.
     """
 
     node_id: int
     partition: int
     held: str = ""
     num_examples: int = 0
+    num_test_examples: int = 0
+    seeded: bool = False
 
 
 @dataclass(frozen=True)
@@ -88,7 +97,9 @@ class Post(Protocol):
     def packed(self, message: Message, node: Node, exchange: "Exchange") -> Message:
         """Return the message with its model coded for the node; enter the broadcast into the exchange."""
 
-    def count(self, direction: Direction, server_round: int, message: Message, broadcast: Broadcast | None) -> int:
+    def count(
+        self, direction: Direction, server_round: int, message: Message, broadcast: Broadcast | None, wire_bytes: int
+    ) -> int:
         """Enter a message into the ledger: the broadcast, or the reply to it; return the dense bytes it stands for."""
 
     def drop(self, node: Node, reason: str | None, counter: str, server_round: int) -> None:
@@ -104,8 +115,9 @@ class Exchange:
 
     Iterating yields the replies in the messages' order, each as soon as its turn has come: a reply that an earlier node
     holds up waits (coded, so it is small) until that one is in or the deadline has passed. Errors are dropped and
-    counted, as is a node that did not reply by the deadline; a node that lacks its reference is sent the full model,
-    once. :meth:`arrived` yields replies as they come, without an order and without a deadline.
+    counted, as is a node that did not reply by the deadline; a node that lacks its reference, or builds another initial
+    model from the seed, is sent the full model, once. :meth:`arrived` yields replies as they come, without an order and
+    without a deadline.
 
     Attributes
     ----------
@@ -217,9 +229,12 @@ class Exchange:
                 stranger = Node(message.metadata.src_node_id, -1)
                 self.post.drop(stranger, "sent a reply nobody waited for", "rejected_payloads", self.server_round)
                 continue
-            broadcast = self.broadcasts.get(node.node_id)
-            dense_bytes = self.post.count(self.uplink, self.server_round, message, broadcast)
-            if message.has_content() and record_of(message.content).get("status") == MISSING_REFERENCE:
+            broadcast, wire_bytes = self.broadcasts.get(node.node_id), wire_size(message)
+            fault = _unfold(message)
+            dense_bytes = self.post.count(self.uplink, self.server_round, message, broadcast, wire_bytes)
+            if fault is not None:
+                self.post.drop(node, fault, "rejected_payloads", self.server_round)
+            elif message.has_content() and record_of(message.content).get("status") == MISSING_REFERENCE:
                 self._resend(node)
             else:
                 yield Reply(message, node, broadcast, self.server_round, self.uplink, dense_bytes)
@@ -234,8 +249,9 @@ class Exchange:
         packed = self.post.packed(message, node, self)
         if packed is not message:
             self._dense[node.node_id] = message
-        self.post.count("downlink", self.server_round, packed, self.broadcasts.get(node.node_id))
-        ids = [message_id for message_id in self.grid.push_messages([packed]) if message_id]
+        sent = _folded(packed)
+        self.post.count("downlink", self.server_round, packed, self.broadcasts.get(node.node_id), wire_size(sent))
+        ids = [message_id for message_id in self.grid.push_messages([sent]) if message_id]
         if ids:
             self._pending[ids[0]] = node
         else:
@@ -251,4 +267,22 @@ class Exchange:
             return
         self.post.counts["resent_models"] += 1
         self._resent.add(node.node_id)
-        self._push(message, replace(node, held=""))
+        self._push(message, replace(node, held="", seeded=False))
+
+
+def _folded(message: Message) -> Message:
+    """Return a message with its content folded, where our mod will unfold it."""
+    if not is_ours(message.content):
+        return message
+    about = message.metadata
+    return Message(fold(message.content), about.dst_node_id, about.message_type, ttl=about.ttl)
+
+
+def _unfold(reply: Message) -> str | None:
+    """Unfold a reply's content in place; return what keeps it from being read, or None."""
+    if reply.has_content() and is_folded(reply.content):
+        try:
+            reply.content = unfold(reply.content)
+        except PayloadError as error:
+            return str(error)
+    return None

@@ -19,9 +19,10 @@ from flsparse import rng
 from flsparse._flwr import log
 from flsparse.codec import Codec, PayloadError, Reference, decode
 from flsparse.configs import Fixed, settled
+from flsparse.kpi import ACCURACY
 from flsparse.nets.arrays import Arrays
 from flsparse.ranges import within
-from flsparse.strategies.core.consensus import accuracies, consensus_error, mean_model, mean_sparsity
+from flsparse.strategies.core.consensus import consensus_error, mean_model, mean_sparsity, node_scores
 from flsparse.strategies.core.exchange import Node, Reply
 from flsparse.strategies.core.loop import RoundLoop
 from flsparse.strategies.core.measures import numbers_of, weighted_means
@@ -107,6 +108,7 @@ class Gossip(RoundLoop):
         **wire: object,
     ) -> None:
         super().__init__(**settled(wire, self.fixed))
+        self.kpi = ACCURACY  # of the nodes' models
         if not isinstance(topology, Topology):
             if num_nodes is None:
                 raise ValueError("num_nodes must be set: a topology's configuration does not say how many nodes it has")
@@ -354,7 +356,7 @@ class Gossip(RoundLoop):
             "node_sparsity": mean_sparsity(models, self.wire.prunable),
             "evaluation_bytes": self.ledger.of_round("evaluation", server_round).payload_bytes,
             "link_bytes": {f"{i}-{j}": count for (i, j), count in sorted(self.relay.memory.link_bytes.items())},
-            **accuracies(models, evaluate),
+            **node_scores(models, evaluate, self.kpi),
         }
 
     def configure_evaluate(

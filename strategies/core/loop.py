@@ -25,7 +25,7 @@ from flsparse.clients.core.part import Part
 from flsparse.codec import Codec, Layer
 from flsparse.configs import Fixed
 from flsparse.metering.ledger import Ledger
-from flsparse.nets.arrays import Arrays
+from flsparse.nets.arrays import Arrays, state_arrays
 from flsparse.nets.exact import exact_buffers
 from flsparse.ranges import within
 from flsparse.strategies.core.chain import Chain
@@ -198,7 +198,9 @@ class RoundLoop(Strategy):
         """Turn a plain model into the one the nodes train, in place: the arrays to start from are its state."""
         self.bind(model)
         method = self.method(1)
-        return model if method is None else method.prepare(model)
+        prepared = model if method is None else method.prepare(model)
+        self.wire.downlink.initial = state_arrays(prepared)
+        return prepared
 
     def bind(self, model: nn.Module) -> None:
         """Read the structure of a plain model: the names of its parameters and buffers."""

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from flwr.app import ArrayRecord, MetricRecord
 
+from flsparse.clients.parts.questions import SUMS
+from flsparse.kpi import KPIS
 from flsparse.metering.ledger import Ledger
 from flsparse.strategies.core.exchange import Reply
 
@@ -20,7 +22,7 @@ SERVERS_OWN = frozenset(
         *("accuracy", "loss", "sparsity", "broadcast_sparsity", "server_round", "schema_version", "replies"),
         *("failures", "rejected_payloads", "resent_models", "round_seconds", "wall_seconds", "uplink_bytes"),
         *("downlink_bytes", "uplink_wire_bytes", "downlink_wire_bytes", "uplink_ratio", "downlink_ratio"),
-        *("evaluation_bytes", "prediction_share", "warnings", "to_target"),
+        *("evaluation_bytes", "prediction_share", "warnings", "to_target", *KPIS),
     }
 )
 
@@ -56,7 +58,7 @@ def in_a_line(report: RoundReport) -> str:
     shown = [f"{found['replies']} replies"] if "replies" in found else []
     if lost := found.get("failures", 0) + found.get("rejected_payloads", 0):
         shown.append(f"{lost} lost so far")
-    told = {key: value for key, value in found.items() if key in ("accuracy", "loss") or key not in SERVERS_OWN}
+    told = {key: value for key, value in found.items() if key in KPIS or key not in SERVERS_OWN}
     numbers = (f"{key} {value:.4g}" for key, value in told.items() if isinstance(value, float) and key != "encode_ms")
     shown += islice(numbers, _SHOWN)
     for way, name in (("up", "uplink"), ("down", "downlink")):
@@ -70,6 +72,12 @@ def numbers_of(reply: Reply, weighted_by_key: str = "") -> dict[str, float]:
     pairs.sort(key=lambda pair: pair[0] != weighted_by_key)
     fit = ((key, value) for key, value in pairs if isinstance(value, int | float) and abs(value) <= LARGEST)
     return {key: float(value) for key, value in islice(fit, _MOST_METRICS) if len(key) <= _LONGEST_KEY}
+
+
+def sums_of(reply: Reply) -> dict[str, list[float]]:
+    """Return the sums among a reply's metrics, from which metrics over all nodes follow exactly."""
+    pairs = (pair for record in reply.content.metric_records.values() for pair in record.items())
+    return {key: list(map(float, value)) for key, value in pairs if key.startswith(SUMS) and isinstance(value, list)}
 
 
 def weighted_means(rows: list[tuple[float, dict[str, float]]]) -> dict[str, float]:

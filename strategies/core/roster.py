@@ -13,7 +13,7 @@ from flsparse._flwr import log
 from flsparse.codec.wire import VERSION
 from flsparse.strategies.core.courier import Wire
 from flsparse.strategies.core.exchange import Node, Reply
-from flsparse.wire.messages import RECORD
+from flsparse.wire.messages import RECORD, Scalar
 
 _HELLO_TIMEOUT_S = 120.0
 
@@ -68,10 +68,13 @@ class Roster:
     ----------
     nodes : dict[int, Node]
         Known nodes, by node id.
+    says : dict[str, Scalar]
+        What the hello tells a node, beside asking it.
     """
 
     def __init__(self, hello: bool) -> None:
         self.hello = hello
+        self.says: dict[str, Scalar] = {}
         self.nodes: dict[int, Node] = {}
         self._mute: set[int] = set()  # node ids that did not answer the hello
 
@@ -80,10 +83,14 @@ class Roster:
         return sorted(self.nodes.values(), key=lambda node: node.partition)
 
     def note_held(self, reply: Reply) -> None:
-        """Note the reference that a node says it keeps: the next broadcast is a delta against it."""
-        node_id = reply.node.node_id
-        if node_id in self.nodes:
-            self.nodes[node_id] = replace(self.nodes[node_id], held=held_by(reply.record))
+        """Note the reference that a node keeps: the broadcast, if it names no other."""
+        node_id, said = reply.node.node_id, reply.record
+        if node_id not in self.nodes:
+            return
+        if "held" in said:
+            self.nodes[node_id] = replace(self.nodes[node_id], held=held_by(said))
+        elif reply.broadcast is not None:
+            self.nodes[node_id] = replace(self.nodes[node_id], held=reply.broadcast.reference.id)
 
     def greet(
         self,
@@ -132,7 +139,7 @@ class Roster:
         if len(self.nodes) + len(here - self.nodes.keys() - self._mute) < wanted:
             self._mute.clear()
         new = [i for i in present if i not in self.nodes and i not in self._mute]
-        messages = [Message(RecordDict({RECORD: ConfigRecord()}), i, MessageType.QUERY) for i in new]
+        messages = [Message(RecordDict({RECORD: ConfigRecord(dict(self.says))}), i, MessageType.QUERY) for i in new]
         self._mute |= set(new)
         exchange = wire.exchange(grid, messages, {}, lambda _: {}, server_round, min(timeout_s, _HELLO_TIMEOUT_S))
         for reply in exchange:
@@ -156,9 +163,9 @@ class Roster:
         if partition in (taken := {n.partition: n.node_id for n in self.nodes.values()}):
             # a restarted node counts twice until its old connection is gone: it is asked again
             return f"says it is partition {partition}, as does node {taken[partition]}"
-        examples = said.get("num-examples")
-        known = examples if type(examples) is int and 0 < examples < 2**31 else 0
-        self.nodes[node_id] = Node(node_id, partition, held_by(said), known)
+        sizes = [said.get(key) for key in ("num-examples", "num-test-examples")]
+        known = [size if type(size) is int and 0 < size < 2**31 else 0 for size in sizes]
+        self.nodes[node_id] = Node(node_id, partition, held_by(said), known[0], known[1], seeded=True)
         return None
 
 

@@ -13,12 +13,12 @@ from math import prod
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from flsparse.codec import decode_activations, decode_gradient
 from flsparse.codec.errors import require
 from flsparse.nets.arrays import load_arrays
 from flsparse.nets.exact import LARGEST_WEIGHT
+from flsparse.nets.losses import class_loss
 from flsparse.nets.sgd import SGD
 from flsparse.wire import bundle as split
 from flsparse.wire.bundle import Part
@@ -187,7 +187,7 @@ class Top:
                 logits, labels = self._run(batch), batch.labels.to(device)
                 in_range = logits.ndim == 2 and int(labels.max()) < logits.shape[1]
                 require(in_range, "a label is beyond the model's classes")
-                loss = loss + cross_entropy(logits, labels, reduction="sum")
+                loss = loss + class_loss(logits, labels, "sum")
                 correct += int((logits.argmax(-1) == labels).sum())
             require(bool(loss.isfinite()), "they lead to a loss that is not finite")
             found = self._gradients(batches, [loss], None)

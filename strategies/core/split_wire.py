@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 from flwr.app import Message
 
-from flsparse._flwr import wire_size
 from flsparse.codec import PayloadError
 from flsparse.metering.ledger import Direction
 from flsparse.strategies.core.courier import Wire
@@ -27,12 +26,12 @@ class SplitWire(Wire):
         self.ledger.count("uplink", server_round, payload_bytes=0, wire_bytes=0, dense_bytes=dense)
 
     def count(
-        self, direction: Direction, server_round: int, message: Message, broadcast: Broadcast | None = None
+        self, direction: Direction, server_round: int, message: Message, broadcast: Broadcast | None, wire_bytes: int
     ) -> int:
         """Enter one message into the ledger, a bundle line by line; see :meth:`count_accepted` for a node's."""
         data = packed_bundle(message.content) if message.has_content() else None
         if data is None:
-            dense = super().count(direction, server_round, message, broadcast)
+            dense = super().count(direction, server_round, message, broadcast, wire_bytes)
             if message.has_content() and (payload := packed_payload(message.content)):
                 self.ledger.itemize(direction, server_round, "models", len(payload))
             return dense
@@ -41,9 +40,7 @@ class SplitWire(Wire):
         except PayloadError:  # refused in due course; its bytes have traveled all the same
             lines = {"framing": len(data)}
         dense = sum(part.dense_bytes for part in unbundle(data)) if direction == "downlink" else 0
-        self.ledger.count(
-            direction, server_round, payload_bytes=len(data), wire_bytes=wire_size(message), dense_bytes=dense
-        )
+        self.ledger.count(direction, server_round, payload_bytes=len(data), wire_bytes=wire_bytes, dense_bytes=dense)
         for line, size in lines.items():
             self.ledger.itemize(direction, server_round, line, size)
         return dense

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from flsparse.clients.parts.prune import Scope, prune
+from flsparse.clients.parts.prune import SCOPES, Scope, prune
 from flsparse.codec import Layer
 from flsparse.nets.arrays import Arrays
 from flsparse.ranges import one_of, within
@@ -28,8 +28,8 @@ class SparseModel(RoundPart):
         Approach the target over the first third of the rounds.
     reprune : bool
         Prune the aggregate to the round's sparsity.
-    scope : {"global", "layer"}
-        One magnitude ranking over all layers, or one for each.
+    scope : {"lamp", "global", "layer"}
+        One ranking over all layers, of each magnitude's share of its layer or of magnitudes, or one for each layer.
     tiers : Mapping[str, float], optional
         Other targets for ranges of partition ids, such as ``{"0-49": 0.9}``, from round 2 on.
 
@@ -48,22 +48,35 @@ class SparseModel(RoundPart):
         *,
         ramp: bool = True,
         reprune: bool = True,
-        scope: Scope = "global",
+        scope: Scope = "lamp",
         tiers: Mapping[str, float] | Mapping[int, float] | None = None,
     ) -> None:
         self.tiers = [(*_partition_range(key), target) for key, target in (tiers or {}).items()]
         for target in (sparsity, *(target for *_, target in self.tiers)):
             within("[0, 1)", "the fraction of zeros, 0.95 keeps one in 20", sparsity=target)
-        one_of(("global", "layer"), scope=scope)
+        one_of(SCOPES, scope=scope)
         self.sparsity, self.ramp, self.reprune = sparsity, ramp, reprune
         self.scope: Scope = scope
         self._prunable: set[str] = set()
 
-    def target(self, server_round: int, num_rounds: int, node: Node | None = None) -> float:
-        """Return the sparsity asked for in a round, of one node or of the aggregate."""
+    def target(self, server_round: int, num_rounds: int) -> float:
+        """Return the sparsity of a round's aggregate."""
+        return self._on_ramp(server_round, num_rounds, self.sparsity)
+
+    def asked(self, server_round: int, num_rounds: int, node: Node | None = None) -> float:
+        """Return the sparsity that a node, or any node, is asked for in a round.
+
+        On the ramp, where the aggregate is pruned, it is that of the model that goes out: the mean of the nodes tells
+        better than each of them which weights to lose next.
+        """
         target = self.sparsity
         if node is not None and server_round > 1:
             target = next((t for low, high, t in self.tiers if low <= node.partition <= high), target)
+        return self._on_ramp(server_round - (self.ramp and self.reprune), num_rounds, target)
+
+    def _on_ramp(self, server_round: int, num_rounds: int, target: float) -> float:
+        if server_round == 0:
+            return 0.0
         return sparsity_ramp(server_round, num_rounds, target) if self.ramp else target
 
     def given_back(self, mean: Arrays, given: Arrays) -> Arrays:
@@ -90,7 +103,7 @@ class SparseModel(RoundPart):
 
     def preview(self, arrays: Arrays, prunable: list[str], stream: np.random.Generator) -> Arrays:
         """Return the broadcast at the target sparsity."""
-        return prune(arrays, self.sparsity, "global", prunable)
+        return prune(arrays, self.sparsity, self.scope, prunable)
 
 
 def _partition_range(key: str | int) -> tuple[int, int]:

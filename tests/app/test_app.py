@@ -48,7 +48,7 @@ from flsparse.app import main
         (["parts=[topk_update]", "strategy=d_psgd"], "parts: 'topk_update' is for averaging methods"),
         (["runtime.name=cloud"], "runtime.name=cloud is impossible"),
         (["strategy.beta=0.5"], "strategy.beta=0.5 is neither"),
-        (["strategy.scope=layers"], "strategy.scope='layers' is none of global, layer; did you mean layer?"),
+        (["strategy.scope=layers"], "strategy.scope='layers' is none of lamp, global, layer; did you mean layer?"),
         (["strategy.server_optimizer=sgd"], "strategy.server_optimizer='sgd' is none of none, momentum"),
         (["strategy.tiers={90-50:0.5}"], "'90-50' is not a range"),
         (["strategy.sparsity=1.2"], "strategy.sparsity=1.2 is not in [0, 1): it is the fraction of zeros"),

@@ -25,6 +25,15 @@ def possible() -> dict[str, Any]:
     }
 
 
+def test_a_rate_of_sgd_is_refused_for_adamw() -> None:
+    cfg = possible()
+    cfg["client"] |= {"optimizer": "adamw", "lr": 0.3}
+    with pytest.raises(SettingsError, match=r"client\.lr=0\.3 is a rate of SGD.* such as client\.lr=0\.01"):
+        check(cfg)
+    cfg["client"]["lr"] = 0.01
+    check(cfg)
+
+
 def test_possible_settings_pass() -> None:
     check(possible())
 

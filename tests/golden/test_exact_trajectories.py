@@ -27,6 +27,7 @@ from test_trajectories import CASES
 
 from flsparse.clients import Fit, LocalMethod, device_app
 from flsparse.clients.core.method import TaskLike
+from flsparse.nets.arrays import load_arrays
 from flsparse.runtime import InProcessGrid
 from flsparse.strategies import RoundLoop
 from flsparse.wire.messages import to_record
@@ -56,7 +57,9 @@ class PortableTask:
     num_nodes = NODES
 
     def model(self) -> nn.Module:
-        return net()
+        model = net()
+        load_arrays(model, weights(1))
+        return model
 
     def train_data(self, node: int) -> list[int]:
         return [node] * (10 + node)
@@ -101,6 +104,7 @@ def trajectory(strategy: RoundLoop) -> list[list[Any]]:
 
     strategy.callbacks.append(note)
     strategy.prepare(net())
+    strategy.wire.downlink.initial = weights(1)  # where layers take a power of it, nodes build another and are sent all
     grid = InProcessGrid(device_app(lambda _: cast(TaskLike, PortableTask())), NODES)
     strategy.start(grid, to_record(weights(1)), num_rounds=3, train_config=TRAINING)
     return rows

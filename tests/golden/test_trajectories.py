@@ -41,7 +41,9 @@ CASES: dict[str, Callable[[], RoundLoop]] = {
     "fedavg_int8_adam": lambda: FedAvg(values="int8", server_optimizer="adam", server_lr=0.01, hello=True),
     "topk": lambda: TopK(**SPARSE),
     "sparsyfed": lambda: SparsyFed(**SPARSE),
-    "sparsyfed_paper": lambda: SparsyFed(**SPARSE, ramp=False, reprune=False, activation_pruning=True, values="fp32"),
+    "sparsyfed_paper": lambda: SparsyFed(
+        **SPARSE, scope="global", ramp=False, reprune=False, activation_pruning=True, values="fp32"
+    ),
     "local_sgd": lambda: LocalSGD(values="raw", downlink_values="raw", hello=True),
     "scaffold": lambda: Scaffold(values="int8", hello=True),
     "dppf": lambda: DPPF(values="int4", hello=True),

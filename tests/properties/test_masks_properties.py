@@ -10,6 +10,7 @@ from flsparse.sparsity import (
     kept_count,
     mask_iou,
     prune_global,
+    prune_lamp,
     prune_per_layer,
     regrowth,
     sparsity_of,
@@ -41,9 +42,27 @@ def test_global_prune_keeps_exactly_the_largest(model: dict[str, Any], sparsity:
     assert all(np.array_equal(again[name], pruned[name]) for name in names)
 
 
-@given(arrays, sparsities)
-def test_one_layer_global_is_per_layer(array: Any, sparsity: float) -> None:
-    one = prune_global({"a": array}, sparsity, ["a"])["a"]
+@given(models, sparsities)
+def test_lamp_keeps_as_many_the_largest_of_each_layer_and_empties_none(model: dict[str, Any], sparsity: float) -> None:
+    names = list(model)
+    pruned = prune_lamp(model, sparsity, names)
+    left, kept = ({name: int(np.count_nonzero(arrays[name])) for name in names} for arrays in (model, pruned))
+    count = min(sum(left.values()), kept_count(sum(array.size for array in model.values()), sparsity))
+    assert sum(kept.values()) == count
+    alive = sum(size > 0 for size in left.values())
+    assert sum(size > 0 for size in kept.values()) == min(alive, count)
+    for name in names:
+        alone = top_k([model[name]], kept[name])[0]
+        assert np.array_equal(np.flatnonzero(pruned[name]), alone)
+        assert np.array_equal(pruned[name].reshape(-1)[alone], model[name].reshape(-1)[alone])
+    again = prune_lamp(pruned, sparsity, names)
+    assert all(np.array_equal(again[name], pruned[name]) for name in names)
+
+
+@pytest.mark.parametrize("ranked", [prune_global, prune_lamp])
+@given(array=arrays, sparsity=sparsities)
+def test_one_layer_is_ranked_by_magnitude(ranked: Any, array: Any, sparsity: float) -> None:
+    one = ranked({"a": array}, sparsity, ["a"])["a"]
     other = prune_per_layer({"a": array}, sparsity, ["a"])["a"]
     assert np.array_equal(one, other)
 

@@ -12,8 +12,22 @@ from flsparse.report.plots import loss_along_directions
 
 SUMMARY: dict[str, Any] = {"strategy": "topk", "dataset": "digits", "rounds": 2, "final_accuracy": 0.8}
 ROWS: list[dict[str, Any]] = [
-    {"server_round": 1, "accuracy": None, "uplink_bytes": 100, "downlink_bytes": 300},
-    {"server_round": 2, "accuracy": 0.8, "uplink_bytes": 100, "downlink_bytes": 300},
+    {
+        "server_round": 1,
+        "accuracy": None,
+        "uplink_bytes": 100,
+        "downlink_bytes": 300,
+        "uplink_wire_bytes": 150,
+        "downlink_wire_bytes": 350,
+    },
+    {
+        "server_round": 2,
+        "accuracy": 0.8,
+        "uplink_bytes": 100,
+        "downlink_bytes": 300,
+        "uplink_wire_bytes": 150,
+        "downlink_wire_bytes": 350,
+    },
 ]
 
 
@@ -41,7 +55,7 @@ def test_a_sweep_stands_for_its_runs(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 def test_runs_in_folders_of_one_name_keep_their_own_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[Any] = []
-    monkeypatch.setattr(report, "accuracy_against_bytes", lambda runs, path: drawn.extend([runs]))
+    monkeypatch.setattr(report, "accuracy_against_bytes", lambda runs, path, kpi: drawn.extend([runs]))
     monkeypatch.setattr(report, "loss_along_directions", lambda row, path: drawn.extend([(path, row)]))
     runs, rows = [], []
     for number, name in enumerate(("a/seed0", "b/seed0")):

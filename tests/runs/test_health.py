@@ -92,7 +92,7 @@ def test_rounds_without_an_evaluation_neither_add_nor_break() -> None:
 def test_the_last_round_and_layers_are_told_at_once() -> None:
     assert len(warnings(health(), is_last=True, accuracy=0.1)) == 1
     assert warnings(health(), layer=0) == [
-        "layer 'fc.weight' is empty: lower strategy.sparsity or set strategy.scope=layer"
+        "layer 'fc.weight' is empty: lower strategy.sparsity or set strategy.scope=lamp"
     ]
 
 

@@ -7,7 +7,10 @@ from flsparse.runs.target import Target, to_target
 
 def rows(*accuracies: float | None) -> list[dict[str, Any]]:
     sent = {"uplink_bytes": 1, "downlink_bytes": 10, "uplink_wire_bytes": 100, "downlink_wire_bytes": 1000}
-    return [{"server_round": i, "accuracy": each, **sent} for i, each in enumerate(accuracies, start=1)]
+    return [
+        {"server_round": i, "accuracy": each, "wall_seconds": i / 2, **sent}
+        for i, each in enumerate(accuracies, start=1)
+    ]
 
 
 def test_a_target_is_reached_when_it_is_held_and_what_follows_is_not_counted() -> None:
@@ -15,6 +18,7 @@ def test_a_target_is_reached_when_it_is_held_and_what_follows_is_not_counted() -
     assert found == {
         "target": 0.95,
         "rounds": 6,
+        "seconds": 3.0,
         "uplink_bytes": 6,
         "downlink_bytes": 60,
         "uplink_wire_bytes": 600,

@@ -15,7 +15,7 @@ from flwr.serverapp import Grid
 from safetensors.numpy import load_file
 
 from flsparse.runs.folder import RunFolder, RunFolderError, read_checkpoint, read_rows
-from flsparse.runtime import InProcessGrid, federation, launch, run_federation
+from flsparse.runtime import InProcessGrid, launch, run_federation, survey
 from flsparse.runtime.apps import RoundLog, client_app
 from flsparse.runtime.federation import ROW_KEYS, make_strategy
 from flsparse.strategies import RoundFailed
@@ -157,9 +157,12 @@ def test_a_run_whose_layer_dies_says_so_and_goes_on_saying(
     assert "smaller" not in caplog.messages[-1]
 
 
-def test_the_mend_of_an_empty_layer_keeps_its_weights(config: Config) -> None:
-    mended = launch(config(num_rounds=2, **DYING | {"strategy": DYING["strategy"] | {"scope": "layer"}}))
+@pytest.mark.parametrize("scope", [{}, {"scope": "layer"}], ids=["default", "layer"])
+def test_the_other_rankings_keep_weights_in_every_layer(config: Config, scope: dict[str, str]) -> None:
+    strategy = {key: value for key, value in DYING["strategy"].items() if key != "scope"} | scope
+    mended = launch(config(num_rounds=2, **DYING | {"strategy": strategy}))
     assert not any("empty" in warning for warning in mended["warnings"])
+    assert mended["final_accuracy"] > 0.2
 
 
 @pytest.mark.parametrize(
@@ -386,9 +389,9 @@ class Late:
 
 
 def test_one_missing_device_does_not_block_a_run_for_ever(monkeypatch):
-    monkeypatch.setattr(federation, "_PATIENCE_S", 0.0)
-    assert federation.wait_for_nodes(cast(Grid, Late()), 4, at_least=2) == [1, 2, 3]
-    assert federation.wait_for_nodes(cast(Grid, Late()), 3) == [1, 2, 3]
+    monkeypatch.setattr(survey, "_PATIENCE_S", 0.0)
+    assert survey.wait_for_nodes(cast(Grid, Late()), 4, at_least=2) == [1, 2, 3]
+    assert survey.wait_for_nodes(cast(Grid, Late()), 3) == [1, 2, 3]
 
 
 def test_a_model_that_sparsify_would_change_is_refused(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:

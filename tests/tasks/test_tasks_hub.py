@@ -127,3 +127,16 @@ def test_without_flwr_datasets_names_the_mend(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setitem(sys.modules, "flwr_datasets", None)
     with pytest.raises(ModuleNotFoundError, match="pip install flwr-datasets"):
         hub_images(repo="nobody/nothing")
+
+
+def test_a_file_and_a_saved_folder_are_read_as_they_are(repo: str, tmp_path: Path) -> None:
+    columns: dict[str, Any] = {"image": "picture", "label": "kind"}
+    file = hub_images(repo=f"{repo}/train.parquet", **columns)
+    assert (len(file.train_inputs), len(file.test_inputs)) == (32, 8)
+    loaded = datasets.load_dataset(repo)
+    loaded.save_to_disk(str(tmp_path / "saved"))
+    saved, hub = hub_images(repo=str(tmp_path / "saved"), **columns), hub_images(repo=repo, **columns)
+    assert saved.train_inputs.tolist() == hub.train_inputs.tolist()
+    assert saved.test_targets.tolist() == hub.test_targets.tolist()
+    with pytest.raises(ValueError, match="has no split 'validation', only"):
+        hub_images(repo=str(tmp_path / "saved"), test_split="validation", **columns)

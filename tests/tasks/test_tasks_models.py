@@ -71,13 +71,18 @@ def test_char_lstm_out_of_linear_layers_is_an_lstm() -> None:
         ({"name": "resnet20", "norm": "layer"}, COLOR, "batch or group"),
         ({"name": "vit_tiny", "patch": 5}, COLOR, "must divide"),
         ({"name": "torchvision", "arch": "mobilenet_v3_smal"}, COLOR, "mobilenet_v3_small"),
-        ({"name": "torchvision"}, (1, 28, 28), "3 channels"),
-        ({"name": "cnn"}, (80,), "does not read text"),
+        ({"name": "torchvision"}, (2, 28, 28), "not 2 channels"),
+        ({"name": "cnn"}, (80,), "does not read vectors; use model=mlp"),
     ],
 )
 def test_models_that_do_not_fit_say_why(config: dict[str, Any], shape: tuple[int, ...], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build_model(config, shape, 10)
+
+
+def test_text_is_read_by_models_of_text() -> None:
+    with pytest.raises(ValueError, match=r"model\.name=mlp does not read text; use model=char_lstm"):
+        build_model({"name": "mlp"}, (80,), 77, is_text=True)
 
 
 @pytest.mark.parametrize("arch", ["mnasnet0_5", "mobilenet_v3_small"])
@@ -94,7 +99,6 @@ def test_a_net_of_torchvision_takes_its_own_arrays(arch: str) -> None:
     [
         ("nope", "is no torchvision classification model, as "),
         ("resnet_18", "is no torchvision classification model, as .*resnet18.* are"),
-        ("inception_v3", "has several outputs in training"),
     ],
 )
 def test_a_net_that_cannot_be_built_is_refused_with_others(arch: str, said: str) -> None:

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from federation_kit import unfolded
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.server.strategy import FedAvg as OldFedAvg
@@ -210,10 +211,10 @@ def test_ours_refuse_a_part_of_the_model_by_the_array_that_is_missing():
 def test_a_node_that_claims_enormous_arrays_is_refused():
     class Claims(CompressMod):
         def __call__(self, message, context, call_next):
-            reply = super().__call__(message, context, call_next)
+            reply = unfolded(super().__call__(message, context, call_next))
             if reply.content.array_records and context.node_config["partition-id"] == 0:
                 huge = specs_of({"w": np.broadcast_to(np.float32(0), (1 << 20, 1 << 12))})
-                reply.content.config_records["flsparse"]["blueprint"] = Blueprint(huge, []).to_bytes()
+                reply.content["flsparse"] = ConfigRecord({"blueprint": Blueprint(huge, []).to_bytes()})
             return reply
 
     strategy = Compressed(FedAvg(fraction_evaluate=0.0))

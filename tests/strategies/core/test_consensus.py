@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from flwr.app import MetricRecord
 
-from flsparse.strategies.core.consensus import accuracies, consensus_error, mean_model, mean_sparsity
+from flsparse.kpi import ACCURACY
+from flsparse.strategies.core.consensus import consensus_error, mean_model, mean_sparsity, node_scores
 
 MODELS = {
     0: {"w": np.array([0.0, 4.0], np.float32), "steps": np.array(3)},
@@ -25,8 +26,8 @@ def test_mean_and_error_are_those_of_the_named_arrays() -> None:
 def test_accuracies_are_of_the_models_that_have_one() -> None:
     found = iter([MetricRecord({"accuracy": 0.5}), MetricRecord({"loss": 1.0}), None, MetricRecord({"accuracy": 0.8})])
     models = dict.fromkeys(range(4), MODELS[0])
-    assert accuracies(models, lambda _: next(found)) == {
+    assert node_scores(models, lambda _: next(found), ACCURACY) == {
         "mean_node_accuracy": pytest.approx(0.65),
         "worst_node_accuracy": 0.5,
     }
-    assert accuracies(models, lambda _: None) == {}
+    assert node_scores(models, lambda _: None, ACCURACY) == {}

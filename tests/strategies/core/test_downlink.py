@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from flsparse.codec import Codec, decode, specs_of
+from flsparse.codec import Codec, Reference, decode, specs_of
 from flsparse.strategies import TopK
 from flsparse.strategies.core.downlink import Downlink
 
@@ -29,6 +29,31 @@ def test_a_holder_gets_a_delta_and_decodes_what_the_server_thinks():
     np.testing.assert_array_equal(decoded["w"], delta.reference.arrays["w"])
     target = moved(first)["w"]
     assert np.std(target - decoded["w"]) < np.std(target - full.reference.arrays["w"]) / 40
+
+
+def test_a_new_node_gets_the_change_since_the_model_of_the_seed():
+    downlink, first = Downlink(Codec(values="int4")), model(1)
+    downlink.initial, changed = first, moved(first)
+    downlink.set_model(first, specs_of(first))
+    unchanged = downlink.to("", seeded=True)
+    assert len(unchanged.payload) < first["w"].nbytes / 200
+    np.testing.assert_array_equal(unchanged.reference.arrays["w"], first["w"])
+    downlink.set_model(changed, specs_of(changed))
+    delta, whole = downlink.to("lost", seeded=True), downlink.to("lost")
+    assert (delta.coded_against, whole.coded_against) == (Reference(first).id, "")
+    errors = [np.std(changed["w"] - each.reference.arrays["w"]) for each in (delta, whole)]
+    assert errors[0] < errors[1] / 20
+    assert downlink.to(unchanged.reference.id, seeded=True).coded_against == unchanged.reference.id
+
+
+def test_a_model_with_more_arrays_than_the_seed_has_is_coded_against_zeros_there():
+    downlink, first = Downlink(Codec(values="int8")), model(1)
+    sent = {**first, "control/w": np.ones((200, 50), np.float32)}
+    downlink.initial = first
+    downlink.set_model(sent, specs_of(sent))
+    broadcast = downlink.to("", seeded=True)
+    np.testing.assert_array_equal(broadcast.reference.arrays["w"], first["w"])
+    np.testing.assert_allclose(broadcast.reference.arrays["control/w"], 1, rtol=0.01)
 
 
 def test_a_round_is_coded_once_for_all_who_hold_the_same():

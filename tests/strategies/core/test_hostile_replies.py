@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from federation_kit import unfolded
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAdam, FedAvg
@@ -62,7 +63,8 @@ class Hostile(CompressMod):
         self.change = change
 
     def __call__(self, message, context, call_next):
-        reply = super().__call__(message, context, call_next)
+        reply = unfolded(super().__call__(message, context, call_next))
+        reply.content.setdefault(RECORD, ConfigRecord())
         if context.node_config["partition-id"] == 0:
             self.change(reply.content)
         return reply

@@ -13,7 +13,7 @@ from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
 from flsparse.clients import device_app
 from flsparse.runtime import InProcessGrid
 from flsparse.sparsity import sparsity_of
-from flsparse.strategies import Compressed, FedAvg, RoundFailed, RoundReport, SparsyFed, TopK
+from flsparse.strategies import DPPF, Compressed, FedAvg, RoundFailed, RoundReport, Scaffold, SparsyFed, TopK
 from flsparse.wire.messages import arrayrecord_key, pack, to_numpy
 
 RAW: dict[str, Any] = {"values": "raw", "downlink_values": "raw"}
@@ -101,6 +101,31 @@ def test_later_broadcasts_are_deltas():
     reports = run(SparsyFed(sparsity=0.95, ramp=False), digits(), rounds=4)
     down = [r.metrics["downlink_bytes"] for r in reports]
     assert down[3] < down[0] / 10
+
+
+def test_the_initial_model_is_not_sent_to_nodes_that_build_it_from_the_seed():
+    reports = run(SparsyFed(sparsity=0.9, ramp=False, hello=True), digits(), rounds=2)
+    first, later = (report.metrics["downlink_bytes"] for report in reports)
+    assert first < 4 * 100
+    assert first < later / 10
+    assert "resent_models" not in reports[-1].metrics
+
+
+def test_a_node_that_builds_another_initial_model_is_sent_the_whole_one_once():
+    task, other = digits(), digits(seed=1)
+    app = device_app(lambda context: other if context.node_config["partition-id"] == 0 else task)
+    loop = SparsyFed(sparsity=0.9, ramp=False, hello=True)
+    reports = run(loop, task, rounds=3, grid=InProcessGrid(app, 4))
+    assert [report.metrics["replies"] for report in reports] == [4, 4, 4]
+    assert reports[-1].metrics["resent_models"] == 1
+    assert [loop.ledger.of_round("downlink", r).messages for r in (2, 3)] == [4, 4]
+
+
+@pytest.mark.parametrize("method", [Scaffold, DPPF, FedAvg], ids=lambda method: method.name)
+def test_every_methods_seed_model_is_the_nodes_own(method):
+    reports = run(method(hello=True), digits(), rounds=1)
+    assert reports[-1].metrics["downlink_bytes"] < 4 * 400
+    assert "resent_models" not in reports[-1].metrics
 
 
 def test_a_node_that_lost_its_reference_gets_the_full_model_in_the_same_round(monkeypatch, tmp_path):
