@@ -4,7 +4,7 @@ import functools
 
 import numpy as np
 
-from flsparse.codec import Codec, PayloadError, Reference, decode, decode_layers, payload_info
+from flsparse.codec import Codec, PayloadError, Reference, decode, decode_layers, payload_info, specs_of
 from flsparse.codec.wire import checksum
 
 
@@ -32,9 +32,15 @@ def network(rng, scale=1):
     }
 
 
+def layer(rng, size, density, scale):
+    """A layer of a density and a scale of its own."""
+    weights = scale * rng.laplace(size=(size // 10, 10))
+    return np.where(np.abs(weights) > np.quantile(np.abs(weights), 1 - density), weights, 0).astype(np.float32)
+
+
 @functools.cache
 def corpus(scale=1, sparsities=(0.0, 0.5, 0.9, 0.98), codecs=("raw", "fp32", "fp16", "int8", "int4")):
-    """Valid payloads of every codec, with every mode of the positions, as (payload, like, reference)."""
+    """Valid payloads of every codec and format version, with every mode of the positions: payload, like, reference."""
     rng = np.random.default_rng(7)
     found = []
     for sparsity in sparsities:
@@ -50,6 +56,8 @@ def corpus(scale=1, sparsities=(0.0, 0.5, 0.9, 0.98), codecs=("raw", "fp32", "fp
             for arrays in (same, part, free):
                 plain, coded = (Codec(values).encode(arrays, reference=known) for known in (None, reference))
                 found += [(plain, reference.specs, None), (coded, reference.specs, reference)]
+    unlike = {f"w{i}": layer(rng, 12_000, 0.01 * 3**i, 10.0**-i) for i in range(4)}
+    found += 3 * [(Codec(values).encode(unlike), specs_of(unlike), None) for values in codecs]
     return found
 
 

@@ -9,9 +9,10 @@ from pathlib import Path
 from types import ModuleType
 
 ROOT = Path(__file__).parents[1]
-COMPILER = next(
-    filter(shutil.which, (*str(sysconfig.get_config_var("CC") or "").split()[:1], "cc", "gcc", "clang")), ""
-)
+INCLUDE = Path(sysconfig.get_paths()["include"])
+BUILDS = (INCLUDE / "Python.h").exists() and not sysconfig.get_config_var("Py_GIL_DISABLED")  # that has no stable ABI
+NAMES = (*str(sysconfig.get_config_var("CC") or "").split()[:1], "cc", "gcc", "clang")
+COMPILER = next(filter(shutil.which, NAMES), "") if BUILDS else ""  # empty where the kernel cannot be built
 
 
 def build(folder: Path, *flags: str) -> Path:
@@ -21,8 +22,7 @@ def build(folder: Path, *flags: str) -> Path:
     out = folder / "_kernel.abi3.so"
     sources = [str(ROOT / source) for source in extension["sources"]]
     warnings = ["-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter", "-fPIC", "-shared"]
-    include = f"-I{sysconfig.get_paths()['include']}"
-    command = [COMPILER, *extension["extra-compile-args"], *warnings, *flags, include, *sources, "-o", str(out)]
+    command = [COMPILER, *extension["extra-compile-args"], *warnings, *flags, f"-I{INCLUDE}", *sources, "-o", str(out)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return out

@@ -19,7 +19,7 @@ from flsparse.codec import Codec, PayloadError, Reference, decode_layers, kernel
 from flsparse.codec.coders import bits, gaps, grouped, rans, tables
 from flsparse.codec.wire import Reader
 
-pytestmark = pytest.mark.skipif(not kernel_kit.COMPILER, reason="no C compiler")
+pytestmark = pytest.mark.skipif(not kernel_kit.COMPILER, reason="no C compiler, or no headers of Python")
 FIXED = settings(deadline=None)
 
 
