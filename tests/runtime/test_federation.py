@@ -159,8 +159,9 @@ def test_a_run_whose_layer_dies_says_so_and_goes_on_saying(
 
 @pytest.mark.parametrize("scope", [{}, {"scope": "layer"}], ids=["default", "layer"])
 def test_the_other_rankings_keep_weights_in_every_layer(config: Config, scope: dict[str, str]) -> None:
-    strategy = {key: value for key, value in DYING["strategy"].items() if key != "scope"} | scope
-    mended = launch(config(num_rounds=2, **DYING | {"strategy": strategy}))
+    strategy = {"name": "sparsyfed", "sparsity": 0.97, **scope}
+    client = {"lr": 0.3, "lr_final": 0.006, "batch_size": 8, "local_epochs": 2}
+    mended = launch(config(num_rounds=6, client=client, **DYING | {"strategy": strategy}))
     assert not any("empty" in warning for warning in mended["warnings"])
     assert mended["final_accuracy"] > 0.2
 
