@@ -128,10 +128,14 @@ def _job(config: DictConfig) -> float:
 
 
 def _dry_run(jobs: Sequence[dict[str, Any]]) -> int:
+    from flsparse.app.data_table import data_table
     from flsparse.app.preview import dry_run_table
+    from flsparse.tasks import build_task
 
     for cfg in jobs:
         _print(cfg)
+        if not cfg["superlink"]:
+            out.print(data_table(build_task(cfg)))
         with doing("coding the model"):
             table = dry_run_table(cfg)
         out.print(table)

@@ -1,5 +1,6 @@
 """Data of one's own from the command line: nodes follow from the data, notes, options of one's own, refusals."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -77,3 +78,14 @@ def test_refusals_are_one_line(
     error = capsys.readouterr().err
     assert error.startswith(f"flsparse: {said}")
     assert error.count("\n") == 1
+
+
+def test_a_dry_run_shows_what_each_node_holds(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(*TABLE, "dataset.validation_fraction=0", "dry_run=true") == 0
+    said = capsys.readouterr().out
+    table = said[said.index("what the nodes hold") :].splitlines()
+    rows = [re.findall(r"\w[\w ]*\w|\d", line) for line in table]
+    assert ["node", "to train on", "ok", "torn"] in rows
+    counts = {row[0]: [int(cell) for cell in row[1:]] for row in rows if len(row) == 4 and row[0].isdigit()}
+    assert counts.keys() == {"0", "1", "2"}
+    assert all(cells[0] == cells[1] + cells[2] == 8 for cells in counts.values())
