@@ -45,4 +45,4 @@ finally:
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=240)
     loaded = set(done.stdout.split())
     assert "flsparse.tasks.training" in loaded
-    assert loaded & {"torch._dynamo", "sklearn", "scipy", "sympy", "pandas", "matplotlib"} == set()
+    assert loaded & {"torch._dynamo", "sklearn", "scipy", "sympy", "pandas", "matplotlib", "torchmetrics"} == set()
