@@ -41,8 +41,8 @@ def senseless(count: int, seed: int) -> None:
         a, b, n = integers(), integers(), int(rng.integers(0, 40))
         calls = (
             lambda a=a, n=n: compiled.rans_encode(
-                rng.integers(0, max(1, a.size) + int(rng.random() < 0.1), n), a, int(rng.choice([a.size, small()])),
-                int(rng.integers(0, n + 2)),
+                rng.integers(0, max(1, a.size) + int(rng.random() < 0.1), n, np.int32), a,
+                int(rng.choice([a.size, small()])), int(rng.integers(0, n + 2)),
             ),
             lambda a=a, n=n: compiled.rans_decode(
                 np.empty(n, np.uint16), rng.integers(0, 1 << 32, n // 7 + 1, np.uint32), rng.bytes(small() % 80), a,

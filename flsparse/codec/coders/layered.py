@@ -131,19 +131,19 @@ def encode(arrays: list[Integers], at: list[Positions], bound: int) -> bytes:
     out.byte(MARK)
     out.raw(bits.pack(np.array(apart, np.uint8), 1))
     out.raw(b"".join(group.spec for group in groups))
-    symbols = [*(np.abs(q) - 1 for q, _ in parts), *(_changed(q) for q, _ in parts)]
+    symbols = [(np.abs(q) - 1).astype(np.uint8) for q, _ in parts] + [_changed(q).view(np.uint8) for q, _ in parts]
     which = _which(np.array(apart), [own for _, own in parts])
     frequencies = np.concatenate([group.rows() for group in groups])
-    out.raw(rans.encode(np.concatenate(symbols).astype(np.uint8), frequencies, which, _ROWS))
+    out.raw(rans.encode(np.concatenate(symbols), frequencies, which, _ROWS))
     return out.done()
 
 
-def _which(apart: NDArray[np.bool_], at: list[Positions]) -> NDArray[np.int64]:
+def _which(apart: NDArray[np.bool_], at: list[Positions]) -> NDArray[np.uint16]:
     """Return the table of each magnitude, then of each sign."""
     first = 0 if apart.all() else 1
-    group = 3 * np.where(apart, np.cumsum(apart) - 1 + first, 0)
+    group = 3 * np.where(apart, np.cumsum(apart) - 1 + first, 0).astype(np.uint16)
     of_value = np.repeat(group, [own.size for own in at])
-    return np.concatenate([of_value, of_value + 1 + np.concatenate([_far(own) for own in at])])
+    return np.concatenate([of_value, of_value + np.uint16(1) + np.concatenate([_far(own) for own in at])])
 
 
 def decode(reader: Reader, at: list[Positions], bound: int) -> list[Integers]:
@@ -157,7 +157,7 @@ def decode(reader: Reader, at: list[Positions], bound: int) -> list[Integers]:
         frequencies.append(_Group(magnitudes, (reader.byte(), reader.byte()), b"", 0.0).rows())
     count = sum(own.size for own in parts)
     symbols = rans.decode(reader, 2 * count, np.concatenate(frequencies), _which(apart, parts), _ROWS)
-    magnitudes, changed = symbols[:count].astype(np.int16) + np.int16(1), symbols[count:].astype(np.bool_)
+    magnitudes, changed = symbols[:count].view(np.int16) + np.int16(1), symbols[count:].astype(np.bool_)
     out, start = [], 0
     for own in at:
         mine = slice(start, start + own.size)

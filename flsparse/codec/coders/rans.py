@@ -90,9 +90,9 @@ def encode(symbols: np.ndarray, frequencies: Tables, which: np.ndarray | None = 
     n = symbols.size
     if n == 0:
         return b""
-    index = symbols.astype(np.int64)
+    index = symbols.astype(np.int32)
     if which is not None:
-        index += which.astype(np.int64) * frequencies.shape[1]
+        index += which * np.int32(frequencies.shape[1])
     lanes = lane_count(n, rows)
     if kernel.compiled is not None:
         stream: bytes = kernel.compiled.rans_encode(index, _contiguous(frequencies), frequencies.shape[1], lanes)
@@ -107,7 +107,7 @@ def encode(symbols: np.ndarray, frequencies: Tables, which: np.ndarray | None = 
 
 
 def _encode_scalar(
-    index: NDArray[np.int64], frequency: Tables, start: Tables, lanes: int
+    index: NDArray[np.int32], frequency: Tables, start: Tables, lanes: int
 ) -> tuple[NDArray[np.uint32], NDArray[np.uint16]]:
     # by symbol: where its words begin, f, M - f, c; the new state is x + floor(x / f) (M - f) + c
     table = [(f << 32 - BITS, f, TOTAL - f, c) for f, c in zip(frequency.tolist(), start.tolist(), strict=True)]
@@ -123,7 +123,7 @@ def _encode_scalar(
 
 
 def _encode_lanes(
-    index: NDArray[np.int64], frequency: Tables, start: Tables, lanes: int
+    index: NDArray[np.int32], frequency: Tables, start: Tables, lanes: int
 ) -> tuple[NDArray[np.uint32], NDArray[np.uint16]]:
     f_of = frequency.astype(np.uint32)
     c_of = start.astype(np.uint32)
@@ -168,7 +168,7 @@ def decode(
     alphabet = frequencies.shape[1]
     if kernel.compiled is not None:
         symbols = np.empty(count, np.uint16)
-        own = None if which is None else which.astype(np.uint16)
+        own = None if which is None else which.astype(np.uint16, copy=False)
         tables = _contiguous(frequencies)
         status = kernel.compiled.rans_decode(symbols, raw_states, raw_words, tables, alphabet, own)
         require(status == 0, _FAULTS[status - 1])
@@ -219,29 +219,30 @@ def _decode_lanes(
     starts: Tables,
     which: np.ndarray | None,
 ) -> NDArray[np.uint16]:
-    # one look-up a symbol: f in the upper half, slot - c in the lower
-    per_slot = [slots[i << BITS : i + 1 << BITS] for i in range(len(frequencies))]
-    f_of = np.concatenate([row[own] for row, own in zip(frequencies, per_slot, strict=True)])
-    c_of = np.concatenate([row[own] for row, own in zip(starts, per_slot, strict=True)])
-    step_of = (f_of << 16 | np.tile(np.arange(TOTAL), len(frequencies)) - c_of).astype(np.uint32)
-    offsets = None if which is None else which.astype(np.intp) << BITS
-    wide, steps = words.astype(np.uint32), np.empty(states.size, np.uint32)
-    slot_at = np.empty(count, np.intp)
-    used = 0
-    for at in range(0, count, states.size):
-        end = min(at + states.size, count)
-        x, step, slot = states[: end - at], steps[: end - at], slot_at[at:end]
-        np.bitwise_and(x, TOTAL - 1, out=slot)
-        if offsets is not None:
-            slot |= offsets[at:end]
-        step_of.take(slot, out=step, mode="clip")
-        x >>= np.uint32(BITS)
-        x *= step >> _WORD
-        step &= np.uint32(0xFFFF)
-        x += step
-        low = (x < _LOW).nonzero()[0]
-        require(used + low.size <= wide.size, _FAULTS[1])
-        x[low] = x.take(low) << _WORD | wide[used : used + low.size]
-        used += low.size
+    step_of = np.empty(slots.size, np.uint32)  # one look-up a symbol: f in the upper half, slot - c in the lower
+    for i, (f, c) in enumerate(zip(frequencies, starts, strict=True)):
+        own = slice(i << BITS, i + 1 << BITS)
+        step_of[own] = f[slots[own]] << 16 | np.arange(TOTAL) - c[slots[own]]
+    wide, steps, lanes = words.astype(np.uint32), np.empty(states.size, np.uint32), states.size
+    symbols, used = np.empty(count, np.uint16), 0
+    block = lanes * max(1, _GATHER // lanes)
+    for first in range(0, count, block):
+        slots_at = np.zeros(min(block, count - first), np.intp)
+        if which is not None:
+            slots_at += which[first : first + block].astype(np.intp) << BITS
+        for at in range(0, slots_at.size, lanes):
+            slot = slots_at[at : at + lanes]
+            x, step = states[: slot.size], steps[: slot.size]
+            slot |= x & np.uint32(TOTAL - 1)
+            step_of.take(slot, out=step, mode="clip")
+            x >>= np.uint32(BITS)
+            x *= step >> _WORD
+            step &= np.uint32(0xFFFF)
+            x += step
+            low = (x < _LOW).nonzero()[0]
+            require(used + low.size <= wide.size, _FAULTS[1])
+            x[low] = x.take(low) << _WORD | wide[used : used + low.size]
+            used += low.size
+        symbols[first : first + block] = slots.take(slots_at)
     require(used == words.size and bool((states == _LOW).all()), _FAULTS[2])
-    return slots.take(slot_at)
+    return symbols

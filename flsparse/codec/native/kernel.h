@@ -20,7 +20,7 @@
 #error "this processor computes doubles with more bits than they are stored with: NumPy's results would not be met"
 #endif
 
-#define KERNEL_VERSION 2 /* of what flsparse/codec/kernel.py expects: one more with every change of a function */
+#define KERNEL_VERSION 3 /* of what flsparse/codec/kernel.py expects: one more with every change of a function */
 
 enum { BITS = 14, TOTAL = 1 << BITS, LOW = 1 << 16 };
 

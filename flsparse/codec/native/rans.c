@@ -11,13 +11,13 @@ typedef struct {
 /* Symbol i goes through lane i mod lanes, so that the words in the decoder's order are those of the last symbol to the
    first from back to front. Returns the first word, or NULL where a symbol has no frequency. */
 static unsigned char *encode_symbols(
-    const int64_t *index, Py_ssize_t n, const Slot *table, Py_ssize_t entries, uint32_t *states, Py_ssize_t lanes,
+    const int32_t *index, Py_ssize_t n, const Slot *table, Py_ssize_t entries, uint32_t *states, Py_ssize_t lanes,
     unsigned char *end
 ) {
     Py_ssize_t lane = n % lanes;
     for (Py_ssize_t i = n - 1; i >= 0; i--) {
         lane = (lane ? lane : lanes) - 1;
-        int64_t at = index[i];
+        int32_t at = index[i];
         if (at < 0 || at >= entries)
             return NULL;
         Slot slot = table[at];
@@ -54,7 +54,7 @@ static PyObject *stream_of(const uint32_t *states, Py_ssize_t lanes, const unsig
     return stream;
 }
 
-static PyObject *encode_with(const int64_t *index, Py_ssize_t n, const int64_t *frequencies, Py_ssize_t entries,
+static PyObject *encode_with(const int32_t *index, Py_ssize_t n, const int64_t *frequencies, Py_ssize_t entries,
                              Py_ssize_t alphabet, Py_ssize_t lanes) {
     uint32_t *states = malloc(sizeof *states * (size_t)lanes);
     Slot *table = malloc(sizeof *table * (size_t)entries);
@@ -85,7 +85,7 @@ PyObject *rans_encode(PyObject *self, PyObject *args) {
     PyObject *stream = NULL;
     if (!PyArg_ParseTuple(args, "y*y*nn", &index, &frequencies, &alphabet, &lanes))
         return NULL;
-    Py_ssize_t n = count_of(&index, 8), entries = count_of(&frequencies, 8);
+    Py_ssize_t n = count_of(&index, 4), entries = count_of(&frequencies, 8);
     if (n >= 0 && entries >= 0) {
         if (n < 1 || lanes < 1 || lanes > n || !are_tables(frequencies.buf, entries, alphabet))
             refuse("no symbols, or lanes or frequencies that are out of range");
