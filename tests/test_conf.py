@@ -19,9 +19,8 @@ CONF = files("flsparse.conf")
 NEEDS = {
     ("client", "adamw"): ["client.lr=0.01"],  # the default strategy brings a rate of SGD
     ("dataset", "hf"): ["dataset.repo=ylecun/mnist"],
-    **{
-        ("dataset", name): ["num_clients=2"] for name in ("arrays", "folder", "series", "table")
-    },  # else the data say it
+    # of one's own data, which say the number themselves
+    **{("dataset", name): ["num_clients=2"] for name in ("arrays", "folder", "python", "series", "table")},
     ("parts", "masks"): ["strategy=fedavg"],  # others have it by themselves
 }
 
