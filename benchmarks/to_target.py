@@ -4,7 +4,7 @@
 
 100 nodes of 540 images (Dirichlet 1.0), 10 a round, one epoch at batch 32, a CNN of 89,914 parameters; every method
 has the same rounds, sampling and schedule (cosine), and a learning rate of its own. Dense FedAvg sends its model as
-one array, less than Flower does. The target is the mean of dense FedAvg's rounds 28 to 30, less half a point, held for three
+one array, less than Flower does. The target is the mean of its rounds 28 to 30, less half a point, held for three
 rounds. Bytes are both ways and framed; payloads alone stand beside them. Finished runs are kept in --out.
 """
 
