@@ -21,7 +21,7 @@ from sweep import Run, markdown, mean_and_spread, run_all
 from flsparse.app.main import main as flsparse
 from flsparse.clients.parts.prune import SCOPES
 from flsparse.runs.target import to_target
-from flsparse.sparsity import kept_count, prune_per_layer, top_k
+from flsparse.sparsity import kept_count, prune_per_layer
 from flsparse.strategies.parts import sparse
 
 BASE = [
@@ -44,13 +44,9 @@ ROWS: dict[str, tuple[str, list[str]]] = {
     "updates of half that density on the ramp": ("", [*SPARSE, *WHOLE, "parts.topk_update.density=0.05"]),
     "whole updates on the ramp": ("", [*SPARSE, *WHOLE]),
     "magnitudes ranked": ("", [*SPARSE, "strategy.scope=global"]),
-    "magnitudes, floor of half the mean": ("floor", [*SPARSE, "strategy.scope=global"]),
     "Erdos-Renyi densities": ("erk", [*SPARSE, "strategy.scope=layer"]),
     "equal densities": ("", [*SPARSE, "strategy.scope=layer"]),
-    "ramp of a fifth of the rounds": ("fifth", SPARSE),
     "ramp of half the rounds": ("half", SPARSE),
-    "ramp of half the rounds, linear": ("linear", SPARSE),
-    "beta 1.1": ("", [*SPARSE, "strategy.beta=1.1"]),
     "Top-K": ("", ["strategy=topk", "client.lr=0.2", "client.lr_final=0.004"]),
 }
 
@@ -85,45 +81,20 @@ def erk() -> None:
     SCOPES["layer"] = prune
 
 
-def floor() -> None:
-    """Let every layer keep at least half of the mean density; rank the magnitudes of what is left."""
+def half() -> None:
+    """Let the sparsity rise over half of the rounds."""
 
-    def prune(arrays: Mapping[str, np.ndarray], sparsity: float, names: Sequence[str]) -> dict[str, np.ndarray]:
-        lifted = {name: np.abs(arrays[name], dtype=np.float64) for name in names}
-        for each in lifted.values():
-            first = top_k([each], int((1 - sparsity) / 2 * each.size))[0]
-            each.reshape(-1)[first] += 1e6
-        best = top_k(list(lifted.values()), kept_count(sum(each.size for each in lifted.values()), sparsity))
-        pruned = dict(arrays)
-        for name, where in zip(names, best, strict=True):
-            mask = np.zeros(arrays[name].size, np.bool_)
-            mask[where] = True
-            pruned[name] = np.where(mask.reshape(arrays[name].shape), arrays[name], 0).astype(arrays[name].dtype)
-        return pruned
+    def rise(server_round: int, num_rounds: int, target: float) -> float:
+        return target * (1 - (1 - min(1.0, server_round / math.ceil(num_rounds / 2))) ** 3)
 
-    SCOPES["global"] = prune
-
-
-def ramp(share: float, power: int) -> Callable[[], None]:
-    """Let the sparsity rise over another share of the rounds, or along another power."""
-
-    def change() -> None:
-        def rise(server_round: int, num_rounds: int, target: float) -> float:
-            return target * (1 - (1 - min(1.0, server_round / math.ceil(share * num_rounds))) ** power)
-
-        sparse.sparsity_ramp = rise  # type: ignore[attr-defined]
-
-    return change
+    sparse.sparsity_ramp = rise  # type: ignore[attr-defined]
 
 
 VARIANTS: dict[str, Callable[[], None]] = {
     "": lambda: None,
     "ahead": ahead,
     "erk": erk,
-    "floor": floor,
-    "fifth": ramp(0.2, 3),
-    "half": ramp(0.5, 3),
-    "linear": ramp(0.5, 1),
+    "half": half,
 }
 
 

@@ -163,7 +163,6 @@ def test_the_other_rankings_keep_weights_in_every_layer(config: Config, scope: d
     client = {"lr": 0.3, "lr_final": 0.006, "batch_size": 8, "local_epochs": 2}
     mended = launch(config(num_rounds=6, client=client, **DYING | {"strategy": strategy}))
     assert not any("empty" in warning for warning in mended["warnings"])
-    assert mended["final_accuracy"] > 0.2
 
 
 @pytest.mark.parametrize(
