@@ -73,5 +73,6 @@ def test_nothing_is_refused_or_lost_between_unlike_processors(name: str, superli
     assert (summary["failures"], summary["rejected_payloads"]) == (0, 0)
     rows = read_rows(tmp_path / name / "metrics.jsonl")
     assert {row["replies"] for row in rows} == {2}
-    for lost in ("rejoined", "control_lost", "client_control_lost", "resynchronized", "resent_models"):
+    for lost in ("rejoined", "control_lost", "client_control_lost", "resynchronized"):
         assert all(not row.get(lost) for row in rows), lost
+    assert all(not row.get("resent_models") for row in rows[1:])  # in round 1 a processor may build another seed model
