@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from flsparse.nets.arrays import state_arrays
-from flsparse.runtime.federation import make_strategy
+from flsparse.runtime.making import make_strategy
 from flsparse.sparsity import prunable_names
 from flsparse.tasks import build_task
 

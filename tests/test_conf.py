@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from flsparse.app.preview import preview
 from flsparse.app.settings import check
 from flsparse.configs import parameters
-from flsparse.runtime.federation import make_strategy
+from flsparse.runtime.making import make_strategy
 from flsparse.strategies import STRATEGIES
 from flsparse.tasks import build_task
 

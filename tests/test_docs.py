@@ -8,7 +8,7 @@ import pytest
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
-from flsparse.runtime.federation import make_parts
+from flsparse.runtime.making import make_parts
 from flsparse.strategies import STRATEGIES
 
 ROOT = Path(__file__).parents[1]

@@ -20,7 +20,7 @@ from flsparse.app.composing import compose_jobs
 from flsparse.app.settings import SettingsError, check
 from flsparse.clients import CompressMod
 from flsparse.runtime import launch
-from flsparse.runtime.federation import make_strategy
+from flsparse.runtime.making import make_strategy
 from flsparse.strategies import FedAvg
 from flsparse.tasks import build_task
 from flsparse.wire.messages import to_record

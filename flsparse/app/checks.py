@@ -61,7 +61,7 @@ def own_roots(cfg: Mapping[str, Any]) -> Sequence[str]:
 
 def check_strategy(cfg: Mapping[str, Any]) -> Collection[str]:
     """Build the strategy once, so that it refuses before anything starts; return the arguments that it leaves open."""
-    from flsparse.runtime.federation import make_strategy
+    from flsparse.runtime.making import make_strategy
 
     return open_parameters(type(make_strategy(cfg, [])))
 

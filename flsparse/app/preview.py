@@ -15,7 +15,7 @@ from flsparse.codec.residuals.residual import Stamp, copy_checksum
 from flsparse.configs import sampled_nodes
 from flsparse.nets.arrays import Arrays, state_arrays
 from flsparse.report.tables import human_bytes, ratio
-from flsparse.runtime.federation import make_strategy
+from flsparse.runtime.making import make_strategy
 from flsparse.schedules import batches_of_a_pass
 from flsparse.sparsity import prunable_names, sparsity_of
 from flsparse.strategies import STRATEGIES

@@ -23,9 +23,9 @@ from flsparse.nets.arrays import Arrays, load_arrays, state_arrays
 from flsparse.runs.folder import read_checkpoint
 from flsparse.runs.target import Target
 from flsparse.runtime.apps import client_app
-from flsparse.runtime.federation import make_strategy, prepare
 from flsparse.runtime.inprocess import InProcessGrid
 from flsparse.runtime.launcher import node_files
+from flsparse.runtime.making import make_strategy, prepare
 from flsparse.runtime.rate_search import RATES, train_config, with_rate
 from flsparse.sparsity import prunable_names
 from flsparse.tasks import Data, Task, build_task

@@ -16,13 +16,11 @@ from typing import Any, Protocol
 import torch
 from flwr.app import ArrayRecord, MetricRecord
 from flwr.serverapp import Grid
-from torch import nn
 
 from flsparse._flwr import log
-from flsparse.clients import PARTS, Part
 from flsparse.clients.core.state import state_dir
 from flsparse.clients.parts.questions import NUM_EXAMPLES, SUMS
-from flsparse.configs import AUTO, build, did_you_mean, keys_of, lookup, parameters, sampled_nodes
+from flsparse.configs import AUTO, keys_of, lookup
 from flsparse.nets.arrays import Arrays, load_arrays, state_arrays
 from flsparse.runs.baseline import Baseline
 from flsparse.runs.folder import RunFolder, read_checkpoint, read_rows, restore_node_files
@@ -30,13 +28,13 @@ from flsparse.runs.health import Health
 from flsparse.runs.scores import Scores
 from flsparse.runs.target import Target
 from flsparse.runtime.inprocess import InProcessGrid
-from flsparse.runtime.learning import evaluates_on_nodes, go_by, guess_of, start_of, told
-from flsparse.runtime.rate_search import Found, check_searchable, search, train_config, with_rate
+from flsparse.runtime.learning import evaluates_on_nodes, guess_of, told
+from flsparse.runtime.making import prepare
+from flsparse.runtime.rate_search import Found, search, train_config, with_rate
 from flsparse.runtime.survey import survey, wait_for_nodes
-from flsparse.sparsity import check_outputs, export_dense, is_sparsified, prunable_names, sparsity_of
-from flsparse.strategies import SERVER_PARTS, STRATEGIES, RoundLoop, RoundReport
-from flsparse.strategies.core.part import RoundPart
-from flsparse.tasks import Data, Task, build_task
+from flsparse.sparsity import export_dense, prunable_names, sparsity_of
+from flsparse.strategies import RoundLoop, RoundReport
+from flsparse.tasks import Task, build_task
 from flsparse.tasks.own import is_own, server_task
 from flsparse.wire.messages import to_numpy, to_record
 
@@ -105,66 +103,6 @@ def run_federation(grid: Grid, cfg: Mapping[str, Any], observers: Sequence[Obser
         The configuration is impossible, or differs from the resumed run's.
     """
     return _Run(grid, cfg, observers).run()
-
-
-def make_strategy(cfg: Mapping[str, Any], prunable: list[str]) -> RoundLoop:
-    """Build the strategy of a configuration: ``strategy`` holds its arguments, ``codec`` further ones if it takes them.
-
-    Raises
-    ------
-    ValueError
-        The name is unknown, or an argument is unknown, of another type or out of range.
-    """
-    arguments, codec = dict(cfg["strategy"]), dict(cfg.get("codec") or {})
-    for key in codec.keys() - parameters(RoundLoop).keys():
-        raise ValueError(f"codec.{key} is not a setting{did_you_mean(key, parameters(RoundLoop))}")
-    offered = {
-        "fraction_train": float(cfg.get("fraction_train", 1.0)),
-        "min_train_nodes": sampled_nodes(cfg),
-        "min_available_nodes": arguments.get("min_replies", 1),  # a device that dies does not stop a run
-        **codec,
-        "seed": int(cfg["seed"]),
-        "hello": True,
-        "prunable": prunable,
-    }
-    partition = cfg.get("partition") or {}
-    if partition.get("kind") == "own" and not partition.get("server_root"):
-        offered["fraction_evaluate"] = 1.0  # the server has nothing to evaluate on
-    offered |= {"parts": make_parts(cfg.get("parts") or {})}
-    return build(STRATEGIES, arguments.pop("name"), arguments, what="strategy", offered=offered)
-
-
-def prepare(cfg: Mapping[str, Any], task: Task, data: Data) -> tuple[RoundLoop, nn.Module]:
-    """Build the strategy of a configuration, and the model that its nodes train.
-
-    Raises
-    ------
-    ValueError
-        As for :func:`make_strategy`, `start_of`, `go_by`; or a sparsified model's outputs are not the plain one's.
-    """
-    plain = start_of(cfg, task)
-    strategy = make_strategy(cfg, prunable_names(plain))
-    model = strategy.prepare(plain)
-    if (cfg["model"].get("weights") and not task.frozen) or cfg.get("init"):
-        strategy.wire.downlink.initial = None  # no node builds it from the seed
-    if is_sparsified(model):
-        check_outputs(start_of(cfg, task), model, task.example(data))
-    go_by(cfg, strategy, task, data)
-    if cfg["client"]["lr"] == AUTO:
-        runtime = (cfg.get("runtime") or {}).get("name", "inprocess")
-        check_searchable(cfg, strategy, in_process=runtime == "inprocess")
-    return strategy, model
-
-
-def make_parts(cfg: Mapping[str, Mapping[str, Any] | None]) -> list[Part | RoundPart]:
-    """Build the parts of a configuration, settings by name; a part of the server carries its side on the device."""
-    registry: dict[str, Callable[..., Part | RoundPart]] = {
-        **{name: part for name, part in PARTS.items() if not part.needs_server},
-        **SERVER_PARTS,
-    }
-    for name in cfg.keys() - registry.keys():
-        raise ValueError(f"parts: {name!r} is none of {', '.join(sorted(registry))}{did_you_mean(name, registry)}")
-    return [build(registry, name, settings or {}, what=f"parts.{name}") for name, settings in cfg.items()]
 
 
 def refuse_changes(run_folder: Path | str, saved: Mapping[str, Any], cfg: Mapping[str, Any]) -> None:

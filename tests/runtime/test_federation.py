@@ -17,7 +17,8 @@ from safetensors.numpy import load_file
 from flsparse.runs.folder import RunFolder, RunFolderError, read_checkpoint, read_rows
 from flsparse.runtime import InProcessGrid, launch, run_federation, survey
 from flsparse.runtime.apps import RoundLog, client_app
-from flsparse.runtime.federation import ROW_KEYS, make_strategy
+from flsparse.runtime.federation import ROW_KEYS
+from flsparse.runtime.making import make_strategy
 from flsparse.strategies import RoundFailed
 from flsparse.tasks import build_task
 from flsparse.tasks.models import MODELS
