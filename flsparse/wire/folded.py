@@ -25,7 +25,7 @@ from flsparse.wire.messages import RECORD
 
 LARGEST = 1 << 20  # bytes of payloads in one piece
 VERSION = "1"  # of the rows and the dictionary
-_MAX_ROWS_BYTES = 1 << 24
+_MAX_ROWS_BYTES = 1 << 22  # inflated: settings and metrics, no models
 _OURS = "flsparse."  # begins the stypes of payloads
 _KINDS: dict[str, type] = {"a": ArrayRecord, "c": ConfigRecord, "m": MetricRecord}
 _BYTES = "b"
@@ -71,7 +71,8 @@ def fold(content: RecordDict) -> RecordDict:
     Returns
     -------
     RecordDict
-        The one record, and behind it the array records that are not folded.
+        The one record, and behind it the array records that are not folded; the content itself where its settings and
+        metrics take more than 4 MiB of text.
     """
     data: list[bytes] = []
     packed = {name for name, record in content.array_records.items() if _is_packed(record)}
@@ -84,6 +85,8 @@ def fold(content: RecordDict) -> RecordDict:
     ]
     others = {n: record for n, record in content.array_records.items() if n not in packed}
     text = json.dumps(rows, ensure_ascii=False, separators=(",", ":")).encode()
+    if len(text) > _MAX_ROWS_BYTES:
+        return content
     deflater = zlib.compressobj(9, wbits=-15, memLevel=9, zdict=DICTIONARY)
     head = deflater.compress(text) + deflater.flush()
     return RecordDict({RECORD: ConfigRecord({VERSION: b"".join([head, *data])}), **others})
