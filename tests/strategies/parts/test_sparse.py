@@ -62,7 +62,6 @@ def test_updates_are_sparse_on_the_ramp_alone() -> None:
         ({"server_optimizer": "momentum"}, 1.0),
         ({"parts": [ServerOptimizer(kind="adam", lr=0.1)]}, 0.1),
     ],
-    ids=str,
     ids=lambda value: ",".join(value) if isinstance(value, dict) else str(value),
 )
 def test_sparsyfed_takes_longer_steps_where_the_server_alone_prunes(settings: dict[str, Any], lr: float | None) -> None:
