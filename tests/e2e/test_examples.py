@@ -102,7 +102,7 @@ def test_the_quickstart_runs_as_it_is_printed(flower: Callable[..., str]) -> Non
     page = EXAMPLES / "quickstart" / "README.md"
     said = flower(printed("flwr run examples/quickstart --stream", page, README))
     line = re.compile(
-        r"Round (\d)/5: accuracy ([\d.]+)%, sparsity [\d.]+ %, up \d+ B \((\d+)x smaller\), down \d+ B \(\d+x"
+        r"Round (\d)/5: accuracy ([\d.]+) %, sparsity [\d.]+ %, up \d+ B \((\d+)x smaller\), down \d+ B \(\d+x"
     )
     assert [each[0] for each in line.findall(page.read_text())] == ["1", "2", "5"]
     rounds = line.findall(said)

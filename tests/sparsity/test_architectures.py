@@ -106,7 +106,7 @@ def federated_round(architecture: Architecture, model: nn.Module) -> str:
     random.seed(0)
     updates: list[dict[str, np.ndarray]] = []
     names = prunable_names(model)
-    strategy = SparsyFed(sparsity=SPARSITY, prunable=names, values="int8")
+    strategy = SparsyFed(sparsity=SPARSITY, ramp=False, scope="global", prunable=names, values="int8")
     result = strategy.start(
         grid=InProcessGrid(app_of(architecture, updates), num_nodes=2),
         initial_arrays=ArrayRecord(dict(model.state_dict())),
