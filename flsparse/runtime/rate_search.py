@@ -31,7 +31,7 @@ from flsparse.runtime.inprocess import InProcessGrid
 from flsparse.strategies import FedAvg, RoundFailed, RoundLoop, RoundReport, SplitMS
 
 WAYS: tuple[Direction, ...] = ("uplink", "downlink", "evaluation")
-RATES = (1.6, 0.8, 0.4, 0.2, 0.1, 0.05, 0.025, 0.0125, 0.006, 0.003)
+RATES = (12.8, 6.4, 3.2, 1.6, 0.8, 0.4, 0.2, 0.1, 0.05, 0.025, 0.0125, 0.006, 0.003)
 _ROUNDS = (1, 2, 3)  # further rounds of each halving
 _NODES = 0.25  # of a round's nodes, at least two
 _DECAY = 50.0
