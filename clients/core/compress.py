@@ -103,7 +103,9 @@ class CompressMod:
 
     def __call__(self, message: Message, context: Context, call_next: ClientAppCallable) -> Message:
         """Unpack, call the app, pack."""
-        if not message.has_content() or not is_folded(message.content):
+        if not message.has_content():
+            return call_next(message, context)
+        if not is_folded(message.content):
             return self._through(message, context, call_next)
         message.content = unfold(message.content)
         reply = self._through(message, context, call_next)
@@ -113,8 +115,6 @@ class CompressMod:
 
     def _through(self, message: Message, context: Context, call_next: ClientAppCallable) -> Message:
         """Call the app, and unpack and pack around it where the message brings a packed model."""
-        if not message.has_content():
-            return call_next(message, context)
         size = payload_size(message.content)
         self.limits.check("max_payload_bytes", size)
         if packed_payload(message.content) is None:
@@ -179,9 +179,8 @@ class CompressMod:
             reference = state.reference(reference_id)
             if reference is None and (arrays := self.initial(asked, context)) is not None:
                 reference = initial_reference(arrays, blueprint.specs)
-            if reference is None or reference.id != reference_id:
-                raise _MissingReference
-            if list(reference.specs.items()) != list(blueprint.specs.items()):
+            alike = reference is not None and list(reference.specs.items()) == list(blueprint.specs.items())
+            if reference is None or not alike or reference.id != reference_id:
                 raise _MissingReference
         received = Reference(decode(payload, like=blueprint.specs, reference=reference), exact_names(blueprint.specs))
         state.values["blueprint"] = described

@@ -218,7 +218,8 @@ class _Run:
         def make(cfg: Mapping[str, Any]) -> RoundLoop:
             return prepare(cfg, self.task, self.evaluation_data)[0]
 
-        found = self.searched = search(self.grid, self.cfg, make, to_record(self.arrays), evaluate, tell)
+        start, frozen = to_record(self.arrays), self.task.frozen_arrays
+        found = self.searched = search(self.grid, self.cfg, make, start, evaluate, tell, frozen)
         self.cfg = with_rate(self.cfg, found.rate)
         sent = sum(traffic.wire_bytes for traffic in found.traffic.values())
         tell(f"client.lr=auto: {found.rate:g} it is, found in {found.seconds:.0f} s with {sent:,} bytes, framed")

@@ -7,7 +7,7 @@ from torch import nn
 
 from flsparse.clients import PARTS, Part
 from flsparse.configs import AUTO, build, did_you_mean, parameters, sampled_nodes
-from flsparse.runtime.learning import go_by, start_of
+from flsparse.runtime.learning import evaluates_on_nodes, go_by, start_of
 from flsparse.runtime.rate_search import check_searchable
 from flsparse.sparsity import check_outputs, is_sparsified, prunable_names
 from flsparse.strategies import SERVER_PARTS, STRATEGIES, RoundLoop
@@ -48,7 +48,8 @@ def prepare(cfg: Mapping[str, Any], task: Task, data: Data) -> tuple[RoundLoop, 
     Raises
     ------
     ValueError
-        As for :func:`make_strategy`, `start_of`, `go_by`; or a sparsified model's outputs are not the plain one's.
+        As for :func:`make_strategy`, `start_of`, `go_by`; or a sparsified model's outputs are not the plain one's, or
+        there are no data to search a learning rate on.
     """
     plain = start_of(cfg, task)
     strategy = make_strategy(cfg, prunable_names(plain))
@@ -61,6 +62,8 @@ def prepare(cfg: Mapping[str, Any], task: Task, data: Data) -> tuple[RoundLoop, 
     if cfg["client"]["lr"] == AUTO:
         runtime = (cfg.get("runtime") or {}).get("name", "inprocess")
         check_searchable(cfg, strategy, in_process=runtime == "inprocess")
+        if not evaluates_on_nodes(task, data):
+            task.validation_data()  # that rates are compared on
     return strategy, model
 
 

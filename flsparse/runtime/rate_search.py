@@ -21,7 +21,7 @@ from typing import Any
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
 from flwr.serverapp import Grid
 
-from flsparse._flwr import Run, log
+from flsparse._flwr import Run
 from flsparse.clients.core.state import state_dir
 from flsparse.configs import sampled_nodes
 from flsparse.metering.ledger import Direction, Traffic
@@ -122,15 +122,17 @@ class _Trial:
         make: Callable[[Mapping[str, Any]], RoundLoop],
         arrays: ArrayRecord,
         evaluate: Callable[[int, ArrayRecord], MetricRecord | None],
+        frozen: Arrays,
     ) -> None:
         self.strategy, self.num_rounds = make(cfg), int(cfg["num_rounds"])
         self.strategy.callbacks = [self._after]
         self.done, self._wanted, self._loss, self._arrays = 0, 0, math.inf, arrays
+        self.problem = "diverged"
         self._go_on = partial(
             self.strategy.start,
             grid,
             num_rounds=self.num_rounds,
-            train_config=train_config(cfg),
+            train_config=train_config(cfg, frozen),
             evaluate_fn=evaluate,
         )
 
@@ -143,8 +145,7 @@ class _Trial:
         except _Enough:
             pass
         except (RoundFailed, ValueError) as problem:
-            log(logging.DEBUG, "client.lr=auto: %s", problem)
-            self._loss = math.inf
+            self.problem, self._loss = f"failed ({problem})", math.inf
         return self._loss
 
     def _after(self, report: RoundReport) -> None:
@@ -200,6 +201,7 @@ def search(
     arrays: ArrayRecord,
     evaluate: Callable[[int, ArrayRecord], MetricRecord | None],
     tell: Callable[[str], object],
+    frozen: Arrays,
 ) -> Found:
     """Search the learning rate of a run.
 
@@ -217,6 +219,8 @@ def search(
         Returns ``loss``; None where the nodes evaluate.
     tell : Callable[[str], object]
         Takes a line of progress.
+    frozen : dict[str, np.ndarray]
+        Arrays that never train, which nodes compare by their hash.
 
     Returns
     -------
@@ -228,12 +232,12 @@ def search(
         Training diverged at every rate.
     """
     began, num_rounds = time.monotonic(), int(cfg["num_rounds"])
-    trials = {rate: _Trial(grid, small(cfg, rate), make, arrays, evaluate) for rate in RATES}
+    trials = {rate: _Trial(grid, small(cfg, rate), make, arrays, evaluate, frozen) for rate in RATES}
 
     def lead(rate: float, rounds: int) -> float:
         loss = trials[rate].lead(rounds)
-        score = f"loss {loss:.4g}" if math.isfinite(loss) else "diverged"
-        tell(f"client.lr=auto: {rate:g} has {score} after {trials[rate].done} of {num_rounds} rounds")
+        score = f"has loss {loss:.4g}" if math.isfinite(loss) else trials[rate].problem
+        tell(f"client.lr=auto: {rate:g} {score} after {trials[rate].done} of {num_rounds} rounds")
         return loss
 
     with _aside(grid):

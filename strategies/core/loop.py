@@ -330,15 +330,8 @@ class RoundLoop(Strategy):
     def greet(self, grid: Grid, server_round: int, timeout_s: float) -> None:
         """Wait for the nodes that a round needs and greet the new ones (see :meth:`Roster.greet`)."""
         needed, method = max(1, self.min_available_nodes), self.method(server_round)
-        self.roster.greet(
-            grid,
-            self.wire,
-            server_round,
-            timeout_s,
-            needed=needed,
-            wanted=max(needed, self.min_train_nodes),
-            method=None if method is None else method.name,
-        )
+        wanted, name = max(needed, self.min_train_nodes), None if method is None else method.name
+        self.roster.greet(grid, self.wire, server_round, timeout_s, needed=needed, wanted=wanted, method=name)
 
     # -- messages ---------------------------------------------------------------------------------------------------
 

@@ -8,7 +8,10 @@ from typing import Any
 
 import pytest
 import yaml
+from small_federation import small_config
 
+from flsparse.app.rehearsal import rehearse
+from flsparse.app.settings import SettingsError
 from flsparse.runs.folder import read_rows
 from flsparse.runtime import InProcessGrid
 from flsparse.runtime.apps import client_app
@@ -17,6 +20,7 @@ from flsparse.runtime.rate_search import RATES, check_searchable, few, halve, sm
 from flsparse.strategies import Scaffold, SparsyFed, SplitMS
 
 Config = dict[str, Any]
+ALL_TRAINED_ON = {"name": "digits", "validation_fraction": 0.0}
 
 
 def losses_of(best: float) -> Callable[[float], Callable[[int], float]]:
@@ -101,3 +105,33 @@ def test_the_run_is_that_of_the_rate_found(name: str, tmp_path: Path) -> None:
     total = sum(found[f"{way}_wire_bytes"] - fixed[f"{way}_wire_bytes"] for way in ("uplink", "downlink"))
     assert total == pytest.approx(search["wire_bytes"], rel=0.01)
     assert json.loads((tmp_path / "auto" / "summary.json").read_text())["lr_search"]["lr"] == search["lr"]
+
+
+def test_a_search_needs_data_to_compare_rates_on() -> None:
+    with pytest.raises(SettingsError, match=r"dataset\.validation_fraction"):
+        rehearse(small_config(client={**small_config()["client"], "lr": "auto"}, dataset=ALL_TRAINED_ON))
+
+
+def test_trials_that_fail_say_why_and_are_out(tmp_path: Path) -> None:
+    told: list[str] = []
+
+    class Told:
+        def on_start(self, info: Config) -> None: ...
+        def on_round(self, row: Config) -> None: ...
+        def on_end(self, summary: Config) -> None: ...
+        def on_note(self, text: str) -> None:
+            told.append(text)
+
+    cfg = small_config(num_rounds=1, output_dir=None, strategy={"name": "fedavg"})
+    cfg["client"] |= {
+        "lr": "auto",
+        "lr_final": 0.0,
+        "weight_decay": 1.0,
+        "batch_size": 2,
+    }  # at 12.8: times -11.8 a step
+    run_federation(InProcessGrid(client_app(cfg), cfg["num_clients"]), cfg, [Told()])
+    assert len(told) > len(RATES)
+    assert any("it is" in line for line in told)
+    assert all(line.startswith("client.lr=auto: ") for line in told)
+    assert any("loss" in line for line in told)
+    assert any(" failed (round 1" in line and "training diverged" in line for line in told)
