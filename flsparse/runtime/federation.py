@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib.metadata import version
-from logging import ERROR
+from logging import ERROR, WARNING
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -329,6 +329,11 @@ class _Run:
             restore_node_files(run_folder, state["round"], self._node_files)
         else:
             self.strategy.nodes_are_new()
+            if self.task.local:
+                log(
+                    WARNING,
+                    "Nodes kept their own arrays for the run before: those start again from the seed's values",
+                )
 
     @property
     def _node_files(self) -> Path:
