@@ -25,6 +25,7 @@ from flsparse.nets.arrays import Arrays, load_arrays, state_arrays
 from flsparse.runs.baseline import Baseline
 from flsparse.runs.folder import RunFolder, read_checkpoint, read_rows, restore_node_files
 from flsparse.runs.health import Health
+from flsparse.runs.nodes import node_scores
 from flsparse.runs.scores import Scores
 from flsparse.runs.target import Target
 from flsparse.runtime.inprocess import InProcessGrid
@@ -64,7 +65,8 @@ ROW_KEYS = (
 class Observer(Protocol):
     """Sees a run from outside. All values are plain.
 
-    One with a method ``on_note(text)`` is also told in a line what goes on before round 1.
+    One with a method ``on_note(text)`` is also told in a line what goes on before round 1; one with ``on_nodes(rows)``
+    takes, before each row of a round, those of its nodes (:class:`flsparse.strategies.core.node_table.NodeTable`).
     """
 
     def on_start(self, info: dict[str, Any]) -> None:
@@ -273,12 +275,15 @@ class _Run:
         row |= {key: total - self.counts.get(key, 0) for key, total in counts.items()}
         self.counts = counts
         row |= self.baseline.take(row)
+        row |= node_scores(report.nodes, self.task.kpi)
         row["wall_seconds"] = self.wall_seconds
         row["to_target"] = self.target.take(row) if self.target else None
         self.scores.take(row)
         is_last = report.server_round == self.num_rounds
         row["warnings"] = self.health.examine(row, self.arrays, self.prunable, is_last=is_last)
         for observer in self.observers:
+            if take := getattr(observer, "on_nodes", None):
+                take(report.nodes)
             observer.on_round(row)
         self._save(is_last)
 

@@ -171,9 +171,9 @@ def with_rate(cfg: Mapping[str, Any], rate: float) -> dict[str, Any]:
 def small(cfg: Mapping[str, Any], rate: float) -> dict[str, Any]:
     """Return the configuration of a run that asks few nodes a round, at a rate."""
     strategy = {key: value for key, value in cfg["strategy"].items() if key not in _OF_MANY_NODES}
-    return with_rate(
-        {**cfg, "strategy": strategy, "fraction_train": few(sampled_nodes(cfg)) / cfg["num_clients"]}, rate
-    )
+    fraction = few(sampled_nodes(cfg)) / cfg["num_clients"]
+    evaluation = {**(cfg.get("evaluate") or {}), "every": 1, "by_node": False}
+    return with_rate({**cfg, "strategy": strategy, "fraction_train": fraction, "evaluate": evaluation}, rate)
 
 
 def check_searchable(cfg: Mapping[str, Any], strategy: RoundLoop, *, in_process: bool) -> None:

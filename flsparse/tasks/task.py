@@ -30,7 +30,7 @@ from flsparse.tasks.metrics import COUNTED, Meter, check_metrics
 from flsparse.tasks.models import build_model
 from flsparse.tasks.objective import Objective
 from flsparse.tasks.objectives import OBJECTIVES, BinarySegmentation, Segmentation
-from flsparse.tasks.partitions import Partition, make_partition
+from flsparse.tasks.partitions import Partition, likewise, make_partition
 from flsparse.tasks.python import python_source
 from flsparse.tasks.series import series
 from flsparse.tasks.shakespeare import shakespeare
@@ -148,6 +148,33 @@ class Task:
             return self.nodes[node].local_test_data(node)
         return self.test_data() if self._own else None
 
+    def test_share(self, node: int) -> Data:
+        """Return a node's share of the test set, which is divided among the nodes as the training set is.
+
+        By natural groups where test samples have one, else each class in proportion to the nodes' training samples of
+        it. Shares are disjoint, and the smallest may be empty.
+        """
+        return self._test_view(self._test_shares[node])
+
+    def class_counts(self, node: int) -> list[int]:
+        """Return a node's training samples of each class; empty where targets are no classes of samples."""
+        classes = 0 if self.source.is_text else self.source.num_classes
+        return list(map(int, self.train_data(node).class_counts(classes))) if classes else []
+
+    def pooled_data(self) -> Data:
+        """Return the training data of all nodes together.
+
+        Raises
+        ------
+        ValueError
+            They lie on devices of their own.
+        """
+        if self._own:
+            raise ValueError(
+                "partition.kind=own: the nodes' data stay where they are, so nothing trains on all of them"
+            )
+        return self._train_view(np.sort(np.concatenate(self._partition)))
+
     def holdings(self) -> dict[str, Any]:
         """Return what a node says of its data before round 1 (see :func:`flsparse.tasks.agreement.holdings`)."""
         return holdings(self.source)
@@ -181,7 +208,7 @@ class Task:
             assert source.train_groups is not None
             present = {int(source.train_groups[part[0]]) for part in self._partition}
             index = np.flatnonzero(np.isin(source.test_groups, list(present)))
-        return Data(source.test_inputs, source.test_targets, torch.from_numpy(index), source.prepare)
+        return self._test_view(index)
 
     def optimizer(self, model: nn.Module, config: Mapping[str, "Scalar"]) -> torch.optim.Optimizer:
         """Return the local optimizer of one round (see :func:`flsparse.tasks.training.make_optimizer`)."""
@@ -257,6 +284,21 @@ class Task:
     def _train_view(self, index: np.ndarray) -> Data:
         source = self.source
         return Data(source.train_inputs, source.train_targets, torch.from_numpy(index), source.prepare)
+
+    def _test_view(self, index: np.ndarray) -> Data:
+        source = self.source
+        return Data(source.test_inputs, source.test_targets, torch.from_numpy(index), source.prepare)
+
+    @cached_property
+    def _test_shares(self) -> Partition:
+        source = self.source
+        if self._partition_config.get("kind") == "natural" and source.test_groups is not None:
+            assert source.train_groups is not None
+            return [np.flatnonzero(source.test_groups == source.train_groups[part[0]]) for part in self._partition]
+        trained, tested = source.train_targets, source.test_targets
+        if not source.num_classes or trained.ndim > 1:
+            trained, tested = (torch.zeros(len(each), dtype=torch.int64) for each in (trained, tested))
+        return likewise(self._partition, trained.numpy(), tested.numpy(), rng.stream(self.seed, 0, -1, "test shares"))
 
     @cached_property
     def _initial_model(self) -> nn.Module:
