@@ -93,15 +93,7 @@ class LocalMethod:
                 return _trained(self, visit)
             case Kind.EVALUATE:
                 model, _ = _loaded(self, visit)
-                if (held := visit.test_data) is not None:
-                    scores = visit.task.evaluate(model, held) if len(held) else {questions.NUM_EXAMPLES: 0.0}
-                    return RecordDict({questions.METRICS: MetricRecord(dict(scores))})
-                found = visit.task.evaluate(model, visit.data)
-                named = {  # a device has no other data than those it trains on
-                    key if key in _NO_SCORES or key.startswith(questions.SUMS) else f"train-{key}": value
-                    for key, value in found.items()
-                }
-                return RecordDict({questions.METRICS: MetricRecord(named)})
+                return evaluated(visit, model)
             case Kind.STATISTICS:
                 model, _ = _loaded(self, visit)
                 return questions.answer_statistics(model, visit.sample)
@@ -116,8 +108,12 @@ class LocalMethod:
         if kind is not Kind.TRAIN:
             return 0
         if (steps := int(visit.config.get("local-steps", 0))) > 0:
-            return steps / batches_of_a_pass(len(visit.data), max(1, int(visit.config.get("batch-size", 1))))
+            return steps / batches_of_a_pass(len(self.data(visit)), max(1, int(visit.config.get("batch-size", 1))))
         return int(visit.config.get("local-epochs", 1))
+
+    def data(self, visit: "Visit") -> Any:
+        """Return the data to train on."""
+        return visit.data
 
     def fit(self, fit: Fit, visit: "Visit") -> Arrays:
         """Train with the hooks of the method and of the message's parts; return the arrays of the update.
@@ -125,7 +121,7 @@ class LocalMethod:
         Where the message asks for it, ``fit.metrics`` tells the loss and metrics of the model before and after.
         """
         before = visit.measured(fit.model, questions.RECEIVED)
-        arrays = visit.task.fit(fit, WithParts(self, asked_parts(visit.asked)), visit.data)
+        arrays = visit.task.fit(fit, WithParts(self, asked_parts(visit.asked)), self.data(visit))
         fit.metrics |= before | visit.measured(fit.model, questions.TRAINED)
         return arrays
 
@@ -281,6 +277,18 @@ def test_data_of(task: TaskLike, node: int, *, by_node: bool) -> Any:
         if find is not None and (found := find(node)) is not None:
             return found
     return None
+
+
+def evaluated(visit: Visit, model: nn.Module) -> RecordDict:
+    """Return a model's metrics on the node's test part; without one, on its training data, and named so."""
+    if (held := visit.test_data) is not None:
+        scores = visit.task.evaluate(model, held) if len(held) else {questions.NUM_EXAMPLES: 0.0}
+    else:
+        scores = {
+            key if key in _NO_SCORES or key.startswith(questions.SUMS) else f"train-{key}": value
+            for key, value in visit.task.evaluate(model, visit.data).items()
+        }
+    return RecordDict({questions.METRICS: MetricRecord(dict(scores))})
 
 
 def unanswered(method: LocalMethod, kind: Kind) -> ValueError:

@@ -67,11 +67,16 @@ class Preview:
 
 
 def dry_run_table(cfg: Mapping[str, Any]) -> Table:
-    """Return the bytes of a run in the terms of its strategy: messages, links of a graph, or places to cut."""
+    """Return the bytes of a run in the terms of its strategy: messages, links of a graph, places to cut, or nothing."""
     strategy = STRATEGIES.get(cfg["strategy"]["name"], RoundLoop)
     if strategy.previewed_as == "exchange":
         return preview_table(preview(cfg))
-    return {"cut": cut_preview, "graph": graph_preview}[strategy.previewed_as](cfg)
+    return {"cut": cut_preview, "graph": graph_preview, "nothing": no_preview}[strategy.previewed_as](cfg)
+
+
+def no_preview(cfg: Mapping[str, Any]) -> Table:
+    """Return the table of a run that sends no models."""
+    return Table(title=f"dry run: {cfg['strategy']['name']} sends no model, 0 B each way")
 
 
 def preview(cfg: Mapping[str, Any]) -> Preview:

@@ -135,6 +135,11 @@ def check(cfg: Mapping[str, Any]) -> None:
             "evaluate.on=validation is impossible with partition.kind=own, whose nodes evaluate on their test parts: "
             "leave it out"
         )
+    if lookup(cfg, "partition.kind") == "own" and lookup(cfg, "strategy.name") == "pooled":
+        raise SettingsError(
+            "strategy=pooled is impossible with partition.kind=own, whose data stay where they are: compare with "
+            "strategy=local_only alone"
+        )
     _check_nodes(cfg)
 
 

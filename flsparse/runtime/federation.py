@@ -137,7 +137,7 @@ class _Run:
         self.prunable = prunable_names(self.task.model())
         self.arrays: Arrays = state_arrays(self.model)
         self.strategy.callbacks.append(self._after_round)
-        self.on_nodes = evaluates_on_nodes(self.task, self.evaluation_data)
+        self.on_nodes = not self.strategy.central or evaluates_on_nodes(self.task, self.evaluation_data)
         if found is not None:
             for way, size in (("downlink", found.downlink_wire_bytes), ("uplink", found.uplink_wire_bytes)):
                 self.strategy.ledger.count(way, 1, payload_bytes=0, wire_bytes=size, dense_bytes=0)  # type: ignore[arg-type]

@@ -69,7 +69,7 @@ def go_by(cfg: Mapping[str, Any], strategy: RoundLoop, task: Task, data: Data) -
         strategy.roster.says[AGREED] = json.dumps(task.agreement.plain())
     if strategy.by_node:
         strategy.roster.says[BY_NODE] = True
-    if evaluates_on_nodes(task, data) and not getattr(strategy, "fraction_evaluate", 0.0):
+    if strategy.central and evaluates_on_nodes(task, data) and not getattr(strategy, "fraction_evaluate", 0.0):
         raise ValueError(
             f"strategy={strategy.name} evaluates on the server, which has no data: partition.server_root=DIR names some"
         )

@@ -36,7 +36,14 @@ _ROUNDS = (1, 2, 3)  # further rounds of each halving
 _NODES = 0.25  # of a round's nodes, at least two
 _DECAY = 50.0
 _OF_MANY_NODES = ("min_replies", "min_available_nodes", "min_train_nodes", "min_evaluate_nodes")
-_KEEP_STATE = ("scaffold", "dppf", "local_sgd", "topk_update", "control_variates")  # on nodes, between rounds
+_KEEP_STATE = (
+    "scaffold",
+    "dppf",
+    "local_sgd",
+    "local_only",
+    "topk_update",
+    "control_variates",
+)  # on nodes, between rounds
 
 Lead = Callable[[int], float]  # trains one rate so many rounds further; returns its loss, infinite where it diverged
 

@@ -104,7 +104,8 @@ class RoundLoop(Strategy):
     """
 
     name = "base"
-    previewed_as: ClassVar[str] = "exchange"  # or "graph", "cut": view of a dry run
+    previewed_as: ClassVar[str] = "exchange"  # or "graph", "cut", "nothing": view of a dry run
+    central: ClassVar[bool] = True  # there is one model, which the server can evaluate
     measures: ClassVar[tuple[str, ...]] = ()  # metrics that the server alone reports; its parts have their own
     memory: Any = None
     by_node: bool = False  # nodes measure models on their test parts
