@@ -9,9 +9,10 @@ import numpy as np
 from torch import nn
 
 from flsparse.configs import lookup
-from flsparse.nets.weights import load_weights
+from flsparse.nets.weights import load_weights, weights_file
 from flsparse.runs.health import Guess
 from flsparse.strategies import FedAvg, RoundLoop, SplitMS
+from flsparse.strategies.core.frozen import FrozenBase
 from flsparse.strategies.core.gossip import Gossip
 from flsparse.strategies.parts.control import ServerControl
 from flsparse.tasks import Data, Task
@@ -40,9 +41,11 @@ def start_of(cfg: Mapping[str, Any], task: Task) -> nn.Module:
     file, earlier = settings.get("weights"), cfg.get("init")
     if task.frozen and earlier:
         raise ValueError(
-            f"init={earlier} does not go with model.freeze, whose arrays every node has to read by itself: use "
+            f"init={earlier} does not go with model.freeze, whose arrays nodes read by themselves where they can: use "
             f"model.weights={earlier}/model.safetensors"
         )
+    if task.frozen and file:
+        weights_file(file)  # on a node it may be missing, here not
     if task.frozen or cfg.get("resume"):
         return model
     if file and earlier:
@@ -65,6 +68,8 @@ def go_by(cfg: Mapping[str, Any], strategy: RoundLoop, task: Task, data: Data) -
     """
     if task.agreement is not None:
         strategy.roster.says = {AGREED: json.dumps(task.agreement.plain())}
+    if task.frozen:
+        strategy.roster.base = FrozenBase(task.frozen_arrays)
     if task.local and isinstance(strategy, SplitMS | Gossip):
         raise ValueError(
             f"local={lookup(cfg, 'model.local')} does not go with strategy={strategy.name}, whose server looks at the "
