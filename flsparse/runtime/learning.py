@@ -41,7 +41,7 @@ def start_of(cfg: Mapping[str, Any], task: Task) -> nn.Module:
     file, earlier = settings.get("weights"), cfg.get("init")
     if task.frozen and earlier:
         raise ValueError(
-            f"init={earlier} does not go with model.freeze, whose arrays nodes read by themselves where they can: use "
+            f"init={earlier} does not go with frozen arrays, which nodes read by themselves where they can: use "
             f"model.weights={earlier}/model.safetensors"
         )
     if task.frozen and file:
@@ -87,7 +87,7 @@ def go_by(cfg: Mapping[str, Any], strategy: RoundLoop, task: Task, data: Data) -
     if cfg["client"].get("optimizer") == "adamw" and (isinstance(strategy, SplitMS) or controlled):
         what = "control variates" if controlled else "strategy=split_ms"
         raise ValueError(f"client=adamw does not go with {what}, whose other side steps as SGD does: use client=sgd")
-    for key in ("augment", "model.freeze"):
+    for key in ("augment", "model.freeze", "model.lora"):
         if isinstance(strategy, SplitMS) and (value := lookup(cfg, key)):
             raise ValueError(f"{key}={value} does not go with strategy=split_ms: leave it out")
     if isinstance(strategy, SplitMS) and task.objective != Classification():

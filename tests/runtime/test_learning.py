@@ -290,7 +290,7 @@ def test_a_head_is_trained_on_layers_that_a_file_brings(config: Config, tmp_path
     first, second = load_file(file), load_file(tmp_path / "run" / "model.safetensors")
     for name, value in first.items():
         assert torch.equal(second[name], value) == (name not in names)
-    with pytest.raises(ValueError, match=r"does not go with model\.freeze, .* use model\.weights="):
+    with pytest.raises(ValueError, match=r"does not go with frozen arrays, .* use model\.weights="):
         launch(config(model=FROZEN, init=str(tmp_path / "first"), output_dir=None))
 
 
