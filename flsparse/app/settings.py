@@ -88,6 +88,10 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "codec.values": _one_of(*VALUES),
     "codec.downlink_values": _one_of(*VALUES),
     "codec.rounding": _one_of("nearest", "stochastic"),
+    "codec.downlink_density": (
+        lambda value: _number(value) and 0 < value <= 1,
+        "the fraction of the weights that a broadcast changes, above 0 and at most 1",
+    ),
 }
 
 _RATE_OF_SGD = 0.1

@@ -183,7 +183,7 @@ class _Run:
                 grid=self.grid,
                 initial_arrays=to_record(self.arrays),
                 num_rounds=self.num_rounds,
-                train_config=train_config(self.cfg, self.task.frozen_arrays),
+                train_config=train_config(self.cfg, self.task.frozen_digest),
                 evaluate_fn=self._evaluate,
             )
         except (KeyboardInterrupt, SystemExit) as stop:  # Flower ends a ServerApp that is to stop by SystemExit
@@ -222,7 +222,7 @@ class _Run:
         def make(cfg: Mapping[str, Any]) -> RoundLoop:
             return prepare(cfg, self.task, self.evaluation_data)[0]
 
-        start, frozen = to_record(self.arrays), self.task.frozen_arrays
+        start, frozen = to_record(self.arrays), self.task.frozen_digest
         found = self.searched = search(self.grid, self.cfg, make, start, evaluate, tell, frozen)
         self.cfg = with_rate(self.cfg, found.rate)
         sent = sum(traffic.wire_bytes for traffic in found.traffic.values())
