@@ -23,6 +23,7 @@ from flsparse._flwr import log
 from flsparse.clients.core.method import LocalMethod
 from flsparse.clients.fedavg import FedAvgLocal
 from flsparse.codec import Accumulator, Reference
+from flsparse.kpi import Kpi
 from flsparse.nets.arrays import Arrays
 from flsparse.ranges import one_of, within
 from flsparse.strategies.core.downlink import rounded_names
@@ -88,6 +89,8 @@ class FedAvg(RoundLoop):
         Makes the meter that the sums of nodes' evaluations are put together in. Without one their means are weighted.
     evaluate_every : int
         Rounds between federated evaluations; the last round has one.
+    kpi : Kpi, optional
+        The metric whose mean over nodes, and worst, are reported where nodes evaluate on test parts.
     """
 
     name = "fedavg"
@@ -130,6 +133,7 @@ class FedAvg(RoundLoop):
             self.parts.add(ServerOptimizer(kind=server_optimizer, lr=server_lr))
         self.meter: Callable[[], Pooled] | None = None
         self.evaluate_every = 1
+        self.kpi: Kpi | None = None
         self._accepted: list[Node] = []  # of this round
 
     @property
@@ -300,4 +304,7 @@ class FedAvg(RoundLoop):
             where = "" if "loss" in found else "train-"  # on the nodes' own test parts, or on what they train on
             scores = {f"{where}{key}": value for key, value in pooled.scores().items()}
             found |= {key: value for key, value in scores.items() if key in found or isinstance(value, list)}
+        if self.kpi is not None:
+            each = (numbers.get(self.kpi.name) for weight, numbers in accepted if weight > 0)
+            found |= self.kpi.of_nodes([score for score in each if score is not None])
         return MetricRecord(found) if accepted else None

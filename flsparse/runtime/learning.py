@@ -14,6 +14,7 @@ from flsparse.runs.health import Guess
 from flsparse.strategies import FedAvg, RoundLoop, SplitMS
 from flsparse.strategies.core.gossip import Gossip
 from flsparse.strategies.parts.control import ServerControl
+from flsparse.strategies.pooled import Pooled
 from flsparse.tasks import Data, Task
 from flsparse.tasks.objectives import Classification
 from flsparse.wire.messages import AGREED, BY_NODE
@@ -50,7 +51,7 @@ def start_of(cfg: Mapping[str, Any], task: Task) -> nn.Module:
     if earlier and not (Path(earlier) / "model.safetensors").is_file():
         raise FileNotFoundError(f"init={earlier}: there is no model.safetensors, which a run leaves when it ends")
     if source := file or (earlier and Path(earlier) / "model.safetensors"):
-        load_weights(model, source, settings.get("fresh") or ())
+        load_weights(model, source, settings.get("fresh") or (), task.local)
     return model
 
 
@@ -61,7 +62,7 @@ def go_by(cfg: Mapping[str, Any], strategy: RoundLoop, task: Task, data: Data) -
     ------
     ValueError
         It cannot do so: split learning knows the cross-entropy of classes alone, without augmentation, and does not let
-        nodes evaluate; and control variates and the top of a split step as plain SGD does.
+        nodes evaluate; control variates and the top of a split step as plain SGD does; nodes have arrays of their own.
     """
     evaluation = cfg.get("evaluate") or {}
     strategy.by_node = strategy.by_node or bool(evaluation.get("by_node"))
@@ -69,6 +70,20 @@ def go_by(cfg: Mapping[str, Any], strategy: RoundLoop, task: Task, data: Data) -
         strategy.roster.says[AGREED] = json.dumps(task.agreement.plain())
     if strategy.by_node:
         strategy.roster.says[BY_NODE] = True
+    if task.local and isinstance(strategy, SplitMS | Gossip):
+        raise ValueError(
+            f"local={lookup(cfg, 'model.local')} does not go with strategy={strategy.name}, whose server looks at the "
+            "nodes' whole models: choose an averaging strategy, or leave it out"
+        )
+    if task.local and isinstance(strategy, Pooled):
+        raise ValueError(
+            f"local={lookup(cfg, 'model.local')} does not go with strategy=pooled, where one node trains for all: "
+            "leave it out"
+        )
+    if task.local and not getattr(strategy, "fraction_evaluate", 0.0):
+        raise ValueError(
+            "strategy.fraction_evaluate=0 does not go with local=, whose arrays nodes alone can evaluate: leave it out"
+        )
     if strategy.central and evaluates_on_nodes(task, data) and not getattr(strategy, "fraction_evaluate", 0.0):
         raise ValueError(
             f"strategy={strategy.name} evaluates on the server, which has no data: partition.server_root=DIR names some"
@@ -93,12 +108,13 @@ def go_by(cfg: Mapping[str, Any], strategy: RoundLoop, task: Task, data: Data) -
     if isinstance(strategy, Gossip):
         strategy.kpi = task.kpi
     if isinstance(strategy, FedAvg):
-        strategy.meter, strategy.evaluate_every = task.meter, int(evaluation.get("every") or 1)
+        strategy.meter, strategy.kpi = task.meter, task.kpi
+        strategy.evaluate_every = int(evaluation.get("every") or 1)
 
 
 def evaluates_on_nodes(task: Task, data: Data) -> bool:
-    """Whether nodes evaluate the model on their own test parts, since the server has none."""
-    return task.agreement is not None and not len(data)
+    """Whether nodes evaluate the model on their own test parts: the server has none, or only a part of each model."""
+    return bool(task.local) or (task.agreement is not None and not len(data))
 
 
 def told(metrics: Mapping[str, Any], task: Task) -> dict[str, Any]:

@@ -39,6 +39,8 @@ def make_strategy(cfg: Mapping[str, Any], prunable: list[str]) -> RoundLoop:
     partition = cfg.get("partition") or {}
     if partition.get("kind") == "own" and not partition.get("server_root"):
         offered["fraction_evaluate"] = 1.0  # the server has nothing to evaluate on
+    if (cfg.get("model") or {}).get("local"):
+        offered["fraction_evaluate"] = 1.0  # nodes alone have the whole of their models
     offered |= {"parts": make_parts(cfg.get("parts") or {})}
     return build(STRATEGIES, arguments.pop("name"), arguments, what="strategy", offered=offered)
 

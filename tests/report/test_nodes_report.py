@@ -25,7 +25,7 @@ def write(folder: Path, strategy: str, scores: list[float], metric: str = "accur
     folder.mkdir(parents=True)
     config = {"seed": 0, "num_clients": 4, "dataset": {"name": "digits"}, "partition": {"alpha": 0.1}} | config
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    sizes = {f"{way}link{kind}_bytes": 1 for way in ("up", "down") for kind in ("", "_wire")}
+    sizes: dict[str, float] = {f"{way}link{kind}_bytes": 1 for way in ("up", "down") for kind in ("", "_wire")}
     sizes |= {"uplink_ratio": 1.0, "downlink_ratio": 1.0, "rounds": 1}
     found = {"final_accuracy": 0.5, "final_metric": 0.5, "metric": metric, "dataset": "digits"}
     (folder / "summary.json").write_text(json.dumps({"status": "completed", "strategy": strategy, **sizes, **found}))
