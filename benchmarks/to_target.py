@@ -1,7 +1,7 @@
-"""What the accuracy of dense FedAvg costs: rounds and bytes until each method holds it, on one data set.
+"""What the accuracy of dense FedAvg costs: rounds and bytes until each method holds it.
 
-    python benchmarks/to_target.py --data ROOT [--set fashion_mnist] [--seeds 3] [--only NAME ...]
-    python benchmarks/to_target.py --data ROOT [--set fashion_mnist] --grid 0.05 0.1 0.2 [--only NAME ...]
+    python benchmarks/to_target.py --data ROOT [--set fashion_mnist ...] [--seeds 3] [--only NAME ...]
+    python benchmarks/to_target.py --data ROOT [--set fashion_mnist ...] --grid 0.05 0.1 0.2 [--only NAME ...]
 
 Every method has the same rounds, sampling and schedule (cosine), and a learning rate of its own: the best of a grid on
 the validation split, which the second form prints, or where SETS has none what ``client.lr=auto`` finds with seed 0.
@@ -12,6 +12,7 @@ the application ("cifar2k", "mnist5k", "vowels", "cancer") are written to ROOT b
 """
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -140,42 +141,44 @@ class Bench:
             return self.setting.rates[name]
         return float(self.runs(name, "auto", range(1), "-auto")[0].summary["lr_search"]["lr"])
 
-    def grid(self, names: list[str], rates: list[float]) -> str:
-        """Return the table of accuracies on the validation split, by rate."""
-        rows = []
+    def grid(self, names: Sequence[str], rates: list[float]) -> list[list[object]]:
+        """Return a table's rows: a method's accuracies on the validation split, by rate."""
+        rows: list[list[object]] = []
         for name in names:
             of = [self.runs(name, lr, range(1), f"-lr{lr}", "evaluate.on=validation")[0] for lr in rates]
             rows.append([name, *(f"{100 * final(run):.1f}" for run in of)])
-        return markdown(["accuracy % on validation data, lr", *rates], rows)
+        return rows
+
+
+def measured(bench: Bench, names: list[str], seeds: range) -> list[list[object]]:
+    """Return a table's rows: a method's rate and columns."""
+    rates = {name: bench.rate(name) for name in names}
+    runs = {name: bench.runs(name, rates[name], seeds) for name in names}
+    return [[name, rates[name], *columns(runs[name], runs[DENSE])] for name in names]
 
 
 def main() -> None:
     """Run, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="root of the data sets")
-    parser.add_argument("--set", choices=SETS, default="fashion_mnist")
+    parser.add_argument("--set", nargs="+", choices=SETS, default=["fashion_mnist"])
     parser.add_argument("--out", type=Path, default=Path("runs/to_target"), help="where run folders go")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--grid", type=float, nargs="+", metavar="RATE", help="print a grid on the validation split")
     parser.add_argument("--only", nargs="+", choices=METHODS, help="methods to run")
     arguments = parser.parse_args()
-    setting = SETS[arguments.set]
-    bench = Bench(setting, arguments.data.resolve(), arguments.out.resolve() / arguments.set)
-    names = arguments.only or list(setting.methods)
-    if arguments.grid:
-        print(bench.grid(names, arguments.grid))
-        return
-    names = list(dict.fromkeys([DENSE, *names]))
-    rates = {name: bench.rate(name) for name in names}
-    runs = {name: bench.runs(name, rates[name], range(arguments.seeds)) for name in names}
-    print(f"targets: {', '.join(f'{100 * final(run) - 0.5:.1f}' for run in runs[DENSE])} %\n")
-    header = ["method", "lr", "accuracy %", "points lost", "rounds to target", "payload MB", "framed MB", "ratio"]
-    print(
-        markdown(
-            [*header, "framed MB, all rounds", "ratio"],
-            [[name, rates[name], *columns(runs[name], runs[DENSE])] for name in names],
-        )
-    )
+    rows: list[list[object]] = []
+    for chosen in arguments.set:
+        bench = Bench(SETS[chosen], arguments.data.resolve(), arguments.out.resolve() / chosen)
+        names = arguments.only or SETS[chosen].methods
+        if arguments.grid:
+            rows += [[chosen, *row] for row in bench.grid(names, arguments.grid)]
+        else:
+            names = list(dict.fromkeys([DENSE, *names]))
+            rows += [[chosen, *row] for row in measured(bench, names, range(arguments.seeds))]
+    header = ["lr", "accuracy %", "points lost", "rounds to target", "payload MB", "framed MB", "ratio"]
+    header += ["framed MB, all rounds", "ratio"]
+    print(markdown(["set", "method", *(arguments.grid or header)], rows))
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from flsparse._flwr import log
 from flsparse.clients.core.state import state_dir
 from flsparse.clients.parts.questions import NUM_EXAMPLES, SUMS
 from flsparse.configs import AUTO, keys_of, lookup
+from flsparse.metering.clock import VirtualClock
 from flsparse.nets.arrays import Arrays, load_arrays, state_arrays
 from flsparse.runs.baseline import Baseline
 from flsparse.runs.folder import RunFolder, read_checkpoint, read_rows, restore_node_files
@@ -58,6 +59,7 @@ ROW_KEYS = (
     *("uplink_ratio", "downlink_ratio", "to_target", "sparsity", "broadcast_sparsity", "mask_iou", "regrowth"),
     *("step_seconds", "peak_memory_bytes", "encode_ms", "flops_dense", "flops_sparse"),
     *("train_loss", "train_accuracy", "replies", "failures", "rejected_payloads", "round_seconds"),
+    *("modelled_seconds", "modelled_cost"),
 )
 
 
@@ -274,6 +276,7 @@ class _Run:
         row |= {key: total - self.counts.get(key, 0) for key, total in counts.items()}
         self.counts = counts
         row |= self.baseline.take(row)
+        row |= self.clock.lap() if self.clock else {}
         row["wall_seconds"] = self.wall_seconds
         row["to_target"] = self.target.take(row) if self.target else None
         self.scores.take(row)
@@ -284,6 +287,10 @@ class _Run:
                 take(report.nodes)
             observer.on_round(row)
         self._save(is_last)
+
+    @property
+    def clock(self) -> VirtualClock | None:
+        return self.strategy.wire.clock
 
     @property
     def wall_seconds(self) -> float:
@@ -322,6 +329,8 @@ class _Run:
             self.health.load_state_dict(state["health"])
         for row in read_rows(Path(run_folder) / "metrics.jsonl")[: self.last_round]:
             self.baseline.take(row)
+            if self.clock:
+                self.clock.go_on(row)
             if self.target:
                 self.target.take(row)
         self.seconds_before = state["wall_seconds"]
@@ -372,6 +381,8 @@ class _Run:
             "final_sparsity": float(sparsity_of(self.arrays, self.prunable)),
             **({} if self.searched is None else {"lr_search": self.searched.plain()}),
             "wall_seconds": self.wall_seconds,
+            "modelled_seconds": self.clock.now_s if self.clock else None,
+            "modelled_cost": self.clock.cost if self.clock else None,
             "failures": int(self.strategy.wire.counts["failures"]),
             "rejected_payloads": int(self.strategy.wire.counts["rejected_payloads"]),
             "runtime": str((self.cfg.get("runtime") or {}).get("name", "inprocess")),
