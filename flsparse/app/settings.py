@@ -139,15 +139,15 @@ def check(cfg: Mapping[str, Any]) -> None:
             "evaluate.on=validation is impossible with partition.kind=own, whose nodes evaluate on their test parts: "
             "leave it out"
         )
-    if (local := lookup(cfg, "model.local")) and lookup(cfg, "evaluate.on") == "validation":
-        raise SettingsError(
-            f"evaluate.on=validation is impossible with local={local}, whose nodes evaluate on their shares of the "
-            "test set: leave it out"
-        )
     if lookup(cfg, "partition.kind") == "own" and lookup(cfg, "strategy.name") == "pooled":
         raise SettingsError(
             "strategy=pooled is impossible with partition.kind=own, whose data stay where they are: compare with "
             "strategy=local_only alone"
+        )
+    if (local := lookup(cfg, "model.local")) and lookup(cfg, "evaluate.on") == "validation":
+        raise SettingsError(
+            f"evaluate.on=validation is impossible with local={local}, whose nodes evaluate on their shares of the "
+            "test set: leave it out"
         )
     _check_nodes(cfg)
 

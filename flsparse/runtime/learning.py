@@ -15,6 +15,7 @@ from flsparse.strategies import FedAvg, RoundLoop, SplitMS
 from flsparse.strategies.core.frozen import FrozenBase
 from flsparse.strategies.core.gossip import Gossip
 from flsparse.strategies.parts.control import ServerControl
+from flsparse.strategies.pooled import Pooled
 from flsparse.tasks import Data, Task
 from flsparse.tasks.objectives import Classification
 from flsparse.wire.messages import AGREED, BY_NODE
@@ -78,6 +79,11 @@ def go_by(cfg: Mapping[str, Any], strategy: RoundLoop, task: Task, data: Data) -
         raise ValueError(
             f"local={lookup(cfg, 'model.local')} does not go with strategy={strategy.name}, whose server looks at the "
             "nodes' whole models: choose an averaging strategy, or leave it out"
+        )
+    if task.local and isinstance(strategy, Pooled):
+        raise ValueError(
+            f"local={lookup(cfg, 'model.local')} does not go with strategy=pooled, where one node trains for all: "
+            "leave it out"
         )
     if task.local and not getattr(strategy, "fraction_evaluate", 0.0):
         raise ValueError(

@@ -15,6 +15,7 @@ from flsparse import rng
 from flsparse.configs import build
 from flsparse.kpi import kpi_named
 from flsparse.nets.arrays import Arrays
+from flsparse.nets.devices import device_named
 from flsparse.nets.frozen import digest, freeze
 from flsparse.nets.hidden import hidden_arrays, hidden_parameters
 from flsparse.nets.personal import keep_local
@@ -95,7 +96,7 @@ class Task:
         self.agreement = agreement
         self.nodes: list[Task] = []  # of the nodes with data of their own that are on this machine
         self.seed = int(config["seed"])
-        self.device = _device(str(config.get("device", "cpu")))
+        self.device = device_named(str(config.get("device", "cpu")))
         self._validation_fraction = float(dataset.get("validation_fraction", 0.1))
         self._train_samples = dataset.get("train_samples")
         self._model_config = dict(config["model"])
@@ -403,13 +404,3 @@ def load(config: Mapping[str, Any], *, partial: bool = False) -> Source:
         return python_source(arguments, objective, asked.get("ignore_label"))
     offered = {"objective": objective, "ignore_label": asked.get("ignore_label"), "partial": partial}
     return build(LOADERS, name, arguments, what="dataset", offered=offered)
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
-    here = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}.get(device.type, 1)
-    if (device.index or 0) >= here:
-        raise ValueError(f"device={name}: PyTorch finds {here} such devices here; device=auto takes what there is")
-    return device
