@@ -33,6 +33,7 @@ from flsparse.nets.losses import summed_class_loss
 from flsparse.schedules import batches_of_a_pass
 from flsparse.wire import bundle
 from flsparse.wire.messages import (
+    BY_NODE,
     CONTROL,
     Blueprint,
     Entries,
@@ -45,6 +46,7 @@ from flsparse.wire.messages import (
 )
 
 _PERSONAL = "personal"  # name of the arrays in a node's state
+_NO_SCORES = (questions.NUM_EXAMPLES, "prediction-share")  # of an evaluation
 
 
 class Kind(StrEnum):
@@ -67,8 +69,9 @@ class LocalMethod:
         """Answer one message; the owner's limits hold already.
 
         By default TRAIN trains the received weights and returns the update's arrays, EVALUATE measures them on the
-        node's training data, STATISTICS and VALLEY are :mod:`flsparse.clients.parts.questions`. A method with messages
-        of its own overrides this, and answers TRAIN, EVALUATE or a kind of its own.
+        node's test part, or without one on its training data, STATISTICS and VALLEY are
+        :mod:`flsparse.clients.parts.questions`. A method with messages of its own overrides this, and answers TRAIN,
+        EVALUATE or a kind of its own.
 
         Parameters
         ----------
@@ -92,16 +95,7 @@ class LocalMethod:
                 return _trained(self, visit)
             case Kind.EVALUATE:
                 model, _ = _loaded(self, visit)
-                if (held := visit.test_data) is not None:
-                    scores = visit.task.evaluate(model, held) if len(held) else {questions.NUM_EXAMPLES: 0.0}
-                    return RecordDict({questions.METRICS: MetricRecord(dict(scores))})
-                found = visit.task.evaluate(model, visit.data)
-                kept = (questions.NUM_EXAMPLES, "prediction-share")
-                named = {  # a device has no other data than those it trains on
-                    key if key in kept or key.startswith(questions.SUMS) else f"train-{key}": value
-                    for key, value in found.items()
-                }
-                return RecordDict({questions.METRICS: MetricRecord(named)})
+                return evaluated(visit, model)
             case Kind.STATISTICS:
                 model, _ = _loaded(self, visit)
                 return questions.answer_statistics(model, visit.sample)
@@ -116,12 +110,22 @@ class LocalMethod:
         if kind is not Kind.TRAIN:
             return 0
         if (steps := int(visit.config.get("local-steps", 0))) > 0:
-            return steps / batches_of_a_pass(len(visit.data), max(1, int(visit.config.get("batch-size", 1))))
+            return steps / batches_of_a_pass(len(self.data(visit)), max(1, int(visit.config.get("batch-size", 1))))
         return int(visit.config.get("local-epochs", 1))
 
+    def data(self, visit: "Visit") -> Any:
+        """Return the data to train on."""
+        return visit.data
+
     def fit(self, fit: Fit, visit: "Visit") -> Arrays:
-        """Train with the hooks of the method and of the message's parts; return the arrays of the update."""
-        return visit.task.fit(fit, WithParts(self, asked_parts(visit.asked)), visit.data)
+        """Train with the hooks of the method and of the message's parts; return the arrays of the update.
+
+        Where the message asks for it, ``fit.metrics`` tells the loss and metrics of the model before and after.
+        """
+        before = visit.measured(fit.model, questions.RECEIVED)
+        arrays = visit.task.fit(fit, WithParts(self, asked_parts(visit.asked)), self.data(visit))
+        fit.metrics |= before | visit.measured(fit.model, questions.TRAINED)
+        return arrays
 
     def prepare(self, model: nn.Module) -> nn.Module:
         """Turn a plain model into the one this method trains; the server does the same with its own copy."""
@@ -235,8 +239,16 @@ class Visit:
 
     @property
     def test_data(self) -> Any:
-        """The test part of the node's own data; None where it has training data alone."""
-        return test_data_of(self.task, self.node)
+        """The node's test part: of its own data, or where the message asks for that, its share of all; else None."""
+        return test_data_of(self.task, self.node, by_node=bool(self.asked.get(BY_NODE)))
+
+    def measured(self, model: nn.Module, which: str) -> dict[str, float]:
+        """Return a model's loss and metrics on the test part, ``which-loss`` and so on; none where nobody asks."""
+        held = self.test_data if self.asked.get(BY_NODE) else None
+        if held is None or not len(held):
+            return {}
+        found = self.task.evaluate(model, held).items()
+        return {f"{which}-{key}": value for key, value in found if isinstance(value, float) and key not in _NO_SCORES}
 
     @property
     def sample(self) -> questions.Batches:
@@ -260,10 +272,25 @@ class Visit:
         )
 
 
-def test_data_of(task: TaskLike, node: int) -> Any:
-    """Return the test part of a node's own data; None where its task has none."""
-    find = getattr(task, "local_test_data", None)
-    return None if find is None else find(node)
+def test_data_of(task: TaskLike, node: int, *, by_node: bool) -> Any:
+    """Return the test part of a node's own data, with ``by_node`` else its share of all; None where there is none."""
+    for name in ("local_test_data", "test_share")[: 1 + by_node]:
+        find = getattr(task, name, None)
+        if find is not None and (found := find(node)) is not None:
+            return found
+    return None
+
+
+def evaluated(visit: Visit, model: nn.Module) -> RecordDict:
+    """Return a model's metrics on the node's test part; without one, on its training data, and named so."""
+    if (held := visit.test_data) is not None:
+        scores = visit.task.evaluate(model, held) if len(held) else {questions.NUM_EXAMPLES: 0.0}
+    else:
+        scores = {
+            key if key in _NO_SCORES or key.startswith(questions.SUMS) else f"train-{key}": value
+            for key, value in visit.task.evaluate(model, visit.data).items()
+        }
+    return RecordDict({questions.METRICS: MetricRecord(dict(scores))})
 
 
 def local_names(task: TaskLike) -> list[str]:

@@ -5,15 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 from rich.table import Table
 
-from flsparse.tasks import Data, Task
+from flsparse.tasks import Task
 
 _NODES, _CLASSES = 20, 12  # rows and columns that are shown
-
-
-def class_counts(data: Data, num_classes: int) -> np.ndarray:
-    """Return the targets of each class, int64 (num_classes,); targets without a label are not counted."""
-    targets = data.targets.numpy().reshape(-1)
-    return np.bincount(targets[(targets >= 0) & (targets < num_classes)], minlength=num_classes)
 
 
 def data_table(task: Task) -> Table:
@@ -27,7 +21,7 @@ def data_table(task: Task) -> Table:
     parts = [task.train_data(node) for node in range(task.num_nodes)]
     tested = [task.local_test_data(node) for node in range(task.num_nodes)]
     classes = 0 if task.source.is_text else task.source.num_classes  # characters are no kinds of samples
-    counts = np.array([class_counts(part, classes) for part in parts]) if classes else None
+    counts = np.array([part.class_counts(classes) for part in parts]) if classes else None
     names = list(task.source.labels or map(str, range(classes)))
     table = Table(title="what the nodes hold", caption="\n".join(odd(counts, names, list(map(len, parts)))) or None)
     table.add_column("node")

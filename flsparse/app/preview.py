@@ -65,6 +65,11 @@ class Preview:
     run_uplink_bytes: int
 
 
+def no_preview(cfg: Mapping[str, Any]) -> Table:
+    """Return the table of a run that sends no models."""
+    return Table(title=f"dry run: {cfg['strategy']['name']} sends no model, 0 B each way")
+
+
 def preview(cfg: Mapping[str, Any]) -> Preview:
     """Load the data, build strategy and model, and code the initial model as the run would.
 

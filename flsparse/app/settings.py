@@ -41,11 +41,13 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "num_rounds": _at_least(1),
     "num_clients": _at_least(1),
     "fraction_train": _FRACTION,
+    "weighting": _one_of("examples", "equal", "clipped"),
     "threads": _at_least(1),
     "runtime.name": _one_of("inprocess", "simulation", "deployment"),
     "runtime.num_cpus": _POSITIVE,
     "runtime.num_gpus": _NOT_NEGATIVE,
     "evaluate.every": _at_least(1),
+    "evaluate.by_node": (lambda value: isinstance(value, bool), "true or false"),
     "evaluate.on": _one_of("test", "validation"),
     "evaluate.target": (
         lambda value: _number(value) and -inf < value < inf,
@@ -138,6 +140,11 @@ def check(cfg: Mapping[str, Any]) -> None:
             f"evaluate.on=validation is impossible with local={local}, whose nodes evaluate on their shares of the "
             "test set: leave it out"
         )
+    if lookup(cfg, "partition.kind") == "own" and lookup(cfg, "strategy.name") == "pooled":
+        raise SettingsError(
+            "strategy=pooled is impossible with partition.kind=own, whose data stay where they are: compare with "
+            "strategy=local_only alone"
+        )
     _check_nodes(cfg)
 
 
@@ -173,6 +180,8 @@ def without_effect(cfg: Mapping[str, Any], given: Iterable[str], taken: Collecti
             notes.append(
                 f"{_as_given(cfg, key)} has no effect on strategy={strategy}, which codes residuals its own way"
             )
+        elif key == "weighting" and key not in taken:
+            notes.append(f"weighting={cfg[key]} has no effect on strategy={strategy}, whose nodes weigh alike")
         elif key == "codec.rounding" and not str(lookup(cfg, "codec.values")).startswith("int"):
             notes.append(f"{_as_given(cfg, key)} has no effect on codec.values={lookup(cfg, 'codec.values')}")
         elif key in ("client.local_epochs", "client.local_steps") and "steps_per_round" in taken:

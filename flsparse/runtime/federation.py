@@ -26,6 +26,7 @@ from flsparse.nets.arrays import Arrays, load_arrays, state_arrays
 from flsparse.runs.baseline import Baseline
 from flsparse.runs.folder import RunFolder, read_checkpoint, read_rows, restore_node_files
 from flsparse.runs.health import Health
+from flsparse.runs.nodes import node_scores
 from flsparse.runs.scores import Scores
 from flsparse.runs.target import Target
 from flsparse.runtime.inprocess import InProcessGrid
@@ -66,7 +67,8 @@ ROW_KEYS = (
 class Observer(Protocol):
     """Sees a run from outside. All values are plain.
 
-    One with a method ``on_note(text)`` is also told in a line what goes on before round 1.
+    One with a method ``on_note(text)`` is also told in a line what goes on before round 1; one with ``on_nodes(rows)``
+    takes, before each row of a round, those of its nodes (:class:`flsparse.strategies.core.node_table.NodeTable`).
     """
 
     def on_start(self, info: dict[str, Any]) -> None:
@@ -137,7 +139,7 @@ class _Run:
         self.prunable = prunable_names(self.task.model())
         self.arrays: Arrays = state_arrays(self.model)
         self.strategy.callbacks.append(self._after_round)
-        self.on_nodes = evaluates_on_nodes(self.task, self.evaluation_data)
+        self.on_nodes = not self.strategy.central or evaluates_on_nodes(self.task, self.evaluation_data)
         if found is not None:
             for way, size in (("downlink", found.downlink_wire_bytes), ("uplink", found.uplink_wire_bytes)):
                 self.strategy.ledger.count(way, 1, payload_bytes=0, wire_bytes=size, dense_bytes=0)  # type: ignore[arg-type]
@@ -276,12 +278,15 @@ class _Run:
         self.counts = counts
         row |= self.baseline.take(row)
         row |= self.clock.lap() if self.clock else {}
+        row |= node_scores(report.nodes, self.task.kpi)
         row["wall_seconds"] = self.wall_seconds
         row["to_target"] = self.target.take(row) if self.target else None
         self.scores.take(row)
         is_last = report.server_round == self.num_rounds
         row["warnings"] = self.health.examine(row, self.arrays, self.prunable, is_last=is_last)
         for observer in self.observers:
+            if take := getattr(observer, "on_nodes", None):
+                take(report.nodes)
             observer.on_round(row)
         self._save(is_last)
 

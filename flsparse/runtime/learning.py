@@ -16,7 +16,7 @@ from flsparse.strategies.core.gossip import Gossip
 from flsparse.strategies.parts.control import ServerControl
 from flsparse.tasks import Data, Task
 from flsparse.tasks.objectives import Classification
-from flsparse.wire.messages import AGREED
+from flsparse.wire.messages import AGREED, BY_NODE
 
 
 def start_of(cfg: Mapping[str, Any], task: Task) -> nn.Module:
@@ -63,8 +63,12 @@ def go_by(cfg: Mapping[str, Any], strategy: RoundLoop, task: Task, data: Data) -
         It cannot do so: split learning knows the cross-entropy of classes alone, without augmentation, and does not let
         nodes evaluate; control variates and the top of a split step as plain SGD does; nodes have arrays of their own.
     """
+    evaluation = cfg.get("evaluate") or {}
+    strategy.by_node = strategy.by_node or bool(evaluation.get("by_node"))
     if task.agreement is not None:
-        strategy.roster.says = {AGREED: json.dumps(task.agreement.plain())}
+        strategy.roster.says[AGREED] = json.dumps(task.agreement.plain())
+    if strategy.by_node:
+        strategy.roster.says[BY_NODE] = True
     if task.local and isinstance(strategy, SplitMS | Gossip):
         raise ValueError(
             f"local={lookup(cfg, 'model.local')} does not go with strategy={strategy.name}, whose server looks at the "
@@ -74,7 +78,7 @@ def go_by(cfg: Mapping[str, Any], strategy: RoundLoop, task: Task, data: Data) -
         raise ValueError(
             "strategy.fraction_evaluate=0 does not go with local=, whose arrays nodes alone can evaluate: leave it out"
         )
-    if evaluates_on_nodes(task, data) and not getattr(strategy, "fraction_evaluate", 0.0):
+    if strategy.central and evaluates_on_nodes(task, data) and not getattr(strategy, "fraction_evaluate", 0.0):
         raise ValueError(
             f"strategy={strategy.name} evaluates on the server, which has no data: partition.server_root=DIR names some"
         )
@@ -85,6 +89,11 @@ def go_by(cfg: Mapping[str, Any], strategy: RoundLoop, task: Task, data: Data) -
     for key in ("augment", "model.freeze"):
         if isinstance(strategy, SplitMS) and (value := lookup(cfg, key)):
             raise ValueError(f"{key}={value} does not go with strategy=split_ms: leave it out")
+    if isinstance(strategy, SplitMS) and strategy.by_node:
+        raise ValueError(
+            "evaluate.by_node=true does not go with strategy=split_ms, whose nodes never have the whole model to "
+            "measure: leave it out"
+        )
     if isinstance(strategy, SplitMS) and task.objective != Classification():
         raise ValueError(
             f"objective={task.objective.name} with its settings does not go with strategy=split_ms, which knows the "
@@ -94,6 +103,7 @@ def go_by(cfg: Mapping[str, Any], strategy: RoundLoop, task: Task, data: Data) -
         strategy.kpi = task.kpi
     if isinstance(strategy, FedAvg):
         strategy.meter, strategy.kpi = task.meter, task.kpi
+        strategy.evaluate_every = int(evaluation.get("every") or 1)
 
 
 def evaluates_on_nodes(task: Task, data: Data) -> bool:

@@ -36,7 +36,14 @@ _ROUNDS = (1, 2, 3)  # further rounds of each halving
 _NODES = 0.25  # of a round's nodes, at least two
 _DECAY = 50.0
 _OF_MANY_NODES = ("min_replies", "min_available_nodes", "min_train_nodes", "min_evaluate_nodes")
-_KEEP_STATE = ("scaffold", "dppf", "local_sgd", "topk_update", "control_variates")  # on nodes, between rounds
+_KEEP_STATE = (
+    "scaffold",
+    "dppf",
+    "local_sgd",
+    "local_only",
+    "topk_update",
+    "control_variates",
+)  # on nodes, between rounds
 
 Lead = Callable[[int], float]  # trains one rate so many rounds further; returns its loss, infinite where it diverged
 
@@ -171,9 +178,9 @@ def with_rate(cfg: Mapping[str, Any], rate: float) -> dict[str, Any]:
 def small(cfg: Mapping[str, Any], rate: float) -> dict[str, Any]:
     """Return the configuration of a run that asks few nodes a round, at a rate."""
     strategy = {key: value for key, value in cfg["strategy"].items() if key not in _OF_MANY_NODES}
-    return with_rate(
-        {**cfg, "strategy": strategy, "fraction_train": few(sampled_nodes(cfg)) / cfg["num_clients"]}, rate
-    )
+    fraction = few(sampled_nodes(cfg)) / cfg["num_clients"]
+    evaluation = {**(cfg.get("evaluate") or {}), "every": 1, "by_node": False}
+    return with_rate({**cfg, "strategy": strategy, "fraction_train": fraction, "evaluate": evaluation}, rate)
 
 
 def check_searchable(cfg: Mapping[str, Any], strategy: RoundLoop, *, in_process: bool) -> None:

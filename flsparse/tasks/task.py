@@ -158,6 +158,25 @@ class Task:
         """
         return self._test_view(self._test_shares[node])
 
+    def class_counts(self, node: int) -> list[int]:
+        """Return a node's training samples of each class; empty where targets are no classes of samples."""
+        classes = 0 if self.source.is_text else self.source.num_classes
+        return list(map(int, self.train_data(node).class_counts(classes))) if classes else []
+
+    def pooled_data(self) -> Data:
+        """Return the training data of all nodes together.
+
+        Raises
+        ------
+        ValueError
+            They lie on devices of their own.
+        """
+        if self._own:
+            raise ValueError(
+                "partition.kind=own: the nodes' data stay where they are, so nothing trains on all of them"
+            )
+        return self._train_view(np.sort(np.concatenate(self._partition)))
+
     def holdings(self) -> dict[str, Any]:
         """Return what a node says of its data before round 1 (see :func:`flsparse.tasks.agreement.holdings`)."""
         return holdings(self.source)

@@ -13,9 +13,10 @@ from flsparse._flwr import log
 from flsparse.codec.wire import VERSION
 from flsparse.strategies.core.courier import Wire
 from flsparse.strategies.core.exchange import Node, Reply
-from flsparse.wire.messages import RECORD, Scalar
+from flsparse.wire.messages import CLASS_COUNTS, RECORD, Scalar
 
 _HELLO_TIMEOUT_S = 120.0
+_MOST_CLASSES = 10_000
 
 
 class RoundFailed(RuntimeError):
@@ -165,8 +166,18 @@ class Roster:
             return f"says it is partition {partition}, as does node {taken[partition]}"
         sizes = [said.get(key) for key in ("num-examples", "num-test-examples")]
         trained, tested = (size if type(size) is int and 0 < size < 2**31 else 0 for size in sizes)
-        self.nodes[node_id] = Node(node_id, partition, held_by(said), trained, tested, seeded=True)
+        counts = _counts_of(said)
+        self.nodes[node_id] = Node(node_id, partition, held_by(said), trained, tested, counts, seeded=True)
         return None
+
+
+def _counts_of(said: ConfigRecord) -> tuple[int, ...]:
+    """Return the samples of each class that a node tells; nothing where these are no counts."""
+    told = said.get(CLASS_COUNTS)
+    sound = (
+        isinstance(told, list) and len(told) <= _MOST_CLASSES and all(type(n) is int and 0 <= n < 2**40 for n in told)
+    )
+    return tuple(told) if sound else ()  # type: ignore[arg-type]
 
 
 def held_by(said: ConfigRecord) -> str:
