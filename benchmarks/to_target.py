@@ -1,14 +1,19 @@
-"""What the accuracy of dense FedAvg costs: rounds, seconds and bytes until each method holds it, on Fashion-MNIST.
+"""What the accuracy of dense FedAvg costs: rounds and bytes until each method holds it.
 
-    python benchmarks/to_target.py --data ROOT [--seeds 3] [--only NAME ...] [--rounds 40]
+    python benchmarks/to_target.py --data ROOT [--set fashion_mnist ...] [--seeds 3] [--only NAME ...]
+    python benchmarks/to_target.py --data ROOT [--set fashion_mnist ...] --grid 0.05 0.1 0.2 [--only NAME ...]
 
-100 nodes of 540 images (Dirichlet 1.0), 10 a round, one epoch at batch 32, a CNN of 89,914 parameters; every method
-has the same rounds, sampling and schedule (cosine), and a learning rate of its own. Dense FedAvg sends its model as
-one array, less than Flower does. The target is the mean of its rounds 28 to 30, less half a point, held for three
-rounds. Bytes are both ways and framed; payloads alone stand beside them. Finished runs are kept in --out.
+Every method has the same rounds, sampling and schedule (cosine), and a learning rate of its own: the best of a grid on
+the validation split, which the second form prints, or where SETS has none what ``client.lr=auto`` finds with seed 0.
+Dense FedAvg sends its model as one array, less than Flower does. Accuracy is the mean of the last three evaluations;
+the target is that of dense FedAvg less half a point, held for three evaluations. Bytes are both ways and framed;
+payloads alone stand beside them. Finished runs are kept in --out. The sets that are no data sets of
+the application ("cifar2k", "mnist5k", "vowels", "cancer") are written to ROOT by ``further_sets.py``.
 """
 
 import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -16,71 +21,164 @@ from sweep import Run, markdown, mean_and_spread, run_all
 
 from flsparse.runs.target import to_target
 
-BASE = [
-    *("dataset=fashion_mnist", "model=cnn", "num_clients=100", "fraction_train=0.1", "partition.alpha=1.0"),
-    *("client.batch_size=32", "client.local_epochs=1", "client.lr_schedule=cosine"),
-]
-EF = ["parts=[topk_update]", "parts.topk_update.density=0.05", "parts.topk_update.decay=0.9"]
-# name: (learning rate, overrides)
-METHODS: dict[str, tuple[float, list[str]]] = {
-    "dense FedAvg": (0.1, ["strategy=fedavg"]),
-    "4-bit FedAvg": (0.1, ["strategy=fedavg_4bit"]),
-    "4-bit FedAvg, 5 % of each update, error feedback": (0.1, ["strategy=fedavg_4bit", *EF]),
-    "Top-K, 95 %": (0.2, ["strategy=topk"]),
-    "SparsyFed, 80 %": (0.4, ["strategy=sparsyfed", "strategy.sparsity=0.8"]),
-    "SparsyFed, 95 %": (0.4, ["strategy=sparsyfed"]),
-    "SparsyFed, 98 %": (0.4, ["strategy=sparsyfed", "strategy.sparsity=0.98"]),
+EF = ["parts=[topk_update]", "parts.topk_update.decay=0.9"]
+LOCAL_SGD = ["strategy=dppf", "strategy.alpha=1", "strategy.lambda_=0", "client.local_steps=0"]  # DPPF without its push
+METHODS: dict[str, list[str]] = {
+    "dense FedAvg": ["strategy=fedavg"],
+    "4-bit FedAvg": ["strategy=fedavg_4bit"],
+    "4-bit FedAvg, 5 % of each update, error feedback": ["strategy=fedavg_4bit", *EF, "parts.topk_update.density=0.05"],
+    "DPPF's coded local SGD, 15 % of each change": LOCAL_SGD,
+    "Top-K, 95 %": ["strategy=topk"],
+    "SparsyFed, 80 %": ["strategy=sparsyfed", "strategy.sparsity=0.8"],
+    "SparsyFed, 95 %": ["strategy=sparsyfed"],
+    "SparsyFed, 98 %": ["strategy=sparsyfed", "strategy.sparsity=0.98"],
 }
-DENSE, DENSE_ROUNDS = "dense FedAvg", 30
+DENSE = "dense FedAvg"
+OFFERS = (DENSE, "SparsyFed, 80 %", "SparsyFed, 95 %", "SparsyFed, 98 %")
+LAST = 3  # evaluations that make an accuracy
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A federation: its overrides, the methods measured by default, and the learning rates that grids have chosen."""
+
+    overrides: list[str]
+    methods: tuple[str, ...] = OFFERS
+    rates: dict[str, float] = field(default_factory=dict)
+
+
+FASHION = [
+    *("dataset=fashion_mnist", "model=cnn", "partition.alpha=1.0", "client.batch_size=32", "client.local_epochs=1"),
+]
+FASHION_RATES = {
+    **{"dense FedAvg": 0.1, "4-bit FedAvg": 0.1, "4-bit FedAvg, 5 % of each update, error feedback": 0.1},
+    **{"Top-K, 95 %": 0.2, "SparsyFed, 80 %": 0.4, "SparsyFed, 95 %": 0.4, "SparsyFed, 98 %": 0.4},
+}
+OF_A_FILE = ["num_clients=20", "partition.kind=dirichlet_equal", "partition.alpha=1.0"]
+SETS = {
+    "fashion_mnist": Setting([*FASHION, "num_clients=100", "fraction_train=0.1"], tuple(METHODS), FASHION_RATES),
+    "fashion_mnist_all_nodes": Setting(
+        [*FASHION, "num_clients=20", "fraction_train=1.0", "dataset.train_samples=12000"],
+        rates=FASHION_RATES,
+    ),
+    "fashion_mnist_one_node": Setting(
+        [*FASHION, "num_clients=100", "fraction_train=0.01", "num_rounds=90", "evaluate.every=3"],
+        rates=FASHION_RATES,
+    ),
+    "cifar2k": Setting(
+        [
+            *("dataset=arrays", "dataset.file=cifar2k.npz", "model=resnet20", "model.norm=group", "num_clients=5"),
+            *("fraction_train=1.0", "partition.kind=iid", "client.batch_size=16", "client.local_epochs=1"),
+            *("client.momentum=0.9", "evaluate.every=2"),
+        ]
+    ),
+    "shakespeare": Setting(
+        [
+            *("dataset=shakespeare", "model=char_lstm", "model.hidden=64", "num_clients=40", "fraction_train=0.1"),
+            *("client.local_steps=16", "client.clip_grad=5"),
+        ]
+    ),
+    "digits": Setting(["dataset=digits", "model=cnn", "num_clients=20"]),
+    "mnist5k": Setting(
+        ["dataset=arrays", "dataset.file=mnist5k.npz", "model=cnn", "client.local_epochs=1", *OF_A_FILE]
+    ),
+    "vowels": Setting(["dataset=arrays", "dataset.file=vowels.npz", "model=conv1d", *OF_A_FILE]),
+    "cancer": Setting(["dataset=arrays", "dataset.file=cancer.npz", "model=mlp", *OF_A_FILE]),
+}
 
 
 def final(run: Run) -> float:
-    """Return the accuracy of the last three of thirty rounds."""
-    return float(np.mean(run.series("accuracy")[DENSE_ROUNDS - 3 : DENSE_ROUNDS]))
+    """Return the mean accuracy of the last evaluations."""
+    accuracy = run.series("accuracy")
+    return float(np.mean(accuracy[~np.isnan(accuracy)][-LAST:]))
 
 
-def columns(runs: list[Run], targets: list[float], dense: list[float]) -> list[str]:
-    """Return a method's row: accuracy after thirty rounds, and what it took to the target."""
+def framed(run: Run) -> float:
+    """Return the megabytes of all rounds, both ways."""
+    return float(run.summary["uplink_wire_bytes"] + run.summary["downlink_wire_bytes"]) / 1e6
+
+
+def columns(runs: list[Run], dense: list[Run]) -> list[str]:
+    """Return a method's row: accuracy, what it took to the target, and what all rounds took."""
     cells = [mean_and_spread([100 * final(run) for run in runs])]
-    found = [to_target(run.rows, target) for run, target in zip(runs, targets, strict=True)]
+    lost = [100 * (final(d) - final(run)) for run, d in zip(runs, dense, strict=True)]
+    cells += ["" if runs is dense else mean_and_spread(lost)]
+    found = [to_target(run.rows, final(d) - 0.005) for run, d in zip(runs, dense, strict=True)]
+    bases = [to_target(d.rows, final(d) - 0.005) for d in dense]
     held = [each for each in found if each is not None]
     if len(held) < len(runs):
-        return [*cells, f"held by {len(held)} of {len(runs)}", "", "", "", ""]
-    payload = [(each["uplink_bytes"] + each["downlink_bytes"]) / 1e6 for each in held]
-    framed = [each["wire_bytes"] / 1e6 for each in held]
-    cells += [mean_and_spread([float(each["rounds"]) for each in held], 0)]
-    cells += [mean_and_spread([float(each["seconds"]) for each in held], 0)]
-    cells += [mean_and_spread(payload, 2), mean_and_spread(framed, 2)]
-    return [*cells, f"{np.mean([whole / sent for whole, sent in zip(dense, framed, strict=True)]):.0f}x"]
+        cells += [f"held by {len(held)} of {len(runs)}", "", "", ""]
+    else:
+        payload = [(each["uplink_bytes"] + each["downlink_bytes"]) / 1e6 for each in held]
+        ratios = [b["wire_bytes"] / each["wire_bytes"] if b else np.nan for b, each in zip(bases, held, strict=True)]
+        cells += [mean_and_spread([float(each["rounds"]) for each in held], 0), mean_and_spread(payload, 2)]
+        cells += [mean_and_spread([each["wire_bytes"] / 1e6 for each in held], 2), f"{np.mean(ratios):.0f}x"]
+    equal = np.mean([framed(d) / framed(run) for run, d in zip(runs, dense, strict=True)])
+    return [*cells, mean_and_spread([framed(run) for run in runs], 2), f"{equal:.0f}x"]
+
+
+class Bench:
+    """Runs one setting's methods, each folder once."""
+
+    def __init__(self, setting: Setting, data: Path, out: Path) -> None:
+        self.setting, self.data, self.out = setting, data, out
+
+    def runs(self, name: str, lr: float | str, seeds: range, suffix: str = "", *extra: str) -> list[Run]:
+        """Return a method's runs at a rate."""
+        final_lr = [] if lr == "auto" else [f"client.lr_final={float(lr) / 50}"]
+        root = [] if "dataset=digits" in self.setting.overrides else [f"dataset.root={self.data}"]  # packaged
+        common = [
+            *METHODS[name], *self.setting.overrides, *root, "client.lr_schedule=cosine", f"client.lr={lr}", *final_lr,
+            *extra,
+        ]  # fmt: skip
+        folder = name.replace(" ", "_").replace("%", "").replace("'", "")
+        jobs = {f"{folder}{suffix}-seed{seed}": [*common, f"seed={seed}"] for seed in seeds}
+        return list(run_all(jobs, self.out, 1).values())
+
+    def rate(self, name: str) -> float:
+        """Return a method's learning rate: that of a grid, or what a search finds with seed 0."""
+        if name in self.setting.rates:
+            return self.setting.rates[name]
+        return float(self.runs(name, "auto", range(1), "-auto")[0].summary["lr_search"]["lr"])
+
+    def grid(self, names: Sequence[str], rates: list[float]) -> list[list[object]]:
+        """Return a table's rows: a method's accuracies on the validation split, by rate."""
+        rows: list[list[object]] = []
+        for name in names:
+            of = [self.runs(name, lr, range(1), f"-lr{lr}", "evaluate.on=validation")[0] for lr in rates]
+            rows.append([name, *(f"{100 * final(run):.1f}" for run in of)])
+        return rows
+
+
+def measured(bench: Bench, names: list[str], seeds: range) -> list[list[object]]:
+    """Return a table's rows: a method's rate and columns."""
+    rates = {name: bench.rate(name) for name in names}
+    runs = {name: bench.runs(name, rates[name], seeds) for name in names}
+    return [[name, rates[name], *columns(runs[name], runs[DENSE])] for name in names]
 
 
 def main() -> None:
     """Run, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="root of the data sets")
+    parser.add_argument("--set", nargs="+", choices=SETS, default=["fashion_mnist"])
     parser.add_argument("--out", type=Path, default=Path("runs/to_target"), help="where run folders go")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--rounds", type=int, default=30)
-    parser.add_argument("--workers", type=int, default=1, help="runs at a time")
-    parser.add_argument("--only", nargs="*", choices=METHODS, default=list(METHODS), help="methods to run")
+    parser.add_argument("--grid", type=float, nargs="+", metavar="RATE", help="print a grid on the validation split")
+    parser.add_argument("--only", nargs="+", choices=METHODS, help="methods to run")
     arguments = parser.parse_args()
-    names = list(dict.fromkeys([DENSE, *arguments.only]))
-    jobs = {}
-    for name in names:
-        lr, overrides = METHODS[name]
-        for seed in range(arguments.seeds):
-            jobs[f"{name.replace(' ', '_').replace('%', '')}-seed{seed}"] = [
-                *overrides, *BASE, f"dataset.root={arguments.data.resolve()}", f"num_rounds={arguments.rounds}",
-                f"client.lr={lr}", f"client.lr_final={lr / 50}", f"seed={seed}",
-            ]  # fmt: skip
-    done = list(run_all(jobs, arguments.out.resolve(), arguments.workers).values())
-    runs = {name: done[i * arguments.seeds : (i + 1) * arguments.seeds] for i, name in enumerate(names)}
-    targets = [final(run) - 0.005 for run in runs[DENSE]]
-    found = [to_target(run.rows, target) for run, target in zip(runs[DENSE], targets, strict=True)]
-    dense = [float("nan") if each is None else each["wire_bytes"] / 1e6 for each in found]
-    print(f"targets: {', '.join(f'{100 * target:.1f}' for target in targets)} %\n")
-    header = ["method", "lr", "accuracy %, 30 rounds", "rounds", "seconds", "payload MB", "framed MB", "ratio"]
-    print(markdown(header, [[n, METHODS[n][0], *columns(runs[n], targets, dense)] for n in names]))
+    rows: list[list[object]] = []
+    for chosen in arguments.set:
+        bench = Bench(SETS[chosen], arguments.data.resolve(), arguments.out.resolve() / chosen)
+        names = arguments.only or SETS[chosen].methods
+        if arguments.grid:
+            rows += [[chosen, *row] for row in bench.grid(names, arguments.grid)]
+        else:
+            names = list(dict.fromkeys([DENSE, *names]))
+            rows += [[chosen, *row] for row in measured(bench, names, range(arguments.seeds))]
+    header = ["lr", "accuracy %", "points lost", "rounds to target", "payload MB", "framed MB", "ratio"]
+    header += ["framed MB, all rounds", "ratio"]
+    print(markdown(["set", "method", *(arguments.grid or header)], rows))
 
 
 if __name__ == "__main__":

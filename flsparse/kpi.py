@@ -1,6 +1,6 @@
 """Key performance indicators: the measures that a run may go by, and which way each is better."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +33,16 @@ class Kpi:
     def worst(self, values: Iterable[float]) -> float:
         """Return the worst of some values, at least one."""
         return (min if self.higher else max)(values)
+
+    def of_nodes(self, scores: Sequence[float]) -> dict[str, float]:
+        """Return the mean and the worst of the nodes' scores, by their names in a row; nothing where there is none.
+
+        >>> Kpi("rmse", higher=False, fraction=False).of_nodes([1.0, 2.0])
+        {'mean_node_rmse': 1.5, 'worst_node_rmse': 2.0}
+        """
+        if not scores:
+            return {}
+        return {f"mean_node_{self.name}": sum(scores) / len(scores), f"worst_node_{self.name}": self.worst(scores)}
 
     def reaches(self, value: float, target: float) -> bool:
         """Return whether a value is as good as a target."""

@@ -22,6 +22,7 @@ from flsparse._flwr import log
 from flsparse.clients.core.method import LocalMethod
 from flsparse.clients.fedavg import FedAvgLocal
 from flsparse.codec import Accumulator, Reference
+from flsparse.kpi import Kpi
 from flsparse.nets.arrays import Arrays
 from flsparse.ranges import one_of, within
 from flsparse.strategies.core.downlink import rounded_names
@@ -80,6 +81,8 @@ class FedAvg(RoundLoop):
     ----------
     meter : callable, optional
         Makes the meter that the sums of nodes' evaluations are put together in. Without one their means are weighted.
+    kpi : Kpi, optional
+        The metric whose mean over nodes, and worst, are reported where nodes evaluate on test parts.
     """
 
     name = "fedavg"
@@ -117,6 +120,7 @@ class FedAvg(RoundLoop):
         if (server_optimizer, server_lr) != ("none", 1.0):
             self.parts.add(ServerOptimizer(kind=server_optimizer, lr=server_lr))
         self.meter: Callable[[], Pooled] | None = None
+        self.kpi: Kpi | None = None
         self._accepted: list[Node] = []  # of this round
 
     @property
@@ -278,4 +282,7 @@ class FedAvg(RoundLoop):
             where = "" if "loss" in found else "train-"  # on the nodes' own test parts, or on what they train on
             scores = {f"{where}{key}": value for key, value in pooled.scores().items()}
             found |= {key: value for key, value in scores.items() if key in found or isinstance(value, list)}
+        if self.kpi is not None:
+            each = (numbers.get(self.kpi.name) for weight, numbers in accepted if weight > 0)
+            found |= self.kpi.of_nodes([score for score in each if score is not None])
         return MetricRecord(found) if accepted else None

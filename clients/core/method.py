@@ -28,6 +28,7 @@ from flsparse.clients.core.state import NodeState
 from flsparse.clients.parts import questions
 from flsparse.configs import build
 from flsparse.nets.arrays import Arrays, load_arrays, state_arrays
+from flsparse.nets.hidden import hidden_arrays, load_hidden
 from flsparse.nets.losses import summed_class_loss
 from flsparse.schedules import batches_of_a_pass
 from flsparse.wire import bundle
@@ -42,6 +43,8 @@ from flsparse.wire.messages import (
     to_numpy,
     to_record,
 )
+
+_PERSONAL = "personal"  # name of the arrays in a node's state
 
 
 class Kind(StrEnum):
@@ -90,7 +93,8 @@ class LocalMethod:
             case Kind.EVALUATE:
                 model, _ = _loaded(self, visit)
                 if (held := visit.test_data) is not None:
-                    return RecordDict({questions.METRICS: MetricRecord(dict(visit.task.evaluate(model, held)))})
+                    scores = visit.task.evaluate(model, held) if len(held) else {questions.NUM_EXAMPLES: 0.0}
+                    return RecordDict({questions.METRICS: MetricRecord(dict(scores))})
                 found = visit.task.evaluate(model, visit.data)
                 kept = (questions.NUM_EXAMPLES, "prediction-share")
                 named = {  # a device has no other data than those it trains on
@@ -262,16 +266,23 @@ def test_data_of(task: TaskLike, node: int) -> Any:
     return None if find is None else find(node)
 
 
+def local_names(task: TaskLike) -> list[str]:
+    """Return the arrays of a task's model that stay on the node (:mod:`flsparse.nets.personal`)."""
+    return list(getattr(task, "local", ()))
+
+
 def unanswered(method: LocalMethod, kind: Kind) -> ValueError:
     """Return the error of a kind that a method does not answer."""
     return ValueError(f"method {method.name!r} does not answer {kind!s}: send that to a method that does")
 
 
 def _loaded(method: LocalMethod, visit: Visit) -> tuple[nn.Module, Arrays]:
-    """Return the task's model, prepared for the method, with the received arrays loaded, and these."""
+    """Return the task's model, prepared, with the received arrays loaded and the node's own, and the received."""
     model = method.prepare(visit.task.model())
     received = to_numpy(visit.content.array_records[arrayrecord_key(visit.content)])
     load_arrays(model, {name: array for name, array in received.items() if not name.startswith(CONTROL)})
+    if local_names(visit.task):
+        load_hidden(model, visit.state.get(_PERSONAL) or {})
     return model, received
 
 
@@ -282,6 +293,8 @@ def _trained(method: LocalMethod, visit: Visit) -> RecordDict:
     prunable = Blueprint.from_bytes(blueprint).prunable if isinstance(blueprint, bytes) else []
     fit = visit.fit(model, received, int(visit.config["server-round"]), prunable)
     arrays = method.fit(fit, visit)
+    if names := local_names(visit.task):
+        visit.state.put(_PERSONAL, hidden_arrays(model, names))
     metrics = MetricRecord(dict(fit.metrics))
     return RecordDict({arrayrecord_key(visit.content): to_record(arrays), questions.METRICS: metrics})
 

@@ -28,6 +28,8 @@ _MEMORY_BYTES = 256 * 1024 * 1024
 _KEY = "flsparse"
 
 _memory: OrderedDict[Path, Reference] = OrderedDict()  # last used references of this process
+_room: dict[tuple[Path, int], int] = {}  # bytes that this process may add before it looks at the disk again
+_WRITERS = 8  # processes that share what is free
 _lock = threading.Lock()
 
 
@@ -163,11 +165,17 @@ class NodeState:
 
     def _trim(self, newest: Path) -> None:
         """Remove runs that have been idle for long, then the oldest references, until all is within the bound."""
+        place = (state_dir(), self._max_bytes)
+        with _lock:
+            _room[place] = _room.get(place, 0) - newest.stat().st_size
+            if _room[place] > 0:
+                return
         files: dict[Path, os.stat_result] = {}
         for file in state_dir().rglob("*.safetensors"):
             with suppress(FileNotFoundError):  # another node's, which replaces it just now
                 files[file] = file.stat()
         excess = sum(stat.st_size for stat in files.values()) - self._max_bytes
+        _room[place] = max(0, -excess) // _WRITERS
         if excess <= 0:
             return
         used: dict[Path, float] = {}

@@ -129,7 +129,7 @@ def _job(config: DictConfig) -> float:
 
 def _dry_run(jobs: Sequence[dict[str, Any]]) -> int:
     from flsparse.app.data_table import data_table
-    from flsparse.app.preview import dry_run_table
+    from flsparse.app.dry_run import dry_run_tables
     from flsparse.tasks import build_task
 
     for cfg in jobs:
@@ -137,8 +137,9 @@ def _dry_run(jobs: Sequence[dict[str, Any]]) -> int:
         if not cfg["superlink"]:
             out.print(data_table(build_task(cfg)))
         with doing("coding the model"):
-            table = dry_run_table(cfg)
-        out.print(table)
+            tables = dry_run_tables(cfg)
+        for table in tables:
+            out.print(table)
     return 0
 
 

@@ -18,7 +18,6 @@ from flsparse.report.tables import human_bytes, ratio
 from flsparse.runtime.making import make_strategy
 from flsparse.schedules import batches_of_a_pass
 from flsparse.sparsity import prunable_names, sparsity_of
-from flsparse.strategies import STRATEGIES
 from flsparse.strategies.core.downlink import Broadcast
 from flsparse.strategies.core.gossip import Gossip
 from flsparse.strategies.core.loop import RoundLoop
@@ -64,14 +63,6 @@ class Preview:
     sparsity: float
     run_downlink_bytes: int
     run_uplink_bytes: int
-
-
-def dry_run_table(cfg: Mapping[str, Any]) -> Table:
-    """Return the bytes of a run in the terms of its strategy: messages, links of a graph, or places to cut."""
-    strategy = STRATEGIES.get(cfg["strategy"]["name"], RoundLoop)
-    if strategy.previewed_as == "exchange":
-        return preview_table(preview(cfg))
-    return {"cut": cut_preview, "graph": graph_preview}[strategy.previewed_as](cfg)
 
 
 def preview(cfg: Mapping[str, Any]) -> Preview:

@@ -133,6 +133,11 @@ def check(cfg: Mapping[str, Any]) -> None:
             "evaluate.on=validation is impossible with partition.kind=own, whose nodes evaluate on their test parts: "
             "leave it out"
         )
+    if (local := lookup(cfg, "model.local")) and lookup(cfg, "evaluate.on") == "validation":
+        raise SettingsError(
+            f"evaluate.on=validation is impossible with local={local}, whose nodes evaluate on their shares of the "
+            "test set: leave it out"
+        )
     _check_nodes(cfg)
 
 

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from flsparse.nets.hidden import hides_statistics
+
 _MEAN, _VAR = "running_mean", "running_var"
 Arrays = dict[str, np.ndarray]
 
@@ -37,9 +39,13 @@ def batch_norm_statistics(model: nn.Module, batches: Iterable[Tensor]) -> Arrays
     -------
     dict[str, np.ndarray]
         float32, ``running_mean`` and ``running_var`` (unbiased, as torch keeps it) of every batch norm, by state-dict
-        key; empty where the model has none.
+        key, but of hidden ones (frozen, personal); empty where the model has none.
     """
-    norms = {n: m for n, m in model.named_modules() if isinstance(m, _BatchNorm) and m.running_mean is not None}
+    norms = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, _BatchNorm) and module.running_mean is not None and not hides_statistics(module)
+    }
     if not norms:
         return {}
     before = {name: (m.momentum, {k: v.clone() for k, v in m.state_dict().items()}) for name, m in norms.items()}

@@ -1,6 +1,6 @@
 """Weights to start from: a file's arrays into a model, each named where it does not fit."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from pickle import UnpicklingError
@@ -43,7 +43,9 @@ def read_weights(file: Path | str) -> dict[str, Tensor]:
     return found
 
 
-def load_weights(model: nn.Module, file: Path | str, fresh: Sequence[str] = ()) -> None:
+def load_weights(
+    model: nn.Module, file: Path | str, fresh: Sequence[str] = (), elsewhere: Collection[str] = ()
+) -> None:
     """Load a file's arrays into a model, by state-dict key.
 
     Parameters
@@ -54,6 +56,8 @@ def load_weights(model: nn.Module, file: Path | str, fresh: Sequence[str] = ()) 
         As for :func:`read_weights`.
     fresh : sequence of str
         Patterns (``fc.*``) of arrays that are left as they are, whether the file has them or not.
+    elsewhere : collection of str
+        Names of arrays that the file may have, and the model has not: personal ones.
 
     Raises
     ------
@@ -67,7 +71,7 @@ def load_weights(model: nn.Module, file: Path | str, fresh: Sequence[str] = ()) 
         if not any(fnmatchcase(name, pattern) for name in own):
             raise ValueError(f"model.fresh: {pattern!r} names no array of the model, such as {next(iter(own))}")
     wanted = {name: value for name, value in own.items() if not _named(name, fresh) and isinstance(value, Tensor)}
-    given = {name: value for name, value in found.items() if not _named(name, fresh)}
+    given = {name: value for name, value in found.items() if not _named(name, fresh) and name not in elsewhere}
     odd = [
         f"{name} ({_shape(given[name])}, not {_shape(value)})"
         for name, value in wanted.items()

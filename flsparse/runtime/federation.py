@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib.metadata import version
-from logging import ERROR
+from logging import ERROR, WARNING
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,6 +21,7 @@ from flsparse._flwr import log
 from flsparse.clients.core.state import state_dir
 from flsparse.clients.parts.questions import NUM_EXAMPLES, SUMS
 from flsparse.configs import AUTO, keys_of, lookup
+from flsparse.metering.clock import VirtualClock
 from flsparse.nets.arrays import Arrays, load_arrays, state_arrays
 from flsparse.runs.baseline import Baseline
 from flsparse.runs.folder import RunFolder, read_checkpoint, read_rows, restore_node_files
@@ -58,6 +59,7 @@ ROW_KEYS = (
     *("uplink_ratio", "downlink_ratio", "to_target", "sparsity", "broadcast_sparsity", "mask_iou", "regrowth"),
     *("step_seconds", "peak_memory_bytes", "encode_ms", "flops_dense", "flops_sparse"),
     *("train_loss", "train_accuracy", "replies", "failures", "rejected_payloads", "round_seconds"),
+    *("modelled_seconds", "modelled_cost"),
 )
 
 
@@ -273,6 +275,7 @@ class _Run:
         row |= {key: total - self.counts.get(key, 0) for key, total in counts.items()}
         self.counts = counts
         row |= self.baseline.take(row)
+        row |= self.clock.lap() if self.clock else {}
         row["wall_seconds"] = self.wall_seconds
         row["to_target"] = self.target.take(row) if self.target else None
         self.scores.take(row)
@@ -281,6 +284,10 @@ class _Run:
         for observer in self.observers:
             observer.on_round(row)
         self._save(is_last)
+
+    @property
+    def clock(self) -> VirtualClock | None:
+        return self.strategy.wire.clock
 
     @property
     def wall_seconds(self) -> float:
@@ -319,6 +326,8 @@ class _Run:
             self.health.load_state_dict(state["health"])
         for row in read_rows(Path(run_folder) / "metrics.jsonl")[: self.last_round]:
             self.baseline.take(row)
+            if self.clock:
+                self.clock.go_on(row)
             if self.target:
                 self.target.take(row)
         self.seconds_before = state["wall_seconds"]
@@ -329,6 +338,11 @@ class _Run:
             restore_node_files(run_folder, state["round"], self._node_files)
         else:
             self.strategy.nodes_are_new()
+            if self.task.local:
+                log(
+                    WARNING,
+                    "Nodes kept their own arrays for the run before: those start again from the seed's values",
+                )
 
     @property
     def _node_files(self) -> Path:
@@ -364,6 +378,8 @@ class _Run:
             "final_sparsity": float(sparsity_of(self.arrays, self.prunable)),
             **({} if self.searched is None else {"lr_search": self.searched.plain()}),
             "wall_seconds": self.wall_seconds,
+            "modelled_seconds": self.clock.now_s if self.clock else None,
+            "modelled_cost": self.clock.cost if self.clock else None,
             "failures": int(self.strategy.wire.counts["failures"]),
             "rejected_payloads": int(self.strategy.wire.counts["rejected_payloads"]),
             "runtime": str((self.cfg.get("runtime") or {}).get("name", "inprocess")),

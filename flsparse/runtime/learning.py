@@ -50,7 +50,7 @@ def start_of(cfg: Mapping[str, Any], task: Task) -> nn.Module:
     if earlier and not (Path(earlier) / "model.safetensors").is_file():
         raise FileNotFoundError(f"init={earlier}: there is no model.safetensors, which a run leaves when it ends")
     if source := file or (earlier and Path(earlier) / "model.safetensors"):
-        load_weights(model, source, settings.get("fresh") or ())
+        load_weights(model, source, settings.get("fresh") or (), task.local)
     return model
 
 
@@ -61,10 +61,19 @@ def go_by(cfg: Mapping[str, Any], strategy: RoundLoop, task: Task, data: Data) -
     ------
     ValueError
         It cannot do so: split learning knows the cross-entropy of classes alone, without augmentation, and does not let
-        nodes evaluate; and control variates and the top of a split step as plain SGD does.
+        nodes evaluate; control variates and the top of a split step as plain SGD does; nodes have arrays of their own.
     """
     if task.agreement is not None:
         strategy.roster.says = {AGREED: json.dumps(task.agreement.plain())}
+    if task.local and isinstance(strategy, SplitMS | Gossip):
+        raise ValueError(
+            f"local={lookup(cfg, 'model.local')} does not go with strategy={strategy.name}, whose server looks at the "
+            "nodes' whole models: choose an averaging strategy, or leave it out"
+        )
+    if task.local and not getattr(strategy, "fraction_evaluate", 0.0):
+        raise ValueError(
+            "strategy.fraction_evaluate=0 does not go with local=, whose arrays nodes alone can evaluate: leave it out"
+        )
     if evaluates_on_nodes(task, data) and not getattr(strategy, "fraction_evaluate", 0.0):
         raise ValueError(
             f"strategy={strategy.name} evaluates on the server, which has no data: partition.server_root=DIR names some"
@@ -84,12 +93,12 @@ def go_by(cfg: Mapping[str, Any], strategy: RoundLoop, task: Task, data: Data) -
     if isinstance(strategy, Gossip):
         strategy.kpi = task.kpi
     if isinstance(strategy, FedAvg):
-        strategy.meter = task.meter
+        strategy.meter, strategy.kpi = task.meter, task.kpi
 
 
 def evaluates_on_nodes(task: Task, data: Data) -> bool:
-    """Whether nodes evaluate the model on their own test parts, since the server has none."""
-    return task.agreement is not None and not len(data)
+    """Whether nodes evaluate the model on their own test parts: the server has none, or only a part of each model."""
+    return bool(task.local) or (task.agreement is not None and not len(data))
 
 
 def told(metrics: Mapping[str, Any], task: Task) -> dict[str, Any]:

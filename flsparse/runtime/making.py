@@ -7,6 +7,8 @@ from torch import nn
 
 from flsparse.clients import PARTS, Part
 from flsparse.configs import AUTO, build, did_you_mean, parameters, sampled_nodes
+from flsparse.metering.clock import VirtualClock
+from flsparse.metering.network import network_of
 from flsparse.runtime.learning import evaluates_on_nodes, go_by, start_of
 from flsparse.runtime.rate_search import check_searchable
 from flsparse.sparsity import check_outputs, is_sparsified, prunable_names
@@ -21,7 +23,7 @@ def make_strategy(cfg: Mapping[str, Any], prunable: list[str]) -> RoundLoop:
     Raises
     ------
     ValueError
-        The name is unknown, or an argument is unknown, of another type or out of range.
+        The name is unknown, or an argument is unknown, of another type or out of range; so may be one of ``link``.
     """
     arguments, codec = dict(cfg["strategy"]), dict(cfg.get("codec") or {})
     for key in codec.keys() - parameters(RoundLoop).keys():
@@ -38,8 +40,13 @@ def make_strategy(cfg: Mapping[str, Any], prunable: list[str]) -> RoundLoop:
     partition = cfg.get("partition") or {}
     if partition.get("kind") == "own" and not partition.get("server_root"):
         offered["fraction_evaluate"] = 1.0  # the server has nothing to evaluate on
+    if (cfg.get("model") or {}).get("local"):
+        offered["fraction_evaluate"] = 1.0  # nodes alone have the whole of their models
     offered |= {"parts": make_parts(cfg.get("parts") or {})}
-    return build(STRATEGIES, arguments.pop("name"), arguments, what="strategy", offered=offered)
+    strategy = build(STRATEGIES, arguments.pop("name"), arguments, what="strategy", offered=offered)
+    if network := network_of(cfg.get("link"), int(cfg["seed"])):
+        strategy.wire.clock = VirtualClock(network)
+    return strategy
 
 
 def prepare(cfg: Mapping[str, Any], task: Task, data: Data) -> tuple[RoundLoop, nn.Module]:

@@ -23,7 +23,7 @@ from flwr.serverapp import Grid
 
 from flsparse._flwr import Run
 from flsparse.clients.core.state import state_dir
-from flsparse.configs import sampled_nodes
+from flsparse.configs import lookup, sampled_nodes
 from flsparse.metering.ledger import Direction, Traffic
 from flsparse.nets.arrays import Arrays
 from flsparse.nets.frozen import digest
@@ -186,6 +186,11 @@ def check_searchable(cfg: Mapping[str, Any], strategy: RoundLoop, *, in_process:
     """
     if not isinstance(strategy, FedAvg) or isinstance(strategy, SplitMS):
         raise ValueError(f"client.lr=auto goes with averaging methods, not with strategy={strategy.name}: set a number")
+    if local := lookup(cfg, "model.local"):
+        raise ValueError(
+            f"client.lr=auto does not go with local={local}: every rate tried would train the nodes' own arrays; set a "
+            "number"
+        )
     keeping = [name for name in (strategy.name, *(cfg.get("parts") or ())) if name in _KEEP_STATE]
     if keeping and not in_process:
         raise ValueError(

@@ -1,8 +1,9 @@
 """Linear and convolution layers that compute with ``w = sign(v)|v|^beta`` and save a pruned input.
 
 The output uses the dense input. The weight gradient uses a *saved* input, pruned to the layer's own weight sparsity
-(SparsyFed, step 3) and stored as values and positions; the backward pass rebuilds one layer's input at a time. The
-weights are not saved but computed again from ``v``, which stays in memory anyway.
+(SparsyFed, step 3) and stored as values and positions; the backward pass rebuilds one layer's input at a time. There
+the weights are not saved but computed again from ``v``, which stays in memory anyway. Where no input is pruned, a small
+layer is torch's own operation on ``w``: a copy of a few weights costs less than a backward pass in Python.
 
 A plain layer becomes one of these by exchanging its class, so that parameters, state-dict keys, hooks and buffers stay.
 """
@@ -29,6 +30,7 @@ from flsparse.sparsity.powerprop import power, power_factor, transformed
 
 # Their result is saved for their own backward pass, and views of it cost nothing: a compact copy would only add to it.
 _SAVES_RESULT = {"ReluBackward0", "TanhBackward0", "SigmoidBackward0", "SoftmaxBackward0", "AccumulateGrad"}
+_SMALL = 1 << 16  # weights of a layer
 _VIEWS = {"ViewBackward0", "UnsafeViewBackward0", "ReshapeAliasBackward0", "UnsqueezeBackward0", "TransposeBackward0"}
 
 
@@ -173,7 +175,8 @@ def _apply(layer: nn.Module, x: Tensor, v: Tensor, bias: Tensor | None, geometry
     pruning = layer.training and state.pruning and state.sparsity > 0.0
     compiling = torch.compiler.is_compiling()
     # Under vmap and its like nothing may depend on the data: there the reparametrization stands alone.
-    if not torch.is_grad_enabled() or transformed() or (compiling and not pruning):
+    alone = not pruning and (compiling or v.numel() <= _SMALL)
+    if alone or transformed() or not torch.is_grad_enabled():
         return geometry.forward(x, power(v, state.beta).to(dtype), bias)
     function = torch.compiler.disable(_pruned) if compiling else _pruned
     return function(state, pruning, x, v, bias, geometry, dtype)

@@ -53,6 +53,23 @@ def power_factor(v: Tensor, beta: float) -> Tensor:
 class _Power(torch.autograd.Function):
     """``w = sign(v) |v|^beta``; plain autograd through it would give NaN at 0."""
 
+    @staticmethod
+    def forward(ctx: Any, v: Tensor, beta: float) -> Tensor:
+        factor = power_factor(v, beta)
+        ctx.beta = beta
+        ctx.save_for_backward(factor)
+        return v * factor
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (factor,) = ctx.saved_tensors
+        return (grad * factor).mul_(ctx.beta), None
+
+
+class _TransformedPower(torch.autograd.Function):
+    """The same, as the transforms of `torch.func` ask for it: each call takes torch longer."""
+
     generate_vmap_rule = True
 
     @staticmethod
@@ -72,6 +89,7 @@ class _Power(torch.autograd.Function):
 
 
 _power: Callable[[Tensor, float], Tensor] = _Power.apply
+_transformed_power: Callable[[Tensor, float], Tensor] = _TransformedPower.apply
 
 
 def power(v: Tensor, beta: float) -> Tensor:
@@ -84,9 +102,9 @@ def power(v: Tensor, beta: float) -> Tensor:
     """
     if beta == 1.0:
         return v
-    if not torch.is_grad_enabled() and not transformed():
-        return v * power_factor(v, beta)
-    return _power(v, beta)
+    if transformed() or torch.compiler.is_compiling():
+        return _transformed_power(v, beta)
+    return _power(v, beta) if torch.is_grad_enabled() else v * power_factor(v, beta)
 
 
 def inverse_power(w: Tensor, beta: float) -> Tensor:

@@ -91,6 +91,42 @@ def natural(groups: np.ndarray, nodes: int | None, stream: np.random.Generator) 
     return [parts[i] for i in np.sort(stream.choice(len(parts), nodes, replace=False))]
 
 
+def likewise(parts: Partition, labels: np.ndarray, others: np.ndarray, stream: np.random.Generator) -> Partition:
+    """Divide other samples as a partition divides the first: each class in proportion to what each part has of it.
+
+    Parameters
+    ----------
+    parts : list of np.ndarray
+        int64 positions among ``labels``.
+    labels, others : np.ndarray
+        int64 (samples,), classes; of the samples that are divided, and of those to divide. Classes that no part has
+        stay undivided.
+    stream : np.random.Generator
+
+    Returns
+    -------
+    list of np.ndarray
+        Disjoint; the shares of small parts may be empty.
+
+    Examples
+    --------
+    >>> parts, labels, others = [np.array([0, 1]), np.array([2, 3])], np.array([0, 0, 0, 1]), np.repeat([0, 1], 30)
+    >>> shares = likewise(parts, labels, others, rng.stream(0, 0, -1, "shares"))
+    >>> [np.bincount(others[share]).tolist() for share in shares]
+    [[20], [10, 30]]
+    """
+    shares: list[list[np.ndarray]] = [[] for _ in parts]
+    for label in np.unique(others):
+        counts = np.array([np.count_nonzero(labels[part] == label) for part in parts])
+        if counts.any():
+            dealt = stream.permutation(np.flatnonzero(others == label))
+            ends = np.rint(np.cumsum(counts) / counts.sum() * len(dealt)).astype(np.int64)
+            for share, piece in zip(shares, np.split(dealt, ends[:-1]), strict=True):
+                share.append(piece)
+    none = np.zeros(0, np.int64)
+    return [np.sort(np.concatenate([none, *share])) for share in shares]
+
+
 def dirichlet_equal(labels: np.ndarray, nodes: int, alpha: float, stream: np.random.Generator) -> Partition:
     """Give each node a Dirichlet label mix and (but for one sample) the same number of samples.
 

@@ -14,7 +14,9 @@ from flsparse import rng
 from flsparse.configs import build
 from flsparse.kpi import kpi_named
 from flsparse.nets.arrays import Arrays
-from flsparse.nets.frozen import digest, freeze, frozen_arrays
+from flsparse.nets.frozen import digest, freeze
+from flsparse.nets.hidden import hidden_arrays, hidden_parameters
+from flsparse.nets.personal import keep_local
 from flsparse.nets.seeded import seeded
 from flsparse.nets.weights import load_weights
 from flsparse.tasks import datasets, training
@@ -30,7 +32,7 @@ from flsparse.tasks.metrics import COUNTED, Meter, check_metrics
 from flsparse.tasks.models import build_model
 from flsparse.tasks.objective import Objective
 from flsparse.tasks.objectives import OBJECTIVES, BinarySegmentation, Segmentation
-from flsparse.tasks.partitions import Partition, make_partition
+from flsparse.tasks.partitions import Partition, likewise, make_partition
 from flsparse.tasks.python import python_source
 from flsparse.tasks.series import series
 from flsparse.tasks.shakespeare import shakespeare
@@ -82,8 +84,6 @@ class Task:
         Metrics beside loss and accuracy, the KPI among them.
     num_nodes : int
         Number of nodes that hold data.
-    frozen : list of str
-        State-dict keys of the arrays that never train, nor travel; known once a model was made.
     """
 
     def __init__(
@@ -99,8 +99,8 @@ class Task:
         self._model_config = dict(config["model"])
         start = {key: self._model_config.pop(key, None) for key in _OF_THE_START}
         self._freeze = self._model_config.pop("freeze", None) or ()
+        self._local = self._model_config.pop("local", None) or ()
         self._start = start if self._freeze else {}  # nobody is sent what is frozen: all read the file
-        self.frozen: list[str] = []
         self._partition_config = dict(config.get("partition", {}))
         self._flops = TrainingFlops()
         self._nodes = config.get("num_clients")
@@ -124,7 +124,7 @@ class Task:
 
     def model(self) -> nn.Module:
         """Return a fresh model; its initial weights depend on the seed alone, and no global generator moves."""
-        return copy.deepcopy(self._initial_model)
+        return copy.deepcopy(self._initial_model[0])
 
     def train_data(self, node: int) -> Data:
         """Return one node's training data.
@@ -143,10 +143,20 @@ class Task:
         return self._train_view(self._partition[node])
 
     def local_test_data(self, node: int) -> Data | None:
-        """Return the test part of a node that has data of its own; None where the server has all of them."""
+        """Return a node's test part: of data of its own, or with personal arrays its share; None where it has none."""
         if self.nodes:
             return self.nodes[node].local_test_data(node)
-        return self.test_data() if self._own else None
+        if self._own:
+            return self.test_data()
+        return self.test_share(node) if self._local else None
+
+    def test_share(self, node: int) -> Data:
+        """Return a node's share of the test set, which is divided among the nodes as the training set is.
+
+        By natural groups where test samples have one, else each class in proportion to the nodes' training samples of
+        it. Shares are disjoint, and the smallest may be empty.
+        """
+        return self._test_view(self._test_shares[node])
 
     def holdings(self) -> dict[str, Any]:
         """Return what a node says of its data before round 1 (see :func:`flsparse.tasks.agreement.holdings`)."""
@@ -181,11 +191,11 @@ class Task:
             assert source.train_groups is not None
             present = {int(source.train_groups[part[0]]) for part in self._partition}
             index = np.flatnonzero(np.isin(source.test_groups, list(present)))
-        return Data(source.test_inputs, source.test_targets, torch.from_numpy(index), source.prepare)
+        return self._test_view(index)
 
     def optimizer(self, model: nn.Module, config: Mapping[str, "Scalar"]) -> torch.optim.Optimizer:
         """Return the local optimizer of one round (see :func:`flsparse.tasks.training.make_optimizer`)."""
-        return training.make_optimizer(model, config)
+        return training.make_optimizer(model, config, hidden_parameters(model, self.local))
 
     def fit(self, fit: "Fit", method: "Hooks", data: Data) -> dict[str, np.ndarray]:
         """Train on one node's data (see :func:`flsparse.tasks.training.train`)."""
@@ -258,38 +268,74 @@ class Task:
         source = self.source
         return Data(source.train_inputs, source.train_targets, torch.from_numpy(index), source.prepare)
 
+    def _test_view(self, index: np.ndarray) -> Data:
+        source = self.source
+        return Data(source.test_inputs, source.test_targets, torch.from_numpy(index), source.prepare)
+
     @cached_property
-    def _initial_model(self) -> nn.Module:
+    def _test_shares(self) -> Partition:
+        source = self.source
+        if self._partition_config.get("kind") == "natural" and source.test_groups is not None:
+            assert source.train_groups is not None
+            return [np.flatnonzero(source.test_groups == source.train_groups[part[0]]) for part in self._partition]
+        trained, tested = source.train_targets, source.test_targets
+        if not source.num_classes or trained.ndim > 1:
+            trained, tested = (torch.zeros(len(each), dtype=torch.int64) for each in (trained, tested))
+        return likewise(self._partition, trained.numpy(), tested.numpy(), rng.stream(self.seed, 0, -1, "test shares"))
+
+    @property
+    def frozen(self) -> list[str]:
+        """State-dict keys of the arrays that never train, nor travel (``model.freeze``)."""
+        return self._initial_model[1]
+
+    @property
+    def local(self) -> list[str]:
+        """State-dict keys of the arrays that stay on their node (``model.local``)."""
+        return self._initial_model[2]
+
+    @cached_property
+    def _initial_model(self) -> tuple[nn.Module, list[str], list[str]]:
         with seeded(rng.derive(self.seed, 0, -1, "init"), torch.device("cpu")):
             source = self.source
             model = build_model(self._model_config, source.input_shape, self.num_outputs, is_text=source.is_text)
         if (file := self._start.get("weights")) is not None:
             load_weights(model, file, self._start["fresh"] or ())
-        if self._freeze:
-            self.frozen = freeze(model, self._freeze)
-        return model.to(self.device)
+        frozen = freeze(model, self._freeze) if self._freeze else []
+        model = model.to(self.device)
+        return model, frozen, keep_local(model, self._local) if self._local else []
 
     @cached_property
     def frozen_arrays(self) -> Arrays:
         """Arrays that never train, by state-dict key: every node makes them by itself."""
-        return frozen_arrays(self._initial_model, self.frozen)
+        return hidden_arrays(self._initial_model[0], self.frozen)
 
     @property
     def notes(self) -> list[str]:
         """What the owner of the data should know of what becomes of them, a line each."""
         if self.nodes:
             return [f"node {node}: {note}" for node, task in enumerate(self.nodes) for note in task.notes]
+        return [*self.source.notes, *self._notes_of_groups(), *self._notes_of_local()]
+
+    def _notes_of_groups(self) -> list[str]:
         groups, tested = self.source.train_groups, len(self.source.test_inputs)
         if self._partition_config.get("kind") != "natural" or groups is None:
-            return list(self.source.notes)
+            return []
         there, left_out = len(np.unique(groups[self._split[0]])), tested - len(self.test_data())
         if self.num_nodes == there:
-            return list(self.source.notes)
+            return []
         trained = sum(map(len, self._partition))
         return [
-            *self.source.notes,
             f"num_clients={self.num_nodes} of the {there} natural nodes take part; left out are those others' "
-            f"{len(self._split[0]) - trained:,} training and {left_out:,} test samples; num_clients=null takes all",
+            f"{len(self._split[0]) - trained:,} training and {left_out:,} test samples; num_clients=null takes all"
+        ]
+
+    def _notes_of_local(self) -> list[str]:
+        if not self.local:
+            return []
+        where = "test part" if self._own else "share of the test set"
+        return [
+            f"local={list(self._local)} keeps {len(self.local)} arrays on their nodes: each node evaluates, on its "
+            f"{where}, and model.safetensors holds the other arrays"
         ]
 
     @cached_property

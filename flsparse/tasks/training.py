@@ -33,7 +33,9 @@ _EVALUATION_BATCH = 500
 _AUXILIARY = 0.3  # weight of an auxiliary classifier's loss in training (Szegedy et al., 2015, arXiv 1409.4842)
 
 
-def make_optimizer(model: nn.Module, config: Mapping[str, "Scalar"]) -> torch.optim.Optimizer:
+def make_optimizer(
+    model: nn.Module, config: Mapping[str, "Scalar"], others: Sequence[Tensor] = ()
+) -> torch.optim.Optimizer:
     """Return SGD, or with ``optimizer`` "adamw" AdamW, at this round's learning rate.
 
     Parameters
@@ -43,6 +45,8 @@ def make_optimizer(model: nn.Module, config: Mapping[str, "Scalar"]) -> torch.op
     config : Mapping
         ``lr``; optionally ``lr-final`` and ``lr-schedule`` with ``server-round`` and ``num-rounds`` (see
         :func:`learning_rate`), ``momentum`` (of SGD), ``weight-decay``.
+    others : sequence of Tensor
+        Trained as the model's parameters are, though none of them: personal arrays.
 
     Raises
     ------
@@ -57,11 +61,12 @@ def make_optimizer(model: nn.Module, config: Mapping[str, "Scalar"]) -> torch.op
         str(config.get("lr-schedule", "geometric")),
     )
     decay, kind = float(config.get("weight-decay", 0.0)), str(config.get("optimizer", "sgd"))
+    trained = [*model.parameters(), *others]
     if kind == "adamw":
-        return torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=decay)
+        return torch.optim.AdamW(trained, lr=rate, weight_decay=decay)
     if kind != "sgd":
         raise ValueError(f"client.optimizer={kind!r} is none of sgd, adamw")
-    return SGD(model.parameters(), lr=rate, momentum=float(config.get("momentum", 0.0)), weight_decay=decay)
+    return SGD(trained, lr=rate, momentum=float(config.get("momentum", 0.0)), weight_decay=decay)
 
 
 def _asked(config: Mapping[str, "Scalar"], key: str) -> "Scalar":
@@ -161,7 +166,7 @@ def train(
         total = float(loss_sum)  # waits for a GPU, so the time below is the work's
         elapsed = time.perf_counter() - started
         done = fit.step - first_step
-        _check_finite(model, done, float(optimizer.param_groups[0]["lr"]))
+        _check_finite(model, parameters, done, float(optimizer.param_groups[0]["lr"]))
         per_example = flops(model, data.prepare(inputs[[0, -1]]))
         fit.metrics |= {
             "train-loss": total / all_terms if all_terms else math.nan,
@@ -181,10 +186,12 @@ def _outputs(found: Tensor | Sequence[Tensor | None]) -> list[Tensor]:
     return [found] if isinstance(found, Tensor) else [each for each in found if each is not None]
 
 
-def _check_finite(model: nn.Module, steps: int, rate: float) -> None:
+def _check_finite(model: nn.Module, trained: Sequence[Tensor], steps: int, rate: float) -> None:
     """Refuse to send weights of a training that has diverged; a loss alone may be NaN for another reason."""
-    for name, parameter in model.named_parameters():
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    for parameter in trained:
         if not torch.isfinite(parameter.detach()).all():
+            name = names.get(id(parameter), "an array that stays on the node")
             raise ValueError(
                 f"training diverged: {name} is not finite after {steps} step{'s' * (steps != 1)} at learning rate "
                 f"{rate:g}; lower client.lr, or bound the gradients by client.clip_grad"

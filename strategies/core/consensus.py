@@ -44,7 +44,4 @@ def node_scores(
     """Return the nodes' mean and worst KPI; nothing where a model's evaluation has none."""
     records = (evaluate(arrays) for arrays in models.values())
     found = (record.get(kpi.name) for record in records if record is not None)
-    scores = [score for score in found if isinstance(score, float)]
-    if not scores:
-        return {}
-    return {f"mean_node_{kpi.name}": float(np.mean(scores)), f"worst_node_{kpi.name}": kpi.worst(scores)}
+    return kpi.of_nodes([score for score in found if isinstance(score, float)])

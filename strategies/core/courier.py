@@ -20,6 +20,7 @@ from flsparse.codec import (
     payload_info,
     specs_of,
 )
+from flsparse.metering.clock import VirtualClock
 from flsparse.metering.ledger import Direction, Ledger
 from flsparse.nets.exact import exact_arrays, small, within_reach
 from flsparse.sparsity import default_prunable, match_prunable
@@ -72,6 +73,8 @@ class Wire:
         Bytes of every message, both ways.
     counts : Counter
         ``failures``, ``rejected_payloads`` and ``resent_models`` of the run.
+    clock : VirtualClock or None
+        Follows every exchange, where the nodes' links are known.
     problems : list[str]
         Failures of this round, a line each.
     records : list[str]
@@ -90,6 +93,7 @@ class Wire:
         Codec(values=values, rounding=rounding)  # refuses unknown names before anything starts
         self.values, self.rounding, self.downlink, self.seed = values, rounding, downlink, seed
         self.ledger = Ledger()
+        self.clock: VirtualClock | None = None
         self.counts: Counter[str] = Counter(failures=0, rejected_payloads=0)
         self.problems: list[str] = []
         self.buffers: list[str] | None = None

@@ -4,6 +4,7 @@ Exchanges are independent of each other: two may be open at a time, and a reply 
 be decoded against the broadcast that it answers, as long as somebody holds the exchange.
 """
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -15,6 +16,7 @@ from flwr.serverapp import Grid
 
 from flsparse._flwr import wire_size
 from flsparse.codec import PayloadError
+from flsparse.metering.clock import VirtualClock
 from flsparse.metering.ledger import Direction
 from flsparse.strategies.core.downlink import Broadcast
 from flsparse.wire.folded import fold, is_folded, is_ours, unfold
@@ -93,6 +95,7 @@ class Post(Protocol):
     """Interface of the wire to an exchange."""
 
     counts: Counter[str]
+    clock: VirtualClock | None
 
     def packed(self, message: Message, node: Node, exchange: "Exchange") -> Message:
         """Return the message with its model coded for the node; enter the broadcast into the exchange."""
@@ -205,6 +208,9 @@ class Exchange:
         """Give up on the nodes that have not replied; in process, nodes that have not run by now never will."""
         if self._pending and (drop_messages := getattr(self.grid, "drop_messages", None)):
             drop_messages(set(self._pending))
+        if self.post.clock is not None:
+            for message_id, node in self._pending.items():
+                self.post.clock.lose(message_id, node.partition)
         self._pending = {}
 
     def _incoming(self) -> Iterator[Reply]:
@@ -232,6 +238,9 @@ class Exchange:
             broadcast, wire_bytes = self.broadcasts.get(node.node_id), wire_size(message)
             fault = _unfold(message)
             dense_bytes = self.post.count(self.uplink, self.server_round, message, broadcast, wire_bytes)
+            if self.post.clock is not None:
+                asked = message.metadata.reply_to_message_id
+                self.post.clock.receive(asked, _partition(message, node), wire_bytes, _flops(message))
             if fault is not None:
                 self.post.drop(node, fault, "rejected_payloads", self.server_round)
             elif message.has_content() and record_of(message.content).get("status") == MISSING_REFERENCE:
@@ -250,10 +259,13 @@ class Exchange:
         if packed is not message:
             self._dense[node.node_id] = message
         sent = _folded(packed)
-        self.post.count("downlink", self.server_round, packed, self.broadcasts.get(node.node_id), wire_size(sent))
+        wire_bytes = wire_size(sent)
+        self.post.count("downlink", self.server_round, packed, self.broadcasts.get(node.node_id), wire_bytes)
         ids = [message_id for message_id in self.grid.push_messages([sent]) if message_id]
         if ids:
             self._pending[ids[0]] = node
+            if self.post.clock is not None:
+                self.post.clock.send(ids[0], wire_bytes)
         else:
             self.post.drop(node, "the message could not be delivered", "failures", self.server_round)
 
@@ -286,3 +298,16 @@ def _unfold(reply: Message) -> str | None:
         except PayloadError as error:
             return str(error)
     return None
+
+
+def _partition(reply: Message, node: Node) -> int:
+    """Return a node's partition; of one that says hello, the one that it says."""
+    said = record_of(reply.content).get("partition-id") if node.partition < 0 and reply.has_content() else None
+    return said if isinstance(said, int) else node.partition
+
+
+def _flops(reply: Message) -> float:
+    """Return the floating-point operations that a reply reports: of devices that do not profit from zeros."""
+    records = reply.content.metric_records.values() if reply.has_content() else ()
+    found = next((record["flops-dense"] for record in records if "flops-dense" in record), 0.0)
+    return float(found) if isinstance(found, int | float) and 0 <= found < math.inf else 0.0

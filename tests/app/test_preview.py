@@ -7,7 +7,8 @@ import pytest
 from rich.console import Console
 from small_federation import small_config
 
-from flsparse.app.preview import dry_run_table, preview
+from flsparse.app.dry_run import dry_run_tables
+from flsparse.app.preview import preview
 from flsparse.runtime import launch
 
 DENSE = {"strategy": {"name": "fedavg"}, "codec": {"values": "raw", "rounding": "nearest", "downlink_values": "raw"}}
@@ -44,7 +45,7 @@ def test_the_totals_of_a_sparse_run_follow_its_ramp(ramp: bool, tmp_path: Path) 
 def test_every_kind_of_strategy_has_totals(
     strategy: dict[str, Any], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    Console(width=80).print(dry_run_table(small_config(strategy=strategy)))
+    Console(width=80).print(*dry_run_tables(small_config(strategy=strategy)))
     out = capsys.readouterr().out
     assert said in out
     assert max(map(len, out.splitlines())) <= 80

@@ -22,11 +22,15 @@ pytest.importorskip("ray")
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.filterwarnings("ignore")  # Ray's own
-def test_the_same_run_in_process_and_on_ray(tmp_path: Path) -> None:
+@pytest.mark.parametrize("local", [None, ["10.*", "12.*"]])
+def test_the_same_run_in_process_and_on_ray(tmp_path: Path, local: list[str] | None) -> None:
+    model = {"name": "cnn", "width": 8, "local": local}
     summaries: list[dict[str, Any]] = []
     for name in ("inprocess", "simulation"):
         runtime = {"name": name, "num_cpus": 1, "num_gpus": 0.0}
-        summaries.append(launch(small_config(num_rounds=3, runtime=runtime, output_dir=str(tmp_path / name))))
+        summaries.append(
+            launch(small_config(num_rounds=3, runtime=runtime, model=model, output_dir=str(tmp_path / name)))
+        )
     first, second = (read_checkpoint(tmp_path / name)["arrays"] for name in ("inprocess", "simulation"))
     assert list(first) == list(second)
     for key, array in first.items():

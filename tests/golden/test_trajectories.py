@@ -3,8 +3,10 @@
 Training goes through convolutions and matrix products, whose last bits differ by processor, and a gradient's last bit
 decides which weight is rounded up or pruned. So floating results have a tolerance of their own, about twice the largest
 difference seen between a processor with AVX-512 and the same one with all optional features off: 0.5 % of a loss, 1.2 %
-of bytes, 0.8 % of a consensus error. The fraction of zeros that a method was asked for is a count, and the same
-everywhere. What is equal bit for bit is in ``test_exact_trajectories.py``. After a change that is meant to move them:
+of bytes, 0.8 % of a consensus error. The bytes of one broadcast have a wider one: a single weight that is pruned on one
+processor and kept on another can be the largest change of its layer, and with it the grid's step (gradients disturbed
+by 1e-4 of themselves: 5.6 % of a round's bytes, 1.6 % of five rounds'). The fraction of zeros that a method was asked
+for is a count, and the same everywhere. What is equal bit for bit is in ``test_exact_trajectories.py``. After a change that is meant to move them:
 ``python tests/golden/test_trajectories.py`` writes them anew.
 """
 
@@ -65,13 +67,14 @@ CASES: dict[str, Callable[[], RoundLoop]] = {
 TOLERANCES = {  # relative; 0 is exact
     "train_loss": 0.01,
     "uplink_bytes": 0.025,
-    "downlink_bytes": 0.025,
+    "downlink_bytes": 0.12,
     "broadcast_sparsity": 0.0,
     "mask_iou": 0.01,
     "regrowth": 0.01,
     "consensus_error": 0.02,
     "width": 0.002,
 }
+IN_ALL = {"downlink_bytes": 0.035}
 
 
 def trajectory(strategy: RoundLoop) -> list[dict[str, float]]:
@@ -82,9 +85,14 @@ def trajectory(strategy: RoundLoop) -> list[dict[str, float]]:
 @pytest.mark.parametrize("name", CASES)
 def test_trajectory(name):
     expected = json.loads(FILE.read_text())[name]
-    for now, then in zip(trajectory(CASES[name]()), expected, strict=True):
+    rounds = trajectory(CASES[name]())
+    for now, then in zip(rounds, expected, strict=True):
         for key, value in then.items():
             assert now[key] == pytest.approx(value, rel=TOLERANCES[key], abs=0), key
+    for key, tolerance in IN_ALL.items():
+        if key in expected[0]:
+            total = sum(then[key] for then in expected)
+            assert sum(now[key] for now in rounds) == pytest.approx(total, rel=tolerance), key
 
 
 if __name__ == "__main__":

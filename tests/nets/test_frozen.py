@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from flsparse.nets.arrays import state_arrays
-from flsparse.nets.frozen import digest, freeze, frozen_arrays
+from flsparse.nets.frozen import digest, freeze
+from flsparse.nets.hidden import hidden_arrays
 from flsparse.sparsity import prunable_names, sparsify
 
 
@@ -26,7 +27,7 @@ def test_what_is_frozen_computes_as_before_and_does_not_travel() -> None:
     assert names == [name for name in plain.state_dict() if name[0] in "01" or name == "4.weight"]
     assert list(model.state_dict()) == ["4.bias", "5.weight", "5.bias"]
     assert prunable_names(model) == ["5.weight"]
-    whole = state_arrays(model) | frozen_arrays(model, names)
+    whole = state_arrays(model) | hidden_arrays(model, names)
     assert {name: array.tolist() for name, array in whole.items()} == {
         name: value.tolist() for name, value in plain.state_dict().items()
     }
@@ -36,7 +37,7 @@ def test_what_is_frozen_computes_as_before_and_does_not_travel() -> None:
 def test_training_moves_neither_weights_nor_statistics_of_a_frozen_norm() -> None:
     model = copy.deepcopy(net())
     names = freeze(model, ["0.*", "1.*"])
-    before = digest(frozen_arrays(model, names))
+    before = digest(hidden_arrays(model, names))
     model = copy.deepcopy(model).train()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
     for _ in range(3):
@@ -45,8 +46,8 @@ def test_training_moves_neither_weights_nor_statistics_of_a_frozen_norm() -> Non
         optimizer.step()
     assert not model[1].training
     assert model[4].training
-    assert digest(frozen_arrays(model, names)) == before
-    assert digest(frozen_arrays(net(), names)) == before
+    assert digest(hidden_arrays(model, names)) == before
+    assert digest(hidden_arrays(net(), names)) == before
 
 
 def test_a_recurrent_layer_can_be_frozen() -> None:

@@ -186,7 +186,8 @@ def test_saved_bytes_shrink() -> None:
     sparsify(reparametrized, activation_pruning=False)
     prune(sparsify(pruned), 0.95)
     base = saved_bytes(dense, x)
-    assert saved_bytes(reparametrized, x) <= base * 1.001
+    weights = sum(4 * p.numel() for p in reparametrized.parameters() if p.dim() > 1)
+    assert saved_bytes(reparametrized, x) <= base + 2 * weights  # of small layers w and dw/dv
     # The inputs of the batch norms are half of it and stay; the batch itself is counted, too.
     assert saved_bytes(pruned, x) < 0.65 * base
 

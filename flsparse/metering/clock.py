@@ -1,0 +1,79 @@
+"""A virtual clock: when each reply is back, by the bytes of the messages and the work between them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from flsparse.metering.network import Network, Place
+
+
+@dataclass
+class VirtualClock:
+    """Follows the messages of a run over a network.
+
+    A message leaves at the server's time; the server goes on when the reply that takes longest is back.
+
+    Attributes
+    ----------
+    network : Network
+        Of the nodes.
+    now_s : float
+        The server's time, in seconds since the run's start.
+    cost : float
+        Price of all bytes so far.
+    """
+
+    network: Network
+    now_s: float = 0.0
+    cost: float = 0.0
+    _lap: tuple[float, float] = (0.0, 0.0)
+    _sent: dict[str, tuple[float, int]] = field(default_factory=dict)  # departure and bytes, by message id
+    _places: dict[int, Place] = field(default_factory=dict)  # by partition
+
+    def place(self, partition: int) -> Place:
+        """Return a node's class and speed."""
+        if partition not in self._places:
+            self._places[partition] = self.network.place(partition)
+        return self._places[partition]
+
+    def send(self, message_id: str, num_bytes: int) -> None:
+        """Note a message of so many bytes that leaves now."""
+        self._sent[message_id] = (self.now_s, num_bytes)
+
+    def receive(self, message_id: str, partition: int, num_bytes: int, flops: float) -> float:
+        """Take the reply to a message; return when it is back, which the server's time is then at least.
+
+        Parameters
+        ----------
+        message_id : str
+            Of the message that it answers.
+        partition : int
+            Of its node.
+        num_bytes : int
+            Its size.
+        flops : float
+            Floating-point operations that it took the node.
+        """
+        departure_s, down_bytes = self._sent.pop(message_id, (self.now_s, 0))
+        place = self.place(partition)
+        back_s = place.returns(departure_s, down_bytes, flops, num_bytes)
+        self.cost += place.link.cost(down_bytes) + place.link.cost(num_bytes)
+        self.now_s = max(self.now_s, back_s)
+        return back_s
+
+    def lose(self, message_id: str, partition: int) -> None:
+        """Note that no reply to a message will be taken; its bytes are paid for."""
+        _, down_bytes = self._sent.pop(message_id, (0.0, 0))
+        self.cost += self.place(partition).link.cost(down_bytes)
+
+    def lap(self) -> dict[str, float]:
+        """Return the seconds and the cost since the last lap, as a row of ``metrics.jsonl`` has them."""
+        seconds, cost = self.now_s - self._lap[0], self.cost - self._lap[1]
+        self._lap = (self.now_s, self.cost)
+        return {"modelled_seconds": seconds, "modelled_cost": cost}
+
+    def go_on(self, row: Mapping[str, Any]) -> None:
+        """Take the time and the cost of a round of the run before this one goes on."""
+        self.now_s += row.get("modelled_seconds") or 0.0
+        self.cost += row.get("modelled_cost") or 0.0
+        self._lap = (self.now_s, self.cost)
