@@ -30,8 +30,9 @@ from flsparse.strategies.core.downlink import rounded_names
 from flsparse.strategies.core.exchange import Node, Reply
 from flsparse.strategies.core.loop import RoundLoop
 from flsparse.strategies.core.measures import LARGEST, numbers_of, sums_of, update_norm, weighted_means
+from flsparse.strategies.core.pace import discount
 from flsparse.strategies.core.part import Round
-from flsparse.strategies.core.roster import sample
+from flsparse.strategies.core.roster import draw, sample_size
 from flsparse.strategies.parts.server_optimizer import Kind, ServerOptimizer
 from flsparse.wire.messages import Scalar, to_numpy, to_record
 
@@ -94,6 +95,7 @@ class FedAvg(RoundLoop):
     """
 
     name = "fedavg"
+    why_sync = ""
 
     def __init__(
         self,
@@ -153,8 +155,18 @@ class FedAvg(RoundLoop):
 
     def sample(self, fraction: float, at_least: int, server_round: int, purpose: str) -> list[Node]:
         """Sample nodes by partition id, so that every runtime samples the same."""
-        generator = rng.stream(self.seed, server_round, -1, purpose)
-        return sample(self.roster.in_partition_order(), fraction, at_least, generator)
+        nodes, generator = self.roster.in_partition_order(), rng.stream(self.seed, server_round, -1, purpose)
+        size = sample_size(len(nodes), fraction, at_least)
+        if self.in_flight is not None:
+            busy = self.in_flight.busy
+            size -= len(busy) if self.in_flight.pace.refill and purpose == "sampling" else 0
+            nodes = [node for node in nodes if node.node_id not in busy]
+        return draw(nodes, max(0, min(size, len(nodes))), generator)
+
+    @property
+    def asked_nodes(self) -> int:
+        """Nodes that a round would ask if none were busy."""
+        return sample_size(len(self.nodes), self.fraction_train, self.min_train_nodes)
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -199,7 +211,7 @@ class FedAvg(RoundLoop):
         accumulator = Accumulator(self.wire.specs)
         references: dict[str, Weighted] = {}
         accepted: list[tuple[float, dict[str, float]]] = []
-        most = self._most_weight()
+        most, whole, late = self._most_weight(), 0.0, False
         for reply in replies:
             layers = self.update(reply, self.parts.mirror(reply.node))
             if layers is None or reply.broadcast is None:
@@ -214,6 +226,8 @@ class FedAvg(RoundLoop):
             if weight == 0:
                 self.wire.problems.append(f"node {reply.node.node_id}: {self.weighted_by_key}=0")
                 continue
+            whole, late = whole + weight, late or reply.version < server_round
+            weight *= discount(server_round - reply.version) if reply.version < server_round else 1.0
             accumulator.add(layers, weight)
             references.setdefault(reference.id, Weighted(reference)).weight += weight
             accepted.append((weight, metrics))
@@ -225,7 +239,9 @@ class FedAvg(RoundLoop):
         if len(accepted) < self.min_replies:
             self.parts.abandon(self.round)
             return None, None
-        mean = self._give_back_rounding(accumulator.mean(), references)
+        mean = self._give_back_rounding(accumulator.mean(), references, late=late)
+        if late:
+            mean = self._shortened(mean, accumulator.total_weight / whole)
         return to_record(self.parts.close(mean, self.round)), MetricRecord(dict(weighted_means(accepted)))
 
     def conclude(self, grid: Grid, server_round: int, arrays: ArrayRecord, timeout_s: float) -> ArrayRecord:
@@ -273,9 +289,17 @@ class FedAvg(RoundLoop):
         told = [node.num_examples for node in self.nodes.values() if node.num_examples]
         return _CLIPPED * median(told) if told and self.weighting == "clipped" else math.inf
 
-    def _give_back_rounding(self, mean: Arrays, references: dict[str, Weighted]) -> Arrays:
-        """Add the rounding error of the nodes' broadcasts to their mean."""
-        if not self.wire.downlink.uses_references:
+    def _shortened(self, mean: Arrays, share: float) -> Arrays:
+        """Go a part of the way from the model to the mean: late replies count less than their weight."""
+        went = dict(mean)
+        for name in rounded_names(self.wire.specs):
+            x = self.round.model[name]
+            went[name] = np.asarray(x + np.float32(share) * (mean[name] - x), x.dtype)
+        return went
+
+    def _give_back_rounding(self, mean: Arrays, references: dict[str, Weighted], *, late: bool = False) -> Arrays:
+        """Add to the mean what the model is beyond the nodes' broadcasts: their rounding, and rounds since then."""
+        if not self.wire.downlink.uses_references and not late:
             return mean
         total = sum(r.weight for r in references.values())
         given = dict(mean)

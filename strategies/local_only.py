@@ -49,6 +49,7 @@ class LocalOnly(FedAvg):
     """
 
     name = "local_only"
+    why_sync = "which exchanges nothing"
     previewed_as = "nothing"
     central = False
     by_node = True

@@ -51,6 +51,7 @@ class LocalSGD(FedAvg):
     """
 
     name = "local_sgd"
+    why_sync = "whose workers exchange in step"
     measures = ("local_steps",)
     fixed: ClassVar[Fixed] = {
         "hello": (True, "worker state goes by partition"),

@@ -26,6 +26,7 @@ class Pooled(FedAvg):
     """
 
     name = "pooled"
+    why_sync = "which has one node"
     by_node = True
     fixed: ClassVar[Fixed] = {
         "fraction_train": (1.0, "one node trains, on all data"),

@@ -26,6 +26,7 @@ class Scaffold(FedAvg):
     """
 
     name = "scaffold"
+    why_sync = "whose control variates are of one model a round"
     fixed: ClassVar[Fixed] = {
         "server_optimizer": ("none", "control variates correct plain averaging"),
         "server_lr": (1.0, "control variates correct plain averaging"),

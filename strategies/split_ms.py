@@ -88,6 +88,7 @@ class SplitMS(FedAvg):
     """
 
     name = "split_ms"
+    why_sync = "whose steps are one conversation"
     previewed_as = "cut"
     measures = ("uplink_bits_per_element", "downlink_bits_per_element")
     fixed: ClassVar[Fixed] = {

@@ -11,7 +11,7 @@ from flsparse.metering.network import Network, Place
 class VirtualClock:
     """Follows the messages of a run over a network.
 
-    A message leaves at the server's time; the server goes on when the reply that takes longest is back.
+    A message leaves at the server's time, or at a later one. Whoever waits for a reply sets the time on.
 
     Attributes
     ----------
@@ -36,12 +36,12 @@ class VirtualClock:
             self._places[partition] = self.network.place(partition)
         return self._places[partition]
 
-    def send(self, message_id: str, num_bytes: int) -> None:
-        """Note a message of so many bytes that leaves now."""
-        self._sent[message_id] = (self.now_s, num_bytes)
+    def send(self, message_id: str, num_bytes: int, at_s: float = 0.0) -> None:
+        """Note a message of so many bytes that leaves now, or at a later time."""
+        self._sent[message_id] = (max(self.now_s, at_s), num_bytes)
 
     def receive(self, message_id: str, partition: int, num_bytes: int, flops: float) -> float:
-        """Take the reply to a message; return when it is back, which the server's time is then at least.
+        """Take the reply to a message; return when it is back.
 
         Parameters
         ----------
@@ -58,7 +58,6 @@ class VirtualClock:
         place = self.place(partition)
         back_s = place.returns(departure_s, down_bytes, flops, num_bytes)
         self.cost += place.link.cost(down_bytes) + place.link.cost(num_bytes)
-        self.now_s = max(self.now_s, back_s)
         return back_s
 
     def lose(self, message_id: str, partition: int) -> None:

@@ -71,6 +71,8 @@ class InProcessGrid(Grid):
         self._traceback_shown = False
         _flwr.set_identity(self._run.run_id)
 
+    runs_on_pull = True  # nodes run when replies are asked for, so that time is the virtual clock's
+
     # The Grid interface
 
     def set_run(self, run: _flwr.Run) -> None:

@@ -13,6 +13,7 @@ from flsparse.runtime.learning import evaluates_on_nodes, go_by, start_of
 from flsparse.runtime.rate_search import check_searchable
 from flsparse.sparsity import check_outputs, is_sparsified, prunable_names
 from flsparse.strategies import SERVER_PARTS, STRATEGIES, RoundLoop
+from flsparse.strategies.core.pace import PACES
 from flsparse.strategies.core.part import RoundPart
 from flsparse.tasks import Data, Task
 
@@ -23,7 +24,8 @@ def make_strategy(cfg: Mapping[str, Any], prunable: list[str]) -> RoundLoop:
     Raises
     ------
     ValueError
-        The name is unknown, or an argument is unknown, of another type or out of range; so may be one of ``link``.
+        The name is unknown, or an argument is unknown, of another type or out of range; so may be one of
+            ``link`` or ``pace``; or the strategy cannot go at that pace.
     """
     arguments, codec = dict(cfg["strategy"]), dict(cfg.get("codec") or {})
     for key in codec.keys() - parameters(RoundLoop).keys():
@@ -47,6 +49,15 @@ def make_strategy(cfg: Mapping[str, Any], prunable: list[str]) -> RoundLoop:
     strategy = build(STRATEGIES, arguments.pop("name"), arguments, what="strategy", offered=offered)
     if network := network_of(cfg.get("link"), int(cfg["seed"])):
         strategy.wire.clock = VirtualClock(network)
+    settings = dict(cfg.get("pace") or {"name": "sync"})
+    pace = build(PACES, settings.pop("name"), settings, what="pace")
+    runtime = (cfg.get("runtime") or {}).get("name", "inprocess")
+    if pace.name != "sync" and runtime == "inprocess" and not network:
+        raise ValueError(
+            f"pace={pace.name} goes by how fast nodes are, which in process is what their links say: add link=lte or "
+            "another, or link=mixed"
+        )
+    strategy.go_at(pace)
     return strategy
 
 

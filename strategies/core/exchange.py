@@ -74,6 +74,12 @@ class Reply:
         Direction that its bytes are counted as.
     dense_bytes : int
         Dense bytes that it was counted as when it came.
+    version : int
+        Round whose model it answers.
+    back_s : float
+        When it is back by the virtual clock.
+    wire_bytes : int
+        Bytes of the exchange with the node, both ways.
     """
 
     message: Message
@@ -82,6 +88,9 @@ class Reply:
     server_round: int
     uplink: Direction
     dense_bytes: int
+    version: int = 0
+    back_s: float = 0.0
+    wire_bytes: int = 0
 
     @property
     def content(self) -> RecordDict:
@@ -150,6 +159,8 @@ class Exchange:
         Direction that replies are counted as.
     broadcasts : dict[int, Broadcast]
         Each node's broadcast, by node id; of an earlier exchange where this one continues it.
+    waits : bool
+        Whether the server waits for each reply: its virtual time is then no earlier.
     """
 
     post: Post
@@ -159,13 +170,15 @@ class Exchange:
     timeout_s: float
     uplink: Direction = "uplink"
     broadcasts: dict[int, Broadcast] = field(default_factory=dict)
+    waits: bool = True
+    _sent_bytes: Counter[int] = field(default_factory=Counter)  # by node id
     _order: list[int] = field(default_factory=list)  # node ids
     _pending: dict[str, Node] = field(default_factory=dict)  # by message id
     _dense: dict[int, Message] = field(default_factory=dict)  # by node id, as the strategy made it, where coded
     _resent: set[int] = field(default_factory=set)  # node ids
 
     def __post_init__(self) -> None:
-        self._deadline = time.monotonic() + self.timeout_s
+        self._deadline, self._version = time.monotonic() + self.timeout_s, self.server_round
 
     def send(self, messages: Iterable[Message], nodes: Mapping[int, Node]) -> "Exchange":
         """Pack and send messages; nodes are the known ones, by node id."""
@@ -204,9 +217,7 @@ class Exchange:
             while turn < len(self._order) and self._order[turn] in waiting:
                 yield from self._valid(waiting.pop(self._order[turn]))
                 turn += 1
-        for node in self._pending.values():
-            self.post.drop(node, f"did not reply within {self.timeout_s:g} s", "failures", self.server_round)
-        self.cancel()
+        self.give_up()
         for node_id in self._order[turn:]:
             if node_id in waiting:
                 yield from self._valid(waiting[node_id])
@@ -215,6 +226,12 @@ class Exchange:
         """Yield the replies that have come by now, also after the deadline; errors are dropped."""
         for reply in self._poll():
             yield from self._valid(reply)
+
+    def give_up(self) -> None:
+        """Drop the nodes that have not replied by the deadline."""
+        for node in self._pending.values():
+            self.post.drop(node, f"did not reply within {self.timeout_s:g} s", "failures", self.server_round)
+        self.cancel()
 
     def cancel(self) -> None:
         """Give up on the nodes that have not replied; in process, nodes that have not run by now never will."""
@@ -250,15 +267,25 @@ class Exchange:
             broadcast, wire_bytes = self.broadcasts.get(node.node_id), wire_size(message)
             fault = _unfold(message)
             dense_bytes = self.post.count(self.uplink, self.server_round, message, broadcast, wire_bytes, node)
-            if self.post.clock is not None:
-                asked = message.metadata.reply_to_message_id
-                self.post.clock.receive(asked, _partition(message, node), wire_bytes, _flops(message))
+            back_s = self._clocked(message, node, wire_bytes)
             if fault is not None:
                 self.post.drop(node, fault, "rejected_payloads", self.server_round)
             elif message.has_content() and record_of(message.content).get("status") == MISSING_REFERENCE:
-                self._resend(node)
+                self._resend(node, back_s)
             else:
-                yield Reply(message, node, broadcast, self.server_round, self.uplink, dense_bytes)
+                both = wire_bytes + self._sent_bytes[node.node_id]
+                server_round, version = self.server_round, self._version
+                yield Reply(message, node, broadcast, server_round, self.uplink, dense_bytes, version, back_s, both)
+
+    def _clocked(self, message: Message, node: Node, wire_bytes: int) -> float:
+        """Return when a reply is back by the virtual clock; 0 without one."""
+        if (clock := self.post.clock) is None:
+            return 0.0
+        asked = message.metadata.reply_to_message_id
+        back_s = clock.receive(asked, _partition(message, node), wire_bytes, _flops(message))
+        if self.waits:
+            clock.now_s = max(clock.now_s, back_s)
+        return back_s
 
     def _valid(self, reply: Reply) -> Iterator[Reply]:
         if reply.message.has_error():
@@ -267,7 +294,7 @@ class Exchange:
             self.post.hear(reply)
             yield reply
 
-    def _push(self, message: Message, node: Node) -> None:
+    def _push(self, message: Message, node: Node, at_s: float = 0.0) -> None:
         packed = self.post.packed(message, node, self)
         if packed is not message:
             self._dense[node.node_id] = message
@@ -277,12 +304,13 @@ class Exchange:
         ids = [message_id for message_id in self.grid.push_messages([sent]) if message_id]
         if ids:
             self._pending[ids[0]] = node
+            self._sent_bytes[node.node_id] += wire_bytes
             if self.post.clock is not None:
-                self.post.clock.send(ids[0], wire_bytes)
+                self.post.clock.send(ids[0], wire_bytes, at_s)
         else:
             self.post.drop(node, "the message could not be delivered", "failures", self.server_round)
 
-    def _resend(self, node: Node) -> None:
+    def _resend(self, node: Node, at_s: float) -> None:
         message = self._dense.get(node.node_id)
         if message is not None:
             self.post.take_back_model(self.server_round, self.broadcasts[node.node_id])
@@ -292,7 +320,7 @@ class Exchange:
             return
         self.post.counts["resent_models"] += 1
         self._resent.add(node.node_id)
-        self._push(message, replace(node, held="", seeded=False))
+        self._push(message, replace(node, held="", seeded=False), at_s)
 
 
 def _folded(message: Message) -> Message:

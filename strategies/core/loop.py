@@ -9,7 +9,6 @@ import time
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from logging import INFO
 from typing import Any, ClassVar, cast
 
@@ -32,38 +31,15 @@ from flsparse.strategies.core.chain import Chain
 from flsparse.strategies.core.courier import Wire
 from flsparse.strategies.core.downlink import Broadcast, Downlink
 from flsparse.strategies.core.exchange import Exchange, Node, Reply
+from flsparse.strategies.core.loop_memory import LoopMemory
 from flsparse.strategies.core.measures import SERVERS_OWN, RoundReport, from_nodes, in_a_line, measures_of, sizes_of
 from flsparse.strategies.core.memory import lacking, restore_memories, saved_memories
+from flsparse.strategies.core.pace import InFlight, Pace, in_flight
 from flsparse.strategies.core.part import RoundPart
 from flsparse.strategies.core.roster import Roster, RoundFailed, no_quorum
 from flsparse.wire.messages import BY_NODE, Scalar, to_numpy, to_record
 
 EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
-
-
-@dataclass
-class LoopMemory:
-    """State of the round loop across rounds.
-
-    Attributes
-    ----------
-    next_round : int
-        The round to run next, from 1.
-    ledger : Ledger
-        Bytes of every message.
-    counts : dict[str, int]
-        Failures, refused payloads and the like, of the run.
-    references : dict[str, dict[str, np.ndarray]]
-        Broadcasts that nodes may hold, by reference id, the least recently used first.
-    held : dict[int, str]
-        Id of the reference that each node holds, by node id; empty with a hello, which asks for it again.
-    """
-
-    next_round: int
-    ledger: Ledger
-    counts: dict[str, int]
-    references: dict[str, Arrays]
-    held: dict[int, str]
 
 
 class RoundLoop(Strategy):
@@ -113,6 +89,7 @@ class RoundLoop(Strategy):
     memory: Any = None
     by_node: bool = False  # nodes measure models on their test parts
     fixed: ClassVar[Fixed] = {}  # arguments of the base class, and parts, that a method does not leave open
+    why_sync: ClassVar[str] = "whose rounds build on each other"  # why no late reply can join one; "": it can
     min_train_nodes: int = 1  # nodes asked in a round, where that many are connected
 
     def __init__(
@@ -147,6 +124,7 @@ class RoundLoop(Strategy):
         self._first_round = self._next_round = self._num_rounds = 1
         self._evaluate_fn: EvaluateFn | None = None
         self._exchange_s = math.inf
+        self.in_flight: InFlight | None = None
 
     @property
     def ledger(self) -> Ledger:
@@ -154,6 +132,21 @@ class RoundLoop(Strategy):
         return self.wire.ledger
 
     # -- hooks of a subclass, in addition to Flower's four methods -------------------------------------------------
+
+    def go_at(self, pace: Pace) -> None:
+        """Go at another pace than that of the slowest node.
+
+        Raises
+        ------
+        ValueError
+            The method cannot, or one of its parts.
+        """
+        self.in_flight = in_flight(pace, self.name, self.why_sync, self.parts)
+
+    @property
+    def asked_nodes(self) -> int:
+        """Nodes that a round would ask if none were busy."""
+        return len(self.nodes)
 
     @property
     @abstractmethod
@@ -219,6 +212,8 @@ class RoundLoop(Strategy):
 
     def nodes_are_new(self) -> None:
         """Note that node state is lost: the run was resumed as a new run; for subclasses."""
+        if self.in_flight is not None:
+            self.in_flight.close()
 
     def conclude(self, grid: Grid, server_round: int, arrays: ArrayRecord, timeout_s: float) -> ArrayRecord:
         """Return the model that a round ends with, after further exchanges about it; here, the aggregated one."""
@@ -269,7 +264,8 @@ class RoundLoop(Strategy):
             started = time.perf_counter()
             self.round_metrics, self.wire.problems = {}, []
             self.greet(grid, server_round, timeout)
-            self.wire.downlink.keep({node.held for node in self.nodes.values()})
+            flying = set() if self.in_flight is None else self.in_flight.references
+            self.wire.downlink.keep({node.held for node in self.nodes.values()} | flying)
             arrays, trained = self._train(grid, server_round, arrays, train_config)
             evaluated = self._evaluate(grid, server_round, arrays, evaluate_config)
             self._next_round = server_round + 1
@@ -291,8 +287,14 @@ class RoundLoop(Strategy):
     ) -> tuple[ArrayRecord, MetricRecord | None]:
         messages = self.configure_train(server_round, arrays, config, grid)
         exchange = self.exchange(grid, messages)
-        aggregated, metrics = self.aggregate_train(server_round, cast("Iterable[Message]", exchange))
-        if aggregated is None and exchange.asked == 0:
+        replies: Iterable[Reply] = exchange
+        if self.in_flight is not None:
+            is_last = server_round == self._num_rounds
+            note = self.roster.note_held
+            replies, numbers = self.in_flight.take(exchange, server_round, self.asked_nodes, note, is_last=is_last)
+            self.round_metrics |= numbers
+        aggregated, metrics = self.aggregate_train(server_round, cast("Iterable[Message]", replies))
+        if aggregated is None and exchange.asked == 0 and not replies:
             return arrays, metrics  # nobody was to train: the model is evaluated alone
         if aggregated is None:
             raise no_quorum(server_round, self.min_replies, self.wire.problems)
@@ -370,7 +372,8 @@ class RoundLoop(Strategy):
     def memories(self) -> list[tuple[str, Any]]:
         """Return the data classes that outlive a round, of the strategy and its parts, with their keys."""
         owners = [("", self.memory), *((part.saved_as, part.memory) for part in self.parts)]
-        return [(key, memory) for key, memory in owners if memory is not None]
+        flying = [] if self.in_flight is None else [("in_flight", self.in_flight.memory)]
+        return [*((key, memory) for key, memory in owners if memory is not None), *flying]
 
     def _loop_memory(self) -> LoopMemory:
         held = {} if self.hello else {i: node.held for i, node in self.nodes.items()}
@@ -379,6 +382,8 @@ class RoundLoop(Strategy):
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything but the model that the next round depends on: numbers, strings and arrays, nested."""
+        if self.in_flight is not None:
+            self.in_flight.pack(self.wire.clock)
         return saved_memories([("", self._loop_memory()), *self.memories()])
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -397,6 +402,8 @@ class RoundLoop(Strategy):
                 "start a new run"
             )
         restore_memories(memories, state)
+        if self.in_flight is not None:
+            self.in_flight.unpack(self.wire.clock)
         self._first_round = self._next_round = loop.next_round
         self.wire.ledger, self.wire.counts = loop.ledger, Counter(loop.counts)
         self.wire.restore(loop.references)

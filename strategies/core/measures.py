@@ -27,7 +27,7 @@ SERVERS_OWN = frozenset(
         *("failures", "rejected_payloads", "resent_models", "round_seconds", "wall_seconds", "uplink_bytes"),
         *("downlink_bytes", "uplink_wire_bytes", "downlink_wire_bytes", "uplink_ratio", "downlink_ratio"),
         *("evaluation_bytes", "prediction_share", "warnings", "to_target", *KPIS),
-        *("modelled_seconds", "modelled_cost"),
+        *("modelled_seconds", "modelled_cost", "staleness", "late_replies", "in_flight", "wasted_bytes"),
     }
 )
 

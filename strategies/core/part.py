@@ -84,6 +84,8 @@ class RoundPart:
         It goes by partition ids: the hello is needed.
     uniform : bool
         The mean is over nodes, whatever their examples.
+    paced : bool
+        Whether it takes replies that answer an earlier round's model.
     measures : tuple[str, ...]
         Metrics that only the server measures: a node's metric of such a name is reported as ``client_<name>``.
     memory : object
@@ -97,6 +99,7 @@ class RoundPart:
     excludes: tuple[str, ...] = ()
     by_partition: bool = False
     uniform: bool = False
+    paced: bool = True
     measures: tuple[str, ...] = ()
     memory: Any = None
     saved_as: str = ""

@@ -54,8 +54,12 @@ def sample_size(nodes: int, fraction: float, at_least: int) -> int:
 
 def sample(nodes: Sequence[Node], fraction: float, at_least: int, generator: np.random.Generator) -> list[Node]:
     """Sample nodes without replacement; they stay in order (see :func:`sample_size`)."""
-    chosen = generator.choice(len(nodes), sample_size(len(nodes), fraction, at_least), replace=False)
-    return [nodes[i] for i in sorted(chosen)]
+    return draw(nodes, sample_size(len(nodes), fraction, at_least), generator)
+
+
+def draw(nodes: Sequence[Node], size: int, generator: np.random.Generator) -> list[Node]:
+    """Draw so many nodes without replacement; they stay in order."""
+    return [nodes[i] for i in sorted(generator.choice(len(nodes), size, replace=False))]
 
 
 class Roster:

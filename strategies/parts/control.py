@@ -52,6 +52,8 @@ class ControlMemory:
 class ServerControl(OnDevice):
     """The control variate as a part of a round."""
 
+    paced = False
+
     saved_as = "control"
     by_partition = True
     uniform = True

@@ -42,6 +42,8 @@ class ServerMirror(OnDevice):
         Keep each worker's last model.
     """
 
+    paced = False
+
     def __init__(self, density: float, *, codes: bool, remembers: bool) -> None:
         super().__init__(Mirror(density=density))
         self.codes, self.remembers = codes, remembers
