@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Any, cast
 
 from torch import nn
 
@@ -68,7 +69,10 @@ def add_adapters(model: nn.Module, lora: Lora) -> list[str]:
     whole = named_by(model, lora.trainable, "model.lora.trainable")
     names = _targets(model, lora, {name.rpartition(".")[0] for name in whole})
     config = LoraConfig(
-        r=lora.rank, lora_alpha=lora.alpha, target_modules="|".join(map(re.escape, names)), init_lora_weights=True
+        r=lora.rank,
+        lora_alpha=cast(Any, lora.alpha),
+        target_modules="|".join(map(re.escape, names)),
+        init_lora_weights=True,
     )
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "fan_in_fan_out is set to False")  # of transformers' Conv1D; peft sets it
