@@ -3,8 +3,8 @@
     python benchmarks/backbone.py cifar10 --data ROOT --to backbone.safetensors
     python benchmarks/backbone.py shakespeare --data ROOT --to base.safetensors
 
-Batches of 64 or 32, momentum 0.9, a cosine from the rate of the setting to 0, no augmentation, one thread. The runs
-that start from them are in docs/tasks.md.
+SGD with momentum 0.9, or AdamW, a cosine from the rate of the setting to 0, no augmentation, one thread. The runs that
+start from them are in docs/tasks.md.
 """
 
 import argparse
@@ -24,21 +24,23 @@ from flsparse.tasks.data import Data
 
 @dataclass(frozen=True)
 class Setting:
-    """A model, the steps that it is trained, their batch and largest learning rate."""
+    """A model, the steps that it is trained, their batch, optimizer and largest learning rate."""
 
     model: dict[str, Any]
     steps: int
     batch: int
+    optimizer: str
     rate: float
 
 
 SETTINGS = {
-    "cifar10": Setting({"name": "cnn", "width": 32, "norm": "batch"}, steps=1500, batch=64, rate=0.05),
+    "cifar10": Setting({"name": "cnn", "width": 32, "norm": "batch"}, steps=1500, batch=64, optimizer="sgd", rate=0.05),
     "shakespeare": Setting(
         {"name": "hf", "arch": "gpt2", "config": {"n_layer": 2, "n_embd": 64, "n_head": 4, "n_positions": 80}},
         steps=300,
         batch=32,
-        rate=0.1,
+        optimizer="adamw",
+        rate=0.004,
     ),
 }
 
@@ -54,7 +56,7 @@ def half_of(task: Task) -> np.ndarray:
 def trained(task: Task, setting: Setting) -> torch.nn.Module:
     """Return the task's model after the steps of its setting."""
     model, index, source = task.model(), half_of(task), task.source
-    optimizer = torch.optim.SGD(model.parameters(), lr=setting.rate, momentum=0.9)
+    optimizer = task.optimizer(model, {"optimizer": setting.optimizer, "lr": setting.rate, "momentum": 0.9})
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * step / setting.steps))
     )
