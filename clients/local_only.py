@@ -50,7 +50,7 @@ class LocalOnlyLocal(LocalMethod):
 
     def _own(self, visit: Visit) -> tuple[nn.Module, Arrays]:
         """Return the node's model, and its arrays; at first the one that all start from."""
-        model, kept = visit.task.model(), visit.state.get(_MODEL)
+        model, kept = visit.model(), visit.state.get(_MODEL)
         if kept is None:
             if self.trained:
                 raise ValueError(

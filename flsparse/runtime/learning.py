@@ -14,6 +14,7 @@ from flsparse.runs.health import Guess
 from flsparse.strategies import FedAvg, RoundLoop, SplitMS
 from flsparse.strategies.core.frozen import FrozenBase
 from flsparse.strategies.core.gossip import Gossip
+from flsparse.strategies.local_only import LocalOnly
 from flsparse.strategies.parts.control import ServerControl
 from flsparse.strategies.pooled import Pooled
 from flsparse.tasks import Data, Task
@@ -75,15 +76,10 @@ def go_by(cfg: Mapping[str, Any], strategy: RoundLoop, task: Task, data: Data) -
         strategy.roster.says[BY_NODE] = True
     if task.frozen:
         strategy.roster.base = FrozenBase(task.frozen_arrays)
-    if task.local and isinstance(strategy, SplitMS | Gossip):
+    if task.local and (not isinstance(strategy, FedAvg) or isinstance(strategy, SplitMS | LocalOnly | Pooled)):
         raise ValueError(
-            f"local={lookup(cfg, 'model.local')} does not go with strategy={strategy.name}, whose server looks at the "
-            "nodes' whole models: choose an averaging strategy, or leave it out"
-        )
-    if task.local and isinstance(strategy, Pooled):
-        raise ValueError(
-            f"local={lookup(cfg, 'model.local')} does not go with strategy=pooled, where one node trains for all: "
-            "leave it out"
+            f"local={lookup(cfg, 'model.local')} does not go with strategy={strategy.name}: its server does not "
+            "average the models that nodes train; choose a strategy that does, or leave it out"
         )
     if task.local and not getattr(strategy, "fraction_evaluate", 0.0):
         raise ValueError(

@@ -4,7 +4,6 @@ import copy
 import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,11 +15,8 @@ from flsparse.configs import build
 from flsparse.kpi import kpi_named
 from flsparse.nets.arrays import Arrays
 from flsparse.nets.devices import device_named
-from flsparse.nets.frozen import digest, freeze
+from flsparse.nets.frozen import digest
 from flsparse.nets.hidden import hidden_arrays, hidden_parameters
-from flsparse.nets.personal import keep_local
-from flsparse.nets.seeded import seeded
-from flsparse.nets.weights import load_weights
 from flsparse.tasks import datasets, training
 from flsparse.tasks.agreement import Agreement, holdings
 from flsparse.tasks.arrays import arrays
@@ -31,14 +27,13 @@ from flsparse.tasks.folder import folder
 from flsparse.tasks.hold_out import hold_out
 from flsparse.tasks.hub import hub_images
 from flsparse.tasks.metrics import COUNTED, Meter, check_metrics
-from flsparse.tasks.models import build_model
-from flsparse.tasks.models.lora import Lora, add_adapters
 from flsparse.tasks.objective import Objective
 from flsparse.tasks.objectives import OBJECTIVES, BinarySegmentation, Segmentation
 from flsparse.tasks.partitions import Partition, likewise, make_partition
 from flsparse.tasks.python import python_source
 from flsparse.tasks.series import series
 from flsparse.tasks.shakespeare import shakespeare
+from flsparse.tasks.starting import ModelPlan, Start
 from flsparse.tasks.table import table
 
 if TYPE_CHECKING:
@@ -59,7 +54,6 @@ LOADERS: dict[str, Callable[..., Source]] = {
     "series": series,
 }
 _DIVISION = ("validation_fraction", "train_samples")  # settings of a data set that its loader does not see
-_OF_THE_START = ("weights", "fresh")  # of the model: a server's, devices are sent what comes of them
 
 
 class Task:
@@ -99,14 +93,7 @@ class Task:
         self.device = device_named(str(config.get("device", "cpu")))
         self._validation_fraction = float(dataset.get("validation_fraction", 0.1))
         self._train_samples = dataset.get("train_samples")
-        self._model_config = dict(config["model"])
-        start = {key: self._model_config.pop(key, None) for key in _OF_THE_START}
-        self._freeze = self._model_config.pop("freeze", None) or ()
-        self._local = self._model_config.pop("local", None) or ()
-        asked_lora = self._model_config.pop("lora", None)
-        self._lora = build({"lora": Lora}, "lora", asked_lora, what="model.lora") if asked_lora else None
-        self._freezes = bool(self._freeze or self._lora)
-        self._start = start if self._freezes else {}  # who can make what is frozen is not sent it
+        self._model_plan = ModelPlan.of(config["model"])
         self._partition_config = dict(config.get("partition", {}))
         self._flops = TrainingFlops()
         self._nodes = config.get("num_clients")
@@ -130,7 +117,7 @@ class Task:
 
     def model(self) -> nn.Module:
         """Return a fresh model; its initial weights depend on the seed alone, and no global generator moves."""
-        return copy.deepcopy(self._initial_model[0])
+        return copy.deepcopy(self._start.model)
 
     def train_data(self, node: int) -> Data:
         """Return one node's training data.
@@ -154,7 +141,7 @@ class Task:
             return self.nodes[node].local_test_data(node)
         if self._own:
             return self.test_data()
-        return self.test_share(node) if self._local else None
+        return self.test_share(node) if self._model_plan.local_patterns else None
 
     def test_share(self, node: int) -> Data:
         """Return a node's share of the test set, which is divided among the nodes as the training set is.
@@ -305,37 +292,26 @@ class Task:
     @property
     def frozen(self) -> list[str]:
         """State-dict keys of the arrays that never train (``model.freeze``, the base of ``model.lora``)."""
-        return self._initial_model[1]
+        return self._start.frozen
 
     @property
     def local(self) -> list[str]:
         """State-dict keys of the arrays that stay on their node (``model.local``)."""
-        return self._initial_model[2]
+        return self._start.local
 
     @cached_property
-    def _initial_model(self) -> tuple[nn.Module, list[str], list[str]]:
-        with seeded(rng.derive(self.seed, 0, -1, "init"), torch.device("cpu")):
-            source = self.source
-            model = build_model(self._model_config, source.input_shape, self.num_outputs, is_text=source.is_text)
-        if (file := self._start.get("weights")) is not None and Path(file).expanduser().is_file():
-            load_weights(model, file, self._start["fresh"] or ())  # a node without it is sent what is frozen
-        base = list(self._freeze)
-        if self._lora:
-            with seeded(rng.derive(self.seed, 0, -1, "lora"), torch.device("cpu")):
-                base += add_adapters(model, self._lora)
-        frozen = freeze(model, base) if base else []
-        model = model.to(self.device)
-        return model, frozen, keep_local(model, self._local) if self._local else []
+    def _start(self) -> Start:
+        return self._model_plan.make(self.source, self.num_outputs, self.seed, self.device)
 
     @cached_property
     def frozen_arrays(self) -> Arrays:
         """Arrays that never train, by state-dict key."""
-        return hidden_arrays(self._initial_model[0], self.frozen)
+        return hidden_arrays(self._start.model, self.frozen)
 
     @cached_property
     def frozen_digest(self) -> str:
         """A hash of the arrays that never train; empty where there are none."""
-        return digest(self.frozen_arrays) if self._freezes else ""
+        return digest(self.frozen_arrays) if self._model_plan.freezes else ""
 
     @property
     def notes(self) -> list[str]:
@@ -362,8 +338,8 @@ class Task:
             return []
         where = "test part" if self._own else "share of the test set"
         return [
-            f"local={list(self._local)} keeps {len(self.local)} arrays on their nodes: each node evaluates, on its "
-            f"{where}, and model.safetensors holds the other arrays"
+            f"local={list(self._model_plan.local_patterns)} keeps {len(self.local)} arrays on their nodes: each node "
+            f"evaluates, on its {where}, and model.safetensors holds the other arrays"
         ]
 
     @cached_property

@@ -54,11 +54,9 @@ class RoundLoop(Strategy):
     downlink_values : str (default: "int8")
         How the broadcast is coded, same choices.
     downlink_density : float, optional
-        Fraction of the weights that a broadcast changes in the model that its receiver holds, in (0, 1]; changes that
-        are not sent are sent later. By default all of them.
+        Fraction of the weights that a broadcast changes (:class:`Downlink`), in (0, 1]; by default all of them.
     prunable : list[str], optional
-        Patterns (as in ``fnmatch``) of the arrays that may be pruned; default: floating arrays of two or more
-        dimensions.
+        Patterns (``fnmatch``) of the arrays that may be pruned; default: floating ones of two or more dimensions.
     exact : Sequence[str]
         Patterns of arrays that travel bit for bit, beside the model's buffers (:mod:`flsparse.nets.exact`).
     min_replies : int (default: 1)
@@ -73,8 +71,7 @@ class RoundLoop(Strategy):
     seed : int (default: 0)
         Seed of sampling and of stochastic rounding.
     parts : Sequence[Part or RoundPart]
-        Parts added to the method: of the device (:mod:`flsparse.clients.parts`), such as ``Clip(max_norm=1)``
-        or ``TopKUpdate(density=0.05)``, and of the server.
+        Parts added to the method, of the device, such as ``Clip(max_norm=1)``, or of the server.
 
     Attributes
     ----------

@@ -71,7 +71,7 @@ def test_gossip_trains_over_a_base_that_was_sent(based: dict[str, Any], tmp_path
     task, lacking, scores = build_task(cfg), without_file(cfg), []
     for tasks in ([task] * 6, [task] * 5 + [lacking]):
         initial = task.model().state_dict()
-        lacking._initial_model[0].load_state_dict(initial)  # what trains is the server's to send, not the base's
+        lacking._start.model.load_state_dict(initial)  # what trains is the server's to send, not the base's
         scores.append(run_federation(grid_of(tasks), cfg | {"output_dir": None})["final_loss"])
     assert scores[0] == scores[1]
 

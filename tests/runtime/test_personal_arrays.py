@@ -112,12 +112,14 @@ def test_a_node_without_state_starts_from_the_seeds_values(config: Config) -> No
     [
         (
             {"strategy": {"name": "split_ms", "cut": "2", "steps_per_round": 1}},
-            "does not go with strategy=split_ms, whose",
+            "does not go with strategy=split_ms: its server does not",
         ),
         (
             {"strategy": {"name": "d_psgd", "topology": {"name": "ring"}, "num_nodes": 6}},
-            "strategy=d_psgd, whose server",
+            "strategy=d_psgd: its server",
         ),
+        ({"strategy": {"name": "local_only"}}, "strategy=local_only: its server"),
+        ({"strategy": {"name": "pooled"}}, "strategy=pooled: its server"),
         ({"strategy": {"name": "fedavg", "fraction_evaluate": 0.0}}, "fraction_evaluate=0 does not go with local="),
         ({"client": {"lr": "auto", "batch_size": 32, "local_epochs": 1}}, r"client\.lr=auto does not go with local="),
     ],

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import cast
+from typing import Any, cast
 
 from torch import nn
 
@@ -70,7 +70,7 @@ def add_adapters(model: nn.Module, lora: Lora) -> list[str]:
     names = _targets(model, lora, {name.rpartition(".")[0] for name in whole})
     config = LoraConfig(
         r=lora.rank,
-        lora_alpha=cast(int, lora.alpha),  # peft divides by it alone
+        lora_alpha=cast(Any, lora.alpha),
         target_modules="|".join(map(re.escape, names)),
         init_lora_weights=True,
     )
