@@ -1,6 +1,6 @@
 """Data sets of a function of the user's own: ``dataset=python dataset.factory=mypackage.data:load``."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,17 +16,26 @@ from flsparse.tasks.lazy import lazily
 _RESULT = "a Source, or a mapping with train and test (Datasets of torch), or with the names of dataset=arrays"
 
 
-def python_source(settings: Mapping[str, Any], objective: str | None = None, ignore_label: int | None = None) -> Source:
+def python_source(
+    settings: Mapping[str, Any],
+    objective: str | None = None,
+    ignore_label: int | None = None,
+    *,
+    partial: bool = False,
+) -> Source:
     """Call a function, and return the data set that it makes.
 
     Parameters
     ----------
     settings : Mapping
-        ``factory``, its dotted name, and its arguments; ``root`` is a device's ``dataset-root``.
+        ``factory``, its dotted name, and its arguments; ``root`` is a device's ``dataset-root``. ``classes`` are the
+        names of all classes, to which those of the function are put in order; it may take them.
     objective : str, optional
         What the targets are for.
     ignore_label : int, optional
         A target without a label.
+    partial : bool
+        Other nodes hold other samples, and perhaps other classes.
 
     Returns
     -------
@@ -41,17 +50,46 @@ def python_source(settings: Mapping[str, Any], objective: str | None = None, ign
         The function is not there, or returns something else.
     """
     name = str(settings.get("factory"))
-    made = called(settings, {"objective": objective}, "dataset")
+    given = dict(settings)
+    declared = given.pop("classes", None)
+    made = called(given, {"objective": objective, "classes": declared}, "dataset")
     if isinstance(made, Source):
         return made
     if not isinstance(made, Mapping):
         raise ValueError(f"dataset.factory={name} returns {type(made).__name__}, not {_RESULT}")
     given = dict(made)
-    classes = given.pop("classes", None)
+    classes = given.pop("classes", None) or declared
     for part in ("train", "test"):
         if part in given:
             given[f"{part}_inputs"], given[f"{part}_targets"] = _taken_apart(given.pop(part), f"{name}: {part}")
-    return source_of(given, f"dataset.factory={name}", classes=classes, objective=objective, ignore_label=ignore_label)
+    if declared is not None and classes != declared:
+        for key in ("targets", "train_targets", "test_targets"):
+            if key in given:
+                given[key] = _renumbered(np.asarray(given[key]), classes, declared, f"{name}: {key}", ignore_label)
+    return source_of(
+        given,
+        f"dataset.factory={name}",
+        classes=declared or classes,
+        objective=objective,
+        ignore_label=ignore_label,
+        partial=partial,
+    )
+
+
+def _renumbered(
+    targets: np.ndarray, classes: Sequence[str], declared: Sequence[str], where: str, ignore_label: int | None
+) -> np.ndarray:
+    """Return targets that count a function's classes, any shape, so that they count all that are declared."""
+    if targets.dtype.kind not in "iu":
+        return targets  # they are names
+    if unknown := [each for each in classes if each not in declared]:
+        raise ValueError(
+            f"{where} has the class {unknown[0]!r}, none of {', '.join(declared)}: add it to dataset.classes"
+        )
+    places, known = np.array([declared.index(each) for each in classes]), targets != ignore_label
+    if known.any() and not 0 <= targets[known].min() <= targets[known].max() < len(classes):
+        raise ValueError(f"{where} are not from 0 to {len(classes) - 1}, as there are {len(classes)} classes: name all")
+    return np.where(known, places[np.where(known, targets, 0)], targets)
 
 
 def _taken_apart(samples: Any, where: str) -> tuple[Tensor, np.ndarray]:

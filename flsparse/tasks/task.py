@@ -377,6 +377,6 @@ def load(config: Mapping[str, Any], *, partial: bool = False) -> Source:
     asked = config.get("objective") or {}
     name, objective = arguments.pop("name", None), asked.get("name")
     if name == "python":
-        return python_source(arguments, objective, asked.get("ignore_label"))
+        return python_source(arguments, objective, asked.get("ignore_label"), partial=partial)
     offered = {"objective": objective, "ignore_label": asked.get("ignore_label"), "partial": partial}
     return build(LOADERS, name, arguments, what="dataset", offered=offered)

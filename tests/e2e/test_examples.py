@@ -113,6 +113,19 @@ def test_the_quickstart_runs_as_it_is_printed(flower: Callable[..., str]) -> Non
     assert "No additional application dependencies needed installation." in said
 
 
+def test_an_app_of_ones_own_runs_as_it_is_printed(flower: Callable[..., str]) -> None:
+    """Its functions travel: what runs starts in a folder from which they cannot be imported."""
+    page = EXAMPLES / "own-app" / "README.md"
+    said = flower(printed("flwr run examples/own-app --stream", page))
+    line = re.compile(r"Round (\d)/8: accuracy ([\d.]+) %, sparsity [\d.]+ %, up \d+ B \((\d+)x smaller\)")
+    assert [each[0] for each in line.findall(page.read_text())] == ["1", "8"]
+    rounds = line.findall(said)
+    assert [each[0] for each in rounds] == [str(number) for number in range(1, 9)]
+    assert float(rounds[-1][1]) > 85
+    assert int(rounds[-1][2]) > 30
+    assert "Run completed after 8 rounds" in said
+
+
 def test_bring_your_own_runs_as_it_is_printed(flower: Callable[..., str]) -> None:
     pages = [EXAMPLES / "bring_your_own" / "README.md", EXAMPLES / "bring_your_own" / "after" / "README.md", README]
     command = printed("flwr run examples/bring_your_own/after --stream", *pages)

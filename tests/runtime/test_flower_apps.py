@@ -15,7 +15,7 @@ from flwr.supercore.superexec.dependency_installer import install_app_dependenci
 from flsparse.runtime.sent_app import write_app
 
 ROOT = Path(__file__).resolve().parents[2]
-EXAMPLES = ("quickstart", "bring_your_own/before", "bring_your_own/after")
+EXAMPLES = ("quickstart", "own-app", "bring_your_own/before", "bring_your_own/after")
 REQUIRED = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
 MATCHING = pytest.mark.filterwarnings("ignore:GitWildMatchPattern:DeprecationWarning")  # what Flower matches files by
 

@@ -19,6 +19,7 @@ from flsparse.tasks import build_task
 
 pytest.importorskip("pyarrow")
 
+BY_NODE = {"every": 3, "on": "test", "by_node": True}
 ROUNDS: dict[str, Any] = {"num_clients": 2, "num_rounds": 3, "fraction_train": 1.0}
 
 
@@ -84,9 +85,8 @@ def test_nodes_evaluate_as_often_as_is_asked(every: int, measured: list[int], si
 
 
 def test_nodes_of_their_own_measure_both_models_on_their_own_test_parts(sites: list[str], tmp_path: Path) -> None:
-    by = {"every": 3, "on": "test", "by_node": True}
     for name, strategy in (("run", {"name": "fedavg"}), ("alone", {"name": "local_only"})):
-        launch(own(sites, tmp_path, strategy=strategy, evaluate=by) | {"output_dir": str(tmp_path / name)})
+        launch(own(sites, tmp_path, strategy=strategy, evaluate=BY_NODE) | {"output_dir": str(tmp_path / name)})
         rows = read_rows(tmp_path / name / "nodes.jsonl")
         assert [row["test_examples"] for row in rows] == [8, 40] * 3
         assert all({"received_accuracy", "trained_accuracy"} <= row.keys() for row in rows)
@@ -189,3 +189,43 @@ def test_a_series_of_each_node(tmp_path: Path) -> None:
     assert summary["final_accuracy"] is None
     assert rows[-1]["loss"] < rows[0]["loss"]
     assert torch.isfinite(torch.tensor(rows[-1]["loss"]))
+
+
+OWN_MODULE = """\
+from pathlib import Path
+
+import numpy as np
+
+
+def load(root):
+    table = np.loadtxt(Path(root) / "readings.csv", delimiter=",")
+    names = (Path(root) / "names.txt").read_text().split()
+    return {"inputs": table[:, :-1].astype("f4"), "targets": table[:, -1].astype(int), "classes": names}
+"""
+
+
+def test_a_function_reads_each_nodes_own_folder_and_its_classes_are_united(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each node counts its classes in an order of its own, and the second has but one of them."""
+    (tmp_path / "own_readings.py").write_text(OWN_MODULE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    stream, roots = np.random.default_rng(0), []
+    for node, names in enumerate((["worn", "good"], ["bent"])):
+        roots.append(tmp_path / f"node-{node}")
+        roots[node].mkdir()
+        (roots[node] / "names.txt").write_text(" ".join(names))
+        kinds = np.arange(40) % len(names)
+        readings = np.column_stack([stream.normal(3 * ("bent", "good", "worn").index(names[k]), 0.1, 2) for k in kinds])
+        np.savetxt(roots[node] / "readings.csv", np.column_stack([readings.T, kinds]), delimiter=",")
+    cfg = own(list(map(str, roots)), tmp_path, strategy={"name": "fedavg"}, evaluate=BY_NODE, num_rounds=9)
+    cfg |= {
+        "dataset": {"name": "python", "factory": "own_readings:load", "validation_fraction": 0.0},
+        "model": {"name": "mlp", "hidden": 16},
+        "client": {"lr": 0.1, "batch_size": 16, "local_epochs": 6},
+    }
+    summary = launch(cfg)
+    assert summary["failures"] == 0
+    rows = read_rows(tmp_path / "run" / "nodes.jsonl")
+    assert [row["class_counts"] for row in rows[:2]] == [[0, 16, 16], [32, 0, 0]]  # bent, good, worn
+    assert summary["final_accuracy"] > 0.9

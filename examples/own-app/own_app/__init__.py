@@ -1,0 +1,1 @@
+"""A Flower app whose data and network are functions of its own."""
