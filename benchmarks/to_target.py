@@ -77,7 +77,8 @@ SETS = {
         [
             *("dataset=shakespeare", "model=char_lstm", "model.hidden=64", "num_clients=40", "fraction_train=0.1"),
             *("client.local_steps=16", "client.clip_grad=5"),
-        ]
+        ],
+        rates=dict.fromkeys(OFFERS, 6.4),
     ),
     "digits": Setting(["dataset=digits", "model=cnn", "num_clients=20"]),
     "mnist5k": Setting(
