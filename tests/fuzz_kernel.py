@@ -23,7 +23,7 @@ FLAGS = ("-g", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all
 
 def senseless(count: int, seed: int) -> None:
     """Call every function of the kernel with buffers of any length and contents."""
-    rng, compiled, done = np.random.default_rng(seed), kernel.compiled, [0] * 10
+    rng, compiled, done = np.random.default_rng(seed), kernel.compiled, [0] * 12
     assert compiled is not None
 
     def integers() -> np.ndarray:
@@ -60,6 +60,15 @@ def senseless(count: int, seed: int) -> None:
             lambda n=n: compiled.group_split(
                 np.empty(n // 3 + 1, np.uint8), np.empty(n, np.int16), rng.integers(-(1 << 15), 1 << 15, n, np.int16),
                 small() % 40, int(rng.integers(0, 9)),
+            ),
+            lambda n=n: compiled.rank_one_classes(
+                np.empty(n, np.uint8), np.empty(n, np.int8), rng.integers(-(1 << 15), 1 << 15, n, np.int16),
+                rng.integers(0, 9, 3 * n + int(rng.random() < 0.1), np.int32), 9 - int(rng.random() < 0.1),
+            ),
+            lambda a=a, n=n: compiled.rank_one_decode(
+                np.empty(n, np.int16), rng.integers(0, 9, 3 * n, np.int32), 9 - int(rng.random() < 0.1),
+                rng.integers(0, 1 << 32, 1, np.uint32), rng.bytes(small() % 80), np.tile(a, int(rng.integers(4, 18))),
+                a.size, int(rng.integers(-1, 16)),
             ),
         )  # fmt: skip
         for i, call in enumerate(calls):

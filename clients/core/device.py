@@ -13,11 +13,22 @@ from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import ClientAppCallable
 
 from flsparse.clients.core.compress import CompressMod, Limits
+from flsparse.clients.core.frozen import frozen_digest, take_frozen
 from flsparse.clients.core.method import METHODS, Kind, TaskLike, Visit, asked_method, partition_id, test_data_of
 from flsparse.clients.core.state import NodeState
 from flsparse.codec.wire import VERSION
 from flsparse.nets.arrays import Arrays, state_arrays
-from flsparse.wire.messages import AGREED, BY_NODE, CLASS_COUNTS, HOLDINGS, RECORD, SURVEY, record_of
+from flsparse.wire.messages import (
+    AGREED,
+    BY_NODE,
+    CLASS_COUNTS,
+    FROZEN,
+    HOLDINGS,
+    RECORD,
+    SURVEY,
+    opaque_payload,
+    record_of,
+)
 
 _UNNAMED = {Kind.SPLIT: "split_ms"}  # its messages within a round name no method
 
@@ -81,6 +92,8 @@ def device_app(
         if isinstance(agreed := asked.get(AGREED), str):
             state.values[AGREED] = agreed
         task, by_node = load_task(context), bool(asked.get(BY_NODE))
+        if opaque_payload(message.content) is not None:
+            return Message(take_frozen(message.content, getattr(task, "frozen_arrays", {}), state), reply_to=message)
         record = ConfigRecord(
             {
                 "partition-id": partition_id(context),
@@ -96,6 +109,8 @@ def device_app(
             record[CLASS_COUNTS] = counts(partition_id(context))
         if asked.get(SURVEY) and hasattr(task, "holdings"):
             record[HOLDINGS] = json.dumps(task.holdings())
+        elif frozen := frozen_digest(getattr(task, "frozen_digest", ""), state):
+            record[FROZEN] = frozen
         return Message(RecordDict({RECORD: record}), reply_to=message)
 
     return app

@@ -23,6 +23,7 @@ from torch import nn
 
 from flsparse.clients.core.compress import Limits
 from flsparse.clients.core.fit import Fit
+from flsparse.clients.core.frozen import frozen_digest, load_frozen
 from flsparse.clients.core.part import Part, asked_parts
 from flsparse.clients.core.state import NodeState
 from flsparse.clients.parts import questions
@@ -35,6 +36,7 @@ from flsparse.wire import bundle
 from flsparse.wire.messages import (
     BY_NODE,
     CONTROL,
+    FROZEN,
     Blueprint,
     Entries,
     Scalar,
@@ -255,9 +257,29 @@ class Visit:
         """The sample of the node's data that the message asks to measure on."""
         return self.task.sample(self.data, int(self.config.get("samples", 0)))
 
+    def model(self) -> nn.Module:
+        """Return the task's fresh model with what this node alone has: frozen arrays that it was sent, its own ones."""
+        model = self.task.model()
+        if getattr(self.task, "frozen", ()):
+            load_frozen(model, self.state)
+        if local_names(self.task):
+            load_hidden(model, self.state.get(_PERSONAL) or {})
+        return model
+
     def fit(self, model: nn.Module, received: Arrays, server_round: int, prunable: list[str]) -> Fit:
-        """Return a local training of a model with the weights loaded, its optimizer new."""
-        config = self.config
+        """Return a local training of a model with the weights loaded, its optimizer new.
+
+        Raises
+        ------
+        ValueError
+            The message names other frozen arrays than the model has.
+        """
+        config, own = self.config, getattr(self.task, "frozen_digest", "")
+        if (asked := config.get(FROZEN)) is not None and asked != (own := frozen_digest(own, self.state)):
+            raise ValueError(
+                f"the frozen arrays of this node are others than the server's ({own or 'none'}, not {asked}): give "
+                "both the same model.weights file, or start the node anew: it is then sent them"
+            )
         return Fit(
             model=model,
             optimizer=self.task.optimizer(model, config),
@@ -304,12 +326,10 @@ def unanswered(method: LocalMethod, kind: Kind) -> ValueError:
 
 
 def _loaded(method: LocalMethod, visit: Visit) -> tuple[nn.Module, Arrays]:
-    """Return the task's model, prepared, with the received arrays loaded and the node's own, and the received."""
-    model = method.prepare(visit.task.model())
+    """Return the node's model, prepared for the method, with the received arrays loaded, and these."""
+    model = method.prepare(visit.model())
     received = to_numpy(visit.content.array_records[arrayrecord_key(visit.content)])
     load_arrays(model, {name: array for name, array in received.items() if not name.startswith(CONTROL)})
-    if local_names(visit.task):
-        load_hidden(model, visit.state.get(_PERSONAL) or {})
     return model, received
 
 

@@ -136,7 +136,9 @@ def _dry_run(jobs: Sequence[dict[str, Any]]) -> int:
     for cfg in jobs:
         _print(cfg)
         if not cfg["superlink"]:
-            out.print(data_table(build_task(cfg)))
+            with doing("reading all data"):
+                held = data_table(build_task(cfg), by_node=bool(cfg["evaluate"].get("by_node")))
+            out.print(held)
         with doing("coding the model"):
             tables = dry_run_tables(cfg)
         for table in tables:

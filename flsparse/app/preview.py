@@ -67,7 +67,13 @@ class Preview:
 
 def no_preview(cfg: Mapping[str, Any]) -> Table:
     """Return the table of a run that sends no models."""
-    return Table(title=f"dry run: {cfg['strategy']['name']} sends no model, 0 B each way")
+    table = Table(
+        title=f"dry run: {sampled_nodes(cfg)} of {cfg['num_clients']} nodes a round, {cfg['num_rounds']} rounds"
+    )
+    table.add_column("one message to or from one node")
+    table.add_column("bytes", justify="right")
+    table.add_row(f"no model, either way: strategy={cfg['strategy']['name']}", human_bytes(0))
+    return table
 
 
 def preview(cfg: Mapping[str, Any]) -> Preview:

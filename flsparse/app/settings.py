@@ -88,6 +88,10 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "codec.values": _one_of(*VALUES),
     "codec.downlink_values": _one_of(*VALUES),
     "codec.rounding": _one_of("nearest", "stochastic"),
+    "codec.downlink_density": (
+        lambda value: _number(value) and 0 < value <= 1,
+        "the fraction of the weights that a broadcast changes, above 0 and at most 1",
+    ),
 }
 
 _RATE_OF_SGD = 0.1
@@ -135,15 +139,15 @@ def check(cfg: Mapping[str, Any]) -> None:
             "evaluate.on=validation is impossible with partition.kind=own, whose nodes evaluate on their test parts: "
             "leave it out"
         )
-    if (local := lookup(cfg, "model.local")) and lookup(cfg, "evaluate.on") == "validation":
-        raise SettingsError(
-            f"evaluate.on=validation is impossible with local={local}, whose nodes evaluate on their shares of the "
-            "test set: leave it out"
-        )
     if lookup(cfg, "partition.kind") == "own" and lookup(cfg, "strategy.name") == "pooled":
         raise SettingsError(
             "strategy=pooled is impossible with partition.kind=own, whose data stay where they are: compare with "
             "strategy=local_only alone"
+        )
+    if (local := lookup(cfg, "model.local")) and lookup(cfg, "evaluate.on") == "validation":
+        raise SettingsError(
+            f"evaluate.on=validation is impossible with local={local}, whose nodes evaluate on their shares of the "
+            "test set: leave it out"
         )
     _check_nodes(cfg)
 

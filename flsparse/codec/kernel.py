@@ -9,7 +9,7 @@ import os
 from types import ModuleType
 
 VARIABLE = "FLSPARSE_KERNEL"
-VERSION = 3  # of native/kernel.h: a checkout may still hold the kernel of another state of its source
+VERSION = 4  # of native/kernel.h: a checkout may still hold the kernel of another state of its source
 
 
 def _load() -> tuple[ModuleType | None, str]:

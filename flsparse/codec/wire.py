@@ -2,9 +2,12 @@
 
 Layout (little endian)::
 
-    0  magic "FSP"      3 | version 1 or 2     1 | CRC-32 of all other bytes 4
+    0  magic "FSP"      3 | version 1 to 3     1 | CRC-32 of all other bytes 4
     8  codec and flags  1 | specs fingerprint  4 | reference id 0 or 8
     then varints: number of values, bytes of the sections positions, values, dense; the lossless section is the rest
+
+In version 3, of payloads with a reference, there is no fingerprint, which the reference implies; and no length of the
+dense section where, a flag, the lossless one is empty.
 """
 
 import zlib
@@ -16,10 +19,12 @@ import numpy as np
 from flsparse.codec.errors import PayloadError, require
 
 MAGIC = b"FSP"
-VERSION = 2  # has more modes than 1; a payload says 2 only where it uses one of them
+VERSION = 3
+LEAN = 3  # of payloads with a reference; others say 2 where they use a mode that 1 has not
 VALUES = ("raw", "fp32", "fp16", "int8", "int4")  # a codec's place in this list is its id on the wire
 SECTIONS = ("positions", "values", "dense", "lossless")
 REFERENCE_FLAG = 0x10
+DENSE_LAST_FLAG = 0x20
 REFERENCE_BYTES = 8
 _FIXED = 13
 
@@ -118,8 +123,8 @@ class Envelope:
     ----------
     values : str
         One of ``raw``, ``fp32``, ``fp16``, ``int8``, ``int4``.
-    fingerprint : bytes
-        4 bytes, see :func:`flsparse.codec.specs.fingerprint`.
+    fingerprint : bytes or None
+        4 bytes, see :func:`flsparse.codec.specs.fingerprint`; None: that of the reference.
     reference_id : str or None
         First 16 hex characters of the reference's id; None when the payload needs no reference.
     nnz : int
@@ -127,11 +132,11 @@ class Envelope:
     sections : mapping of str to bytes or memoryview
         ``positions``, ``values``, ``dense``, ``lossless``.
     version : int
-        Of the format, 1 or 2.
+        Of the format, 1 to 3.
     """
 
     values: str
-    fingerprint: bytes
+    fingerprint: bytes | None
     reference_id: str | None
     nnz: int
     sections: Mapping[str, bytes | memoryview]
@@ -146,12 +151,14 @@ def checksum(payload: bytes | bytearray | memoryview) -> bytes:
 
 def seal(envelope: Envelope) -> bytes:
     """Serialize an envelope."""
-    out = Writer()
+    out, lean = Writer(), envelope.version >= LEAN
+    dense_last = lean and not envelope.sections["lossless"]
     flags = VALUES.index(envelope.values) | (REFERENCE_FLAG if envelope.reference_id else 0)
-    out.raw(MAGIC + bytes([envelope.version]) + bytes(4) + bytes([flags]) + envelope.fingerprint)
+    flags |= DENSE_LAST_FLAG if dense_last else 0
+    out.raw(MAGIC + bytes([envelope.version]) + bytes(4) + bytes([flags]) + (envelope.fingerprint or b""))
     out.raw(bytes.fromhex(envelope.reference_id or ""))
     out.varint(envelope.nnz)
-    for name in SECTIONS[:-1]:
+    for name in SECTIONS[: 2 if dense_last else 3]:
         out.varint(len(envelope.sections[name]))
     for name in SECTIONS:
         out.raw(bytes(envelope.sections[name]))
@@ -176,15 +183,18 @@ def unseal(payload: bytes | memoryview) -> Envelope:
     reader = Reader(view)
     reader.raw(8)
     flags = reader.byte()
-    codec = flags & 0x0F
-    require(codec < len(VALUES) and flags & 0xE0 == 0, f"unknown codec or flags 0x{flags:02x}")
-    print_ = bytes(reader.raw(4))
+    codec, lean, dense_last = flags & 0x0F, view[3] >= LEAN, flags & DENSE_LAST_FLAG != 0
+    known = REFERENCE_FLAG | (DENSE_LAST_FLAG if lean else 0)
+    is_known = codec < len(VALUES) and flags & 0xF0 & ~known == 0 and (flags & REFERENCE_FLAG or not lean)
+    require(bool(is_known), f"unknown codec or flags 0x{flags:02x}")
+    mark = None if lean else bytes(reader.raw(4))
     reference_id = bytes(reader.raw(REFERENCE_BYTES)).hex() if flags & REFERENCE_FLAG else None
     nnz = reader.varint(2**62)
-    lengths = [reader.varint(len(view)) for _ in SECTIONS[:-1]]
+    lengths = [reader.varint(len(view)) for _ in SECTIONS[: 2 if dense_last else 3]]
     parts: list[memoryview] = [reader.raw(length) for length in lengths]
     parts.append(reader.raw(reader.left))
-    return Envelope(VALUES[codec], print_, reference_id, nnz, dict(zip(SECTIONS, parts, strict=True)), view[3])
+    parts += [memoryview(b"")] * dense_last
+    return Envelope(VALUES[codec], mark, reference_id, nnz, dict(zip(SECTIONS, parts, strict=True)), view[3])
 
 
 @dataclass(frozen=True)

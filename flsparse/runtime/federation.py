@@ -26,7 +26,6 @@ from flsparse.nets.arrays import Arrays, load_arrays, state_arrays
 from flsparse.runs.baseline import Baseline
 from flsparse.runs.folder import RunFolder, read_checkpoint, read_rows, restore_node_files
 from flsparse.runs.health import Health
-from flsparse.runs.nodes import node_scores
 from flsparse.runs.scores import Scores
 from flsparse.runs.target import Target
 from flsparse.runtime.inprocess import InProcessGrid
@@ -183,7 +182,7 @@ class _Run:
                 grid=self.grid,
                 initial_arrays=to_record(self.arrays),
                 num_rounds=self.num_rounds,
-                train_config=train_config(self.cfg, self.task.frozen_arrays),
+                train_config=train_config(self.cfg, self.task.frozen_digest),
                 evaluate_fn=self._evaluate,
             )
         except (KeyboardInterrupt, SystemExit) as stop:  # Flower ends a ServerApp that is to stop by SystemExit
@@ -222,7 +221,7 @@ class _Run:
         def make(cfg: Mapping[str, Any]) -> RoundLoop:
             return prepare(cfg, self.task, self.evaluation_data)[0]
 
-        start, frozen = to_record(self.arrays), self.task.frozen_arrays
+        start, frozen = to_record(self.arrays), self.task.frozen_digest
         found = self.searched = search(self.grid, self.cfg, make, start, evaluate, tell, frozen)
         self.cfg = with_rate(self.cfg, found.rate)
         sent = sum(traffic.wire_bytes for traffic in found.traffic.values())
@@ -269,8 +268,8 @@ class _Run:
         self.arrays, self.last_round = to_numpy(report.arrays), report.server_round
         row: dict[str, Any] = {"server_round": report.server_round, **dict.fromkeys(ROW_KEYS)}
         row |= {key: value for key, value in told(report.metrics, self.task).items() if key != "server_round"}
-        if self.on_nodes:
-            row |= {key.removeprefix("evaluate_"): row[key] for key in list(row) if key.startswith("evaluate_")}
+        of_the_run = ("evaluate_",) if self.on_nodes else ("evaluate_mean_node_", "evaluate_worst_node_")
+        row |= {key.removeprefix("evaluate_"): row[key] for key in list(row) if key.startswith(of_the_run)}
         row["sparsity"] = sparsity_of(self.arrays, self.prunable)
         row["broadcast_sparsity"] = row["broadcast_sparsity"] or row["sparsity"]
         counts = dict(self.strategy.wire.counts)  # the strategy counts over the run
@@ -278,7 +277,6 @@ class _Run:
         self.counts = counts
         row |= self.baseline.take(row)
         row |= self.clock.lap() if self.clock else {}
-        row |= node_scores(report.nodes, self.task.kpi)
         row["wall_seconds"] = self.wall_seconds
         row["to_target"] = self.target.take(row) if self.target else None
         self.scores.take(row)

@@ -25,10 +25,9 @@ from flsparse._flwr import Run
 from flsparse.clients.core.state import state_dir
 from flsparse.configs import lookup, sampled_nodes
 from flsparse.metering.ledger import Direction, Traffic
-from flsparse.nets.arrays import Arrays
-from flsparse.nets.frozen import digest
 from flsparse.runtime.inprocess import InProcessGrid
 from flsparse.strategies import FedAvg, RoundFailed, RoundLoop, RoundReport, SplitMS
+from flsparse.wire.messages import FROZEN
 
 WAYS: tuple[Direction, ...] = ("uplink", "downlink", "evaluation")
 RATES = (12.8, 6.4, 3.2, 1.6, 0.8, 0.4, 0.2, 0.1, 0.05, 0.025, 0.0125, 0.006, 0.003)
@@ -129,7 +128,7 @@ class _Trial:
         make: Callable[[Mapping[str, Any]], RoundLoop],
         arrays: ArrayRecord,
         evaluate: Callable[[int, ArrayRecord], MetricRecord | None],
-        frozen: Arrays,
+        frozen: str,
     ) -> None:
         self.strategy, self.num_rounds = make(cfg), int(cfg["num_rounds"])
         self.strategy.callbacks = [self._after]
@@ -163,10 +162,10 @@ class _Trial:
             raise _Enough
 
 
-def train_config(cfg: Mapping[str, Any], frozen: Arrays | None = None) -> ConfigRecord:
-    """Return the configuration of every training message: ``client`` in kebab-case, and a hash of frozen arrays."""
+def train_config(cfg: Mapping[str, Any], frozen: str = "") -> ConfigRecord:
+    """Return the configuration of every training message: ``client`` in kebab-case, and the hash of frozen arrays."""
     asked = {key.replace("_", "-"): value for key, value in cfg["client"].items() if value is not None}
-    return ConfigRecord(asked | ({"frozen": digest(frozen)} if frozen else {}))
+    return ConfigRecord(asked | ({FROZEN: frozen} if frozen else {}))
 
 
 def with_rate(cfg: Mapping[str, Any], rate: float) -> dict[str, Any]:
@@ -213,7 +212,7 @@ def search(
     arrays: ArrayRecord,
     evaluate: Callable[[int, ArrayRecord], MetricRecord | None],
     tell: Callable[[str], object],
-    frozen: Arrays,
+    frozen: str,
 ) -> Found:
     """Search the learning rate of a run.
 
@@ -231,8 +230,8 @@ def search(
         Returns ``loss``; None where the nodes evaluate.
     tell : Callable[[str], object]
         Takes a line of progress.
-    frozen : dict[str, np.ndarray]
-        Arrays that never train, which nodes compare by their hash.
+    frozen : str
+        Hash of the arrays that never train; empty where there are none.
 
     Returns
     -------

@@ -40,6 +40,7 @@ OPAQUE = "flsparse.opaque.v1"  # payloads of methods that hold their own convers
 RECORD = "flsparse"
 SURVEY, HOLDINGS, AGREED = "survey", "holdings", "agreed"  # of the hello, where nodes have data of their own
 BY_NODE, CLASS_COUNTS = "by-node", "class-counts"  # of the hello and of questions, where nodes measure models
+FROZEN = "frozen"  # a hash of the arrays that never train, in the hello and in training's configuration
 PAYLOAD = "payload"
 MIRROR = "mirror"  # name of a node's mirror in its state
 CONTROL = "control/"  # prefix of arrays that travel behind the model and are no part of its state dict

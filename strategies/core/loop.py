@@ -77,6 +77,9 @@ class RoundLoop(Strategy):
         How nodes round; stochastic is unbiased and has about twice the squared error.
     downlink_values : str (default: "int8")
         How the broadcast is coded, same choices.
+    downlink_density : float, optional
+        Fraction of the weights that a broadcast changes in the model that its receiver holds, in (0, 1]; changes that
+        are not sent are sent later. By default all of them.
     prunable : list[str], optional
         Patterns (as in ``fnmatch``) of the arrays that may be pruned; default: floating arrays of two or more
         dimensions.
@@ -118,6 +121,7 @@ class RoundLoop(Strategy):
         values: str = "int4",
         rounding: str = "nearest",
         downlink_values: str = "int8",
+        downlink_density: float | None = None,
         prunable: list[str] | None = None,
         exact: Sequence[str] = (),
         min_replies: int = 1,
@@ -129,7 +133,7 @@ class RoundLoop(Strategy):
     ) -> None:
         within("[1, inf)", min_replies=min_replies)
         within("(0, inf)", round_timeout_s=round_timeout_s)
-        downlink = Downlink(Codec(values=downlink_values), max_reference_bytes)
+        downlink = Downlink(Codec(values=downlink_values), max_reference_bytes, downlink_density)
         self.wire = Wire(values, rounding, downlink, prunable, exact, seed)
         self.min_replies = min_replies
         self.round_timeout_s = round_timeout_s

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flsparse.codec import Codec, PayloadError, Reference, decode_layers, kernel, portable, steps
-from flsparse.codec.coders import bits, gaps, grouped, rans, tables
+from flsparse.codec.coders import bits, gaps, grouped, rank_one, rans, tables
 from flsparse.codec.wire import Reader
 
 pytestmark = pytest.mark.skipif(not kernel_kit.COMPILER, reason="no C compiler, or no headers of Python")
@@ -170,6 +170,31 @@ def test_streams_are_alike_whole_and_damaged(
         alike(both(functools.partial(decoded_from, damaged, count, frequencies, which, rows)))
 
 
+@FIXED
+@given(st.integers(0, 2**32), st.integers(1, 600), st.integers(0, 40), st.sampled_from([1, 7, 127]))
+def test_contexts_of_rows_and_columns_are_alike_whole_and_damaged(
+    both: Both, seed: int, count: int, spread: int, bound: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    shapes = [(int(rng.integers(1, 30)), int(rng.integers(1, 30)), 3), (40,)]
+    at = [np.flatnonzero(rng.random(int(np.prod(shape))) < count / 600) for shape in shapes]
+    places = rank_one.places(at, shapes)
+    if places is None:
+        return
+    scales = spread * rng.exponential(size=places.contexts)[places.ids[1]]
+    q = np.clip(np.rint(rng.laplace(size=places.ids.shape[1]) * scales), -bound, bound).astype(np.int16)
+    alike(both(lambda: [own.tolist() for own in rank_one.classes(q, places)]))
+    coded = alike(both(lambda: rank_one.plan(q, places, bound).bytes()))
+    family = {mark: family for family, mark in rank_one.MARKS.items()}[coded[0]]
+
+    def back(data: bytes) -> np.ndarray:
+        return rank_one.decode(Reader(data), family, places, bound)
+
+    assert (alike(both(lambda: back(coded[1:]))) == q).all()
+    for _ in range(3):
+        alike(both(functools.partial(back, mutate(rng, coded[1:], coded))))
+
+
 @settings(FIXED, max_examples=20)
 @given(st.integers(0, 2**32), st.sampled_from([1, 12]), st.sampled_from(["fp32", "fp16", "int8", "int4"]))
 def test_models_are_coded_alike(both: Both, seed: int, scale: int, values: str) -> None:
@@ -203,6 +228,8 @@ def test_damaged_payloads_are_read_or_refused_alike(both: Both, seed: int) -> No
 def test_buffers_of_other_sizes_and_senseless_contents_are_refused(compiled: ModuleType) -> None:
     one, table, out = np.zeros(1, np.int32), np.array([tables.TOTAL, 0]), np.empty(1, np.uint16)
     state = np.array([1 << 16], "<u4")
+    ids, rooms = np.arange(3, dtype=np.int32), (np.empty(1, np.uint8), np.empty(1, np.int8))
+    assert compiled.rank_one_decode(np.zeros(1, np.int16), ids, 3, state, b"", np.tile(table, 5), 2, 0) == 0
     assert compiled.rans_decode(out, state, b"", table, 2, None) == 0
     for call in (
         lambda: compiled.rans_encode(one + 1, table, 2, 1),  # no frequency
@@ -225,6 +252,16 @@ def test_buffers_of_other_sizes_and_senseless_contents_are_refused(compiled: Mod
         lambda: compiled.group_split(np.empty(1, np.uint8), np.empty(3, np.int16), np.zeros(3, np.int16), 1, 2),
         lambda: compiled.group_split(np.empty(2, np.uint8), np.empty(2, np.int16), np.zeros(3, np.int16), 1, 2),
         lambda: compiled.group_split(np.empty(2, np.uint8), np.empty(3, np.int16), np.zeros(3, np.int16), 1, 0),
+        lambda: compiled.rank_one_classes(out[:0], out[:0], np.zeros(1, np.int16), ids, 3),  # no room
+        lambda: compiled.rank_one_classes(*rooms, np.zeros(1, np.int16), ids, 2),
+        lambda: compiled.rank_one_classes(*rooms, np.zeros(1, np.int16), ids - 1, 3),
+        lambda: compiled.rank_one_classes(*rooms, np.zeros(1, np.int16), ids[:2], 3),
+        lambda: compiled.rank_one_classes(*rooms, np.zeros(1, np.int16), ids, 1 << 17),
+        lambda: compiled.rank_one_decode(np.zeros(1, np.int16), ids, 2, state, b"", np.tile(table, 5), 2, 0),
+        lambda: compiled.rank_one_decode(np.zeros(1, np.int16), ids, 3, state, b"", np.tile(table, 4), 2, 0),
+        lambda: compiled.rank_one_decode(np.zeros(1, np.int16), ids, 3, b"", b"", np.tile(table, 5), 2, 0),
+        lambda: compiled.rank_one_decode(np.zeros(1, np.int16), ids, 3, state, b"", np.tile(table, 5), 2, 16),
+        lambda: compiled.rank_one_decode(np.zeros(1, np.int16), ids, 3, state, b"", np.tile(table, 5), 3, 0),
         lambda: compiled.rice_unpack(np.empty(3, np.int64), b"", 8, 100),
         lambda: compiled.parametric(np.empty(3, np.int64), 1, 256),
         lambda: compiled.geometric(np.empty(3, np.int64), np.arange(3), 0.5),

@@ -1,6 +1,7 @@
-"""Format versions 1 and 2, frozen: the same arrays give the committed bytes, and these give the same arrays.
+"""Format versions 1 to 3, frozen: the same arrays give the committed bytes, and these give the same arrays.
 
-A payload says version 2 where it uses a mode of it; all that version 1 ever wrote is still read. A change of the bytes
+A payload says version 2 where it uses a mode of it, and 3 where it has a reference; all that was ever written is still
+read. A change of the bytes
 is a new version. After raising it on purpose, ``python tests/golden/test_golden_payloads.py`` writes the payloads of
 the newest version anew.
 """
@@ -17,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from processors import cubed, pseudo
 
 from flsparse.codec import Codec, PayloadError, Reference, decode, payload_info
-from flsparse.codec.coders import layered
+from flsparse.codec.coders import layered, rank_one
 from flsparse.codec.models import support
 from flsparse.codec.wire import VERSION, checksum, unseal
 
@@ -29,6 +30,8 @@ def arrays_of(relation):
     """A small model in a relation to the reference's support; of integers and products, alike on every processor."""
     if relation == "layers":
         return {}, layers()
+    if relation == "rows":
+        return rows()
     base: dict[str, np.ndarray] = {
         "conv.weight": cubed(pseudo(16 * 8 * 9, 1)).reshape(16, 8, 3, 3).astype(np.float32),
         "conv.bias": pseudo(16, 2).astype(np.float32) / 10,
@@ -64,8 +67,22 @@ def layers():
     return arrays
 
 
+def rows():
+    """Arrays whose changes are products of what belongs to a row and what belongs to a column."""
+    base, new = {}, {}
+    for i, (shape, least) in enumerate((((24, 10, 3, 3), 0.3), ((40, 50), 0.0))):
+        rows, inner = shape[0], int(np.prod(shape[1:]))
+        weights = cubed(pseudo(rows * inner, 30 + i)).reshape(rows, inner)
+        weights[np.abs(weights) < least] = 0
+        change = cubed(pseudo(rows, 40 + i))[:, None] * np.abs(pseudo(inner, 50 + i)) / 8
+        base[f"w{i}"] = weights.reshape(shape).astype(np.float32)
+        new[f"w{i}"] = np.where(weights != 0, weights + change, 0).reshape(shape).astype(np.float32)
+    return base, new
+
+
 CASES = [(values, relation) for values in ("raw", "fp32", "fp16", "int8", "int4") for relation in RELATIONS]
 CASES += [(values, "layers") for values in ("fp32", "fp16", "int8", "int4")]
+CASES += [(values, "rows") for values in ("int8", "int4")]
 
 
 def encode(values, relation):
@@ -111,6 +128,13 @@ def test_the_second_version_has_every_mode_of_its_own():
     assert layered.MARK in bytes(sections["values"][:12])  # behind the step codes
     for values in ("fp32", "fp16", "int4"):
         assert payload_info(committed(2)[f"{values}-layers"]).version == 2
+
+
+def test_the_third_version_has_the_contexts_of_rows_and_columns():
+    for name in ("int8-rows", "int4-rows"):
+        sections = unseal(committed(3)[name]).sections
+        for section, step_codes in (("values", (1, 2)), ("dense", (2, 3))):
+            assert any(sections[section][at] in rank_one.MARKS.values() for at in step_codes)
 
 
 def test_the_first_version_refuses_modes_of_the_second():

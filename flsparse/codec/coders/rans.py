@@ -13,6 +13,7 @@ lane in plain Python, which is faster there, over the same bitstream; the compil
 Duda, "Asymmetric numeral systems", arXiv 1311.2540; Giesen, "Interleaved entropy coders", arXiv 1402.3392.
 """
 
+from collections.abc import Callable
 from itertools import repeat
 
 import numpy as np
@@ -25,6 +26,7 @@ from flsparse.codec.wire import Reader, Writer
 
 _LOW = 1 << 16
 _ROWS = 1024  # a lane costs about 3 bytes, a row a dozen NumPy calls
+ONE_LANE = 1 << 14  # least rows at which up to 196,608 symbols go through one lane
 _SCALAR = 12 * 1024
 _FEWEST = 12  # lanes, where there are several
 _GATHER = 1 << 14  # table look-ups for this many symbols at once
@@ -208,6 +210,62 @@ def _decode_scalar(
         slot_at.append(slot)
     require(x == _LOW and next(stream, None) is None, _FAULTS[2])
     return slots.take(slot_at)
+
+
+class OneLane:
+    """The stream of one lane, read symbol by symbol: the symbols before may tell a symbol's table.
+
+    Parameters
+    ----------
+    reader : Reader
+        At a stream that :func:`encode` wrote with one lane.
+    most : int
+        Symbols that it has at most.
+    frequencies : np.ndarray
+        Shape (tables, alphabet), int64, each row summing to 2^14.
+
+    Attributes
+    ----------
+    state, words : np.ndarray
+        Shape (1,), uint32, and (w,), uint16: the stream for the kernel, which reads it whole; NumPy has ``symbol`` and
+        ``finish``.
+    """
+
+    def __init__(self, reader: Reader, most: int, frequencies: Tables) -> None:
+        size = reader.varint(min(max(0, reader.left - _LANE_BYTES) // 2, most))
+        self.state, self.words = reader.array("u4", 1), reader.array("u2", size)
+        if kernel.compiled is None:
+            self.check(1 if int(self.state[0]) < _LOW else 0)
+            self.symbol, self.finish = self._reading(frequencies)
+
+    def _reading(self, frequencies: Tables) -> tuple[Callable[[int], int], Callable[[], None]]:
+        """Return what reads the next symbol, of a table, and what refuses an end elsewhere than encoding began."""
+        x, words = int(self.state[0]), iter(self.words.tolist())
+        rows: list[
+            list[tuple[int, int, int]]
+        ] = []  # by table and slot: the frequency, the sum of those before, the symbol
+        for own, before in zip(frequencies.tolist(), _starts(frequencies).tolist(), strict=True):
+            rows.append([step for s, (f, c) in enumerate(zip(own, before, strict=True)) for step in [(f, c, s)] * f])
+
+        def symbol(table: int) -> int:
+            nonlocal x
+            slot = x & TOTAL - 1
+            f, c, found = rows[table][slot]
+            x = f * (x >> BITS) + slot - c
+            if x < _LOW:
+                word = next(words, -1)
+                require(word >= 0, _FAULTS[1])
+                x = x << 16 | word
+            return found
+
+        def finish() -> None:
+            require(x == _LOW and next(words, None) is None, _FAULTS[2])
+
+        return symbol, finish
+
+    def check(self, status: int) -> None:
+        """Refuse what the kernel found at fault in the stream: 0 is nothing."""
+        require(status == 0, _FAULTS[status - 1])
 
 
 def _decode_lanes(

@@ -51,11 +51,11 @@ def cost_bits(counts: NDArray[np.int64], frequencies: NDArray[np.int64]) -> floa
     """Return the bits of a message with these symbol counts; infinite when it holds a symbol of frequency 0."""
     if ((counts > 0) & (frequencies == 0)).any():
         return float("inf")
-    return int((counts * _costs()[frequencies]).sum()) / (1 << portable.FRACTION)
+    return int((counts * costs()[frequencies]).sum()) / (1 << portable.FRACTION)
 
 
 @lru_cache(maxsize=1)
-def _costs() -> NDArray[np.int32]:
+def costs() -> NDArray[np.int32]:
     """Return the cost of a symbol by its frequency 0..TOTAL, in units of 2^-FRACTION bits; not used at frequency 0."""
     logs = portable.log2(np.maximum(np.arange(TOTAL + 1), 1))
     return ((BITS << portable.FRACTION) - logs).astype(np.int32)
@@ -76,7 +76,7 @@ def _levels(counts: NDArray[np.int64], sub: NDArray[np.int64]) -> NDArray[np.int
     return np.where(counts > 0, 1 + ((exponent.astype(np.int64) - 1) << sub) + step, 0)
 
 
-def _parametric(kind: int, parameters: NDArray[np.int64], bound: int) -> NDArray[np.int64]:
+def parametric(kind: int, parameters: NDArray[np.int64], bound: int) -> NDArray[np.int64]:
     """Frequencies of the symbols -bound..bound under theta^|i| (Laplace) or theta^(i^2) (Gauss), a row a parameter."""
     theta = (parameters[:, None] + 0.5) / 256.0
     ratios = np.repeat(theta, bound + 1, axis=1)  # of a symbol's weight to its inner neighbor's
@@ -91,7 +91,7 @@ def _parametric(kind: int, parameters: NDArray[np.int64], bound: int) -> NDArray
 @lru_cache(maxsize=512)
 def _parametric_costs(kind: int, parameters: range, bound: int) -> NDArray[np.int32]:
     """Return the costs of the symbols under each of some parameters, shape (parameters, 2 bound + 1)."""
-    return _costs()[_parametric(kind, np.array(parameters), bound)]
+    return costs()[parametric(kind, np.array(parameters), bound)]
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ def _best_explicit(counts: NDArray[np.int64], limit: float) -> Table | None:
     folded = np.where(steps < 0, -2 * steps - 1, 2 * steps)
     rice = rice_bits(folded[:, None], _RICE[:, None])
     frequencies = normalize(_level_weights(levels, _SUBS))
-    coded = (own * _costs()[frequencies]).sum(axis=1, dtype=np.int64)
+    coded = (own * costs()[frequencies]).sum(axis=1, dtype=np.int64)
     sizes = 8 * (1 + len(ends) + (rice.min(axis=1) + 7) // 8) + coded / (1 << portable.FRACTION)
     best = int(sizes.argmin())
     if sizes[best] > limit:
@@ -155,8 +155,8 @@ def _best_parameter(kind: int, counts: NDArray[np.int64]) -> tuple[float, int]:
     while reach:
         if reach in (64, 4):  # all that the next steps can come to, at once
             near = range(8, 256, 8) if reach == 64 else range(center - 7, center + 8)
-            costs = (counts * _parametric_costs(kind, near, bound)).sum(axis=1, dtype=np.int64)
-            known |= zip(near, costs.tolist(), strict=True)
+            found = (counts * _parametric_costs(kind, near, bound)).sum(axis=1, dtype=np.int64)
+            known |= zip(near, found.tolist(), strict=True)
         for parameter in (center - reach, center, center + reach):
             seen.setdefault(parameter, known[parameter])
         center = min(seen, key=lambda p: seen[p])
@@ -226,7 +226,7 @@ def read(reader: Reader, alphabet: int, *, signed: bool, given: NDArray[np.int64
 
 def _parametric_table(kind: int, parameter: int, alphabet: int) -> NDArray[np.int64]:
     if kernel.compiled is None:
-        return _parametric(kind, np.array([parameter]), alphabet // 2).reshape(-1)
+        return parametric(kind, np.array([parameter]), alphabet // 2).reshape(-1)
     frequencies = np.empty(alphabet, np.int64)
     kernel.compiled.parametric(frequencies, kind, parameter)
     return frequencies

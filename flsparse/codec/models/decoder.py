@@ -8,7 +8,7 @@ import numpy as np
 from flsparse.codec.coders.gaps import Positions
 from flsparse.codec.errors import PayloadError, require
 from flsparse.codec.models import floats, lossless, quantized, support
-from flsparse.codec.models.layout import BOUNDS, Layout, is_fine, read_forms
+from flsparse.codec.models.layout import BOUNDS, Layout, read_forms
 from flsparse.codec.models.support import Kept
 from flsparse.codec.specs import ArraySpec, Reference, Specs, fingerprint, in_parts, specs_of
 from flsparse.codec.wire import REFERENCE_BYTES, Envelope, Reader, unseal
@@ -86,8 +86,9 @@ def decode_layers(
 
 def _decode(payload: bytes, specs: Specs, reference: Reference | None) -> list[Layer]:
     envelope = unseal(payload)
-    require(envelope.fingerprint == fingerprint(specs), "the payload was made for other names, shapes or dtypes")
-    base = _base(envelope, reference)
+    mark = fingerprint(specs)
+    require(envelope.fingerprint in (None, mark), "the payload was made for other names, shapes or dtypes")
+    base = _base(envelope, reference, mark)
     whole, specs = specs, in_parts(specs)
     if envelope.values == "raw":
         return [_whole(layer, whole[layer.name]) for layer in _decode_raw(envelope, specs)]
@@ -120,7 +121,7 @@ def _whole(layer: Layer, spec: ArraySpec) -> Layer:
     return Layer(layer.name, None, parts.view(spec.dtype))
 
 
-def _base(envelope: Envelope, reference: Reference | None) -> Reference | None:
+def _base(envelope: Envelope, reference: Reference | None, mark: bytes) -> Reference | None:
     """Return the reference when the payload needs it and it is the right one."""
     if envelope.reference_id is None:
         return None
@@ -128,7 +129,7 @@ def _base(envelope: Envelope, reference: Reference | None) -> Reference | None:
         raise PayloadError(f"the payload needs reference {envelope.reference_id}, none was given")
     mine = reference.id[: 2 * REFERENCE_BYTES]
     require(mine == envelope.reference_id, f"the payload needs reference {envelope.reference_id}, not {mine}")
-    require(reference.fingerprint == envelope.fingerprint, "the reference has other names, shapes or dtypes")
+    require(reference.fingerprint == mark, "the reference has other names, shapes or dtypes")
     return reference
 
 
@@ -158,12 +159,13 @@ def _sparse_values(
 ) -> dict[str, np.ndarray]:
     names = layout.sparse
     reader = Reader(envelope.sections["values"])
-    at, dtypes = [kept[name].positions for name in names], [specs[name].dtype for name in names]
+    at, own = [kept[name].positions for name in names], [specs[name] for name in names]
     bases = None if base is None else [_base_at(base, name, kept[name]) for name in names]
     if envelope.values in BOUNDS:
-        arrays = quantized.read_sparse(reader, at, bases, dtypes, BOUNDS[envelope.values], envelope.version)
+        arrays = quantized.read_sparse(reader, at, bases, own, BOUNDS[envelope.values], envelope.version)
     else:
-        arrays = floats.read(reader, [own.size for own in at], dtypes, bases, envelope.values)
+        dtypes = [spec.dtype for spec in own]
+        arrays = floats.read(reader, [each.size for each in at], dtypes, bases, envelope.values)
     reader.finish("the values section")
     return dict(zip(names, arrays, strict=True))
 
@@ -182,11 +184,8 @@ def _dense_values(envelope: Envelope, specs: Specs, layout: Layout, base: Refere
     own = [specs[name] for name in names]
     bases = None if base is None else [base.flat(name) for name in names]
     if envelope.values in BOUNDS:
-        runs = [
-            quantized.DenseRun(spec.size, spec.dtype, is_fine(spec), None if bases is None else bases[i])
-            for i, spec in enumerate(own)
-        ]
-        arrays = quantized.read_dense(reader, runs, BOUNDS[envelope.values])
+        runs = [quantized.DenseRun(spec, None if bases is None else bases[i]) for i, spec in enumerate(own)]
+        arrays = quantized.read_dense(reader, runs, BOUNDS[envelope.values], envelope.version)
     else:
         arrays = floats.read(reader, [s.size for s in own], [s.dtype for s in own], bases, envelope.values)
     reader.finish("the dense section")

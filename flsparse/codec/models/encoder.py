@@ -7,9 +7,9 @@ import numpy as np
 
 from flsparse.codec.coders.gaps import Positions
 from flsparse.codec.models import floats, lossless, quantized, support
-from flsparse.codec.models.layout import BOUNDS, Layout, is_fine, is_sparse, layout_of, words_of, write_forms
+from flsparse.codec.models.layout import BOUNDS, Layout, is_sparse, layout_of, words_of, write_forms
 from flsparse.codec.specs import Reference, Specs, fingerprint, flatten, in_parts, specs_of
-from flsparse.codec.wire import REFERENCE_BYTES, VALUES, Envelope, seal
+from flsparse.codec.wire import LEAN, REFERENCE_BYTES, VALUES, Envelope, seal
 from flsparse.ranges import one_of
 
 Flat = Mapping[str, np.ndarray]
@@ -113,8 +113,9 @@ class Codec:
             "lossless": lossless.encode_integers(layout, flat, base),
         }
         count = sum(at.size for at in kept.values()) + sum(s.size for n, s in specs.items() if n not in kept)
+        version = version if reference is None else LEAN
         reference_id = None if reference is None else reference.id[: 2 * REFERENCE_BYTES]
-        return seal(Envelope(self.values, mark, reference_id, count, sections, version))
+        return seal(Envelope(self.values, mark if reference is None else None, reference_id, count, sections, version))
 
     def _kept(self, flat: Flat, specs: Specs) -> dict[str, Positions]:
         """Positions that are not zero, of every array that shall be sparse; under fp32 a negative zero is not zero."""
@@ -166,13 +167,14 @@ def _quantize(
             run, at = run.select(worth), at[worth]
         runs.append(run)
         positions[name] = at
-    dense = [
-        quantized.DenseRun(specs[n].size, specs[n].dtype, is_fine(specs[n]), None if base is None else base[n])
-        for n in layout.dense
-    ]
+    dense = [quantized.DenseRun(specs[n], None if base is None else base[n]) for n in layout.dense]
     section = quantized.write_dense([flat[name] for name in layout.dense], dense, quantizer)
-    alone = list(positions.values()) if base is None else None
-    return positions, quantized.write_sparse(runs, alone, quantizer.bound), section
+    shapes = [specs[name].shape for name in positions]
+    return (
+        positions,
+        quantized.write_sparse(runs, list(positions.values()), shapes, quantizer.bound, alone=base is None),
+        section,
+    )
 
 
 def _write_floats(

@@ -6,20 +6,24 @@ one, and are quantized in the logarithm where all their values are positive, as 
 the decoded values are positive too.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from flsparse.codec import steps as quant
-from flsparse.codec.coders import bits, layered
+from flsparse.codec.coders import bits, layered, rank_one
 from flsparse.codec.coders import integers as symbols
 from flsparse.codec.coders.gaps import Positions
 from flsparse.codec.errors import require
+from flsparse.codec.models.layout import is_fine
+from flsparse.codec.specs import ArraySpec
 from flsparse.codec.steps import Floats, Integers
 from flsparse.codec.wire import Reader, Writer
 
 INT4 = 7
+RANK_ONE = 3  # format version from which on changes may be coded in the contexts of rows and columns
 _FINE, _FINER = 4.0, 64.0  # steps per rms of small arrays: of their changes under int4; else
 
 
@@ -110,23 +114,57 @@ def quantize_sparse(values: np.ndarray, base: np.ndarray | None, quantizer: Quan
     return SparseRun(q, inside, (codes[0], codes[1]))
 
 
-def write_sparse(runs: list[SparseRun], at: list[Positions] | None, bound: int) -> tuple[bytes, int]:
+Places = Sequence[Positions | range]
+Shapes = list[tuple[int, ...]]
+
+
+def _within(at: Places, insides: list[NDArray[np.bool_]]) -> list[Positions | range]:
+    """Return the positions that lie inside the reference's support."""
+    return [own if inside.all() else np.asarray(own)[inside] for own, inside in zip(at, insides, strict=True)]
+
+
+def _write_changes(parts: list[Integers], at: Places, shapes: Shapes, bound: int) -> bytes:
+    """Code changes of arrays at positions: in the contexts of their rows and columns where that is smaller."""
+    q = np.concatenate([np.empty(0, np.int16), *parts])
+    places = rank_one.places(at, shapes)
+    if places is None:
+        return symbols.encode_integers(q)
+    coding = rank_one.plan(q, places, bound)
+    plain = symbols.smaller_integers(q, coding.size)
+    return coding.bytes() if plain is None else plain
+
+
+def _read_changes(reader: Reader, at: Places, shapes: Shapes, bound: int, version: int) -> Integers:
+    """Decode the bytes that :func:`_write_changes` writes; before version 3 there are no contexts."""
+    for family, mark in rank_one.MARKS.items():
+        if version >= RANK_ONE and reader.skips(mark):
+            places = rank_one.places(at, shapes)
+            require(places is not None, "no, or too many, values in the contexts of rows and columns")
+            assert places is not None
+            return rank_one.decode(reader, family, places, bound)
+    return symbols.decode_integers(reader, sum(map(len, at)))
+
+
+def write_sparse(
+    runs: list[SparseRun], at: list[Positions], shapes: Shapes, bound: int, *, alone: bool
+) -> tuple[bytes, int]:
     """Write the values section: step codes inside and outside, integers inside and outside.
 
-    Without a reference, ``at`` holds the positions, and the integers are layered where that is smaller: then, the
-    format version that is returned as well is 2.
+    ``alone``, without a reference, the integers are layered where that is smaller: then, the format version that is
+    returned as well is 2.
     """
     out = Writer()
     codes = [run.codes[side] for side in (0, 1) for run in runs]
     _write_codes(out, [code for code in codes if code is not None])
-    if at is not None and any(own.size for own in at):
+    if alone and any(own.size for own in at):
         coded = layered.encode([run.q for run in runs], at, bound)
         plain = symbols.smaller_integers(np.concatenate([run.q for run in runs]), len(coded))
         out.raw(coded if plain is None else plain)
         return out.done(), 2 if plain is None else 1
-    for wanted in (True, False):
-        parts = [run.q[run.inside == wanted] for run in runs]
-        out.raw(symbols.encode_integers(np.concatenate([np.empty(0, np.int16), *parts])))
+    changed = _within(at, [run.inside for run in runs])
+    out.raw(_write_changes([run.q[run.inside] for run in runs], changed, shapes, bound))
+    new = [run.q[~run.inside] for run in runs]
+    out.raw(symbols.encode_integers(np.concatenate([np.empty(0, np.int16), *new])))
     return out.done(), 1
 
 
@@ -134,7 +172,7 @@ def read_sparse(
     reader: Reader,
     at: list[Positions],
     bases: list[np.ndarray] | None,
-    dtypes: list[np.dtype],
+    specs: list[ArraySpec],
     bound: int,
     version: int,
 ) -> list[np.ndarray]:
@@ -147,11 +185,16 @@ def read_sparse(
     if version > 1 and bases is None and reader.skips(layered.MARK):
         streams = [np.empty(0, np.int16), np.concatenate(layered.decode(reader, at, bound))]
     else:
-        streams = [symbols.decode_integers(reader, sum(count[side] for count in counts)) for side in (0, 1)]
+        shapes = [spec.shape for spec in specs]
+        streams = [
+            _read_changes(reader, _within(at, insides), shapes, bound, version),
+            symbols.decode_integers(reader, sum(outside for _, outside in counts)),
+        ]
     for stream in streams:
         _check_range(stream, bound)
     out, start = [], [0, 0]
-    for i, (inside, dtype, count) in enumerate(zip(insides, dtypes, counts, strict=True)):
+    for i, (inside, spec, count) in enumerate(zip(insides, specs, counts, strict=True)):
+        dtype = spec.dtype
         base = None if bases is None else bases[i]
         parts = [streams[side][start[side] : start[side] + count[side]] for side in (0, 1)]
         start = [start[0] + count[0], start[1] + count[1]]
@@ -173,20 +216,35 @@ class DenseRun:
 
     Parameters
     ----------
-    size : int
-        Elements.
-    dtype : np.dtype
+    spec : ArraySpec
         Floating.
-    fine : bool
-        Whether it has fewer than two dimensions.
     base : np.ndarray or None
         The reference's flat array.
     """
 
-    size: int
-    dtype: np.dtype
-    fine: bool
+    spec: ArraySpec
     base: np.ndarray | None
+
+    @property
+    def size(self) -> int:
+        """Elements."""
+        return self.spec.size
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The array's."""
+        return self.spec.dtype
+
+    @property
+    def fine(self) -> bool:
+        """Whether it needs a finer step."""
+        return is_fine(self.spec)
+
+
+def _everywhere(runs: list[DenseRun]) -> tuple[Places, Shapes]:
+    """Return all positions of the large arrays, and their shapes."""
+    large = [run for run in runs if not run.fine]
+    return [range(run.size) for run in large], [run.spec.shape for run in large]
 
 
 def _positive(array: np.ndarray, base: np.ndarray | None) -> bool:
@@ -210,19 +268,23 @@ def write_dense(arrays: list[np.ndarray], runs: list[DenseRun], quantizer: Quant
         codes.append(code)
     out.array(np.packbits(np.array(logarithms, np.bool_)))
     _write_codes(out, codes)
-    for fine in (False, True):
-        out.raw(symbols.encode_integers(np.concatenate([np.empty(0, np.int16), *parts[fine]])))
+    if any(run.base is None for run in runs):
+        out.raw(symbols.encode_integers(np.concatenate([np.empty(0, np.int16), *parts[False]])))
+    else:
+        out.raw(_write_changes(parts[False], *_everywhere(runs), quantizer.bound))
+    out.raw(symbols.encode_integers(np.concatenate([np.empty(0, np.int16), *parts[True]])))
     return out.done()
 
 
-def read_dense(reader: Reader, runs: list[DenseRun], bound: int) -> list[np.ndarray]:
+def read_dense(reader: Reader, runs: list[DenseRun], bound: int, version: int) -> list[np.ndarray]:
     """Decode the bytes that :func:`write_dense` writes: flat arrays."""
     logarithms = bits.read_flags(reader, len(runs))
     steps = _read_codes(reader, len(runs))
     streams, at = {}, {False: 0, True: 0}
-    for fine, most in ((False, bound), (True, quant.FINE_BOUND)):
-        streams[fine] = symbols.decode_integers(reader, sum(run.size for run in runs if run.fine == fine))
-        _check_range(streams[fine], most)
+    streams[False] = _read_changes(reader, *_everywhere(runs), bound, version)
+    streams[True] = symbols.decode_integers(reader, sum(run.size for run in runs if run.fine))
+    _check_range(streams[False], bound)
+    _check_range(streams[True], quant.FINE_BOUND)
     parts: list[Integers] = []
     groups: dict[object, list[int]] = {}
     for i, (logarithm, run) in enumerate(zip(logarithms, runs, strict=True)):

@@ -3,7 +3,7 @@
 #include "kernel.h"
 
 enum { RICE = 8 };
-enum { ENDS_EARLY = -4, RUN_TOO_LONG, TOO_LARGE, BAD_PADDING };
+enum { BITS_END = -4, RUN_TOO_LONG, TOO_LARGE, BAD_PADDING };
 
 int64_t rice_bits(const int64_t *values, Py_ssize_t n, int *best) {
     int64_t least = INT64_MAX;
@@ -41,7 +41,7 @@ static Py_ssize_t rice_read(
         int64_t value = 0;
         for (;; at++) {
             if (at == bits)
-                return ENDS_EARLY;
+                return BITS_END;
             if (!(data[at >> 3] << (at & 7) & 0x80))
                 break;
             if (++value << k > most)
@@ -50,7 +50,7 @@ static Py_ssize_t rice_read(
         at++;
         for (int bit = 0; bit < k; bit++, at++) {
             if (at == bits)
-                return ENDS_EARLY;
+                return BITS_END;
             value = value << 1 | (data[at >> 3] >> (7 - (at & 7)) & 1);
         }
         if (value > most)

@@ -35,6 +35,8 @@ int are_tables(const int64_t *frequencies, Py_ssize_t count, Py_ssize_t alphabet
 static PyMethodDef METHODS[] = {
     {"rans_encode", rans_encode, METH_VARARGS, NULL},
     {"rans_decode", rans_decode, METH_VARARGS, NULL},
+    {"rank_one_classes", rank_one_classes, METH_VARARGS, NULL},
+    {"rank_one_decode", rank_one_decode, METH_VARARGS, NULL},
     {"choose", choose, METH_VARARGS, NULL},
     {"rice_unpack", rice_unpack, METH_VARARGS, NULL},
     {"parametric", parametric, METH_VARARGS, NULL},

@@ -2,8 +2,6 @@
 
 #include "kernel.h"
 
-enum { DONE, BAD_STATE, ENDS_EARLY, ENDS_ELSEWHERE, BAD_TABLE }; /* in the order of coders/rans.py */
-
 typedef struct {
     uint32_t frequency, start;
 } Slot;
@@ -97,10 +95,6 @@ PyObject *rans_encode(PyObject *self, PyObject *args) {
     return stream;
 }
 
-typedef struct {
-    uint16_t frequency_less_1, offset, symbol; /* a frequency may be 2^14; the offset is slot - c */
-} Step;
-
 static int decode_symbols(
     uint16_t *out, Py_ssize_t n, uint32_t *states, Py_ssize_t lanes, const unsigned char *words, Py_ssize_t size,
     const Step *steps, const uint16_t *which, Py_ssize_t tables
@@ -130,7 +124,7 @@ static int decode_symbols(
     return words == end ? DONE : ENDS_ELSEWHERE;
 }
 
-static void fill_steps(Step *steps, const int64_t *frequencies, Py_ssize_t entries, Py_ssize_t alphabet) {
+void fill_steps(Step *steps, const int64_t *frequencies, Py_ssize_t entries, Py_ssize_t alphabet) {
     for (Py_ssize_t i = 0; i < entries; i++)
         for (int64_t offset = 0; offset < frequencies[i]; offset++)
             *steps++ = (Step){(uint16_t)(frequencies[i] - 1), (uint16_t)offset, (uint16_t)(i % alphabet)};
