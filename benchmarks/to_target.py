@@ -70,17 +70,20 @@ SETS = {
             *("dataset=arrays", "dataset.file=cifar2k.npz", "model=resnet20", "model.norm=group", "num_clients=5"),
             *("fraction_train=1.0", "partition.kind=iid", "client.batch_size=16", "client.local_epochs=1"),
             *("client.momentum=0.9", "evaluate.every=2"),
-        ]
+        ],
+        rates=dict.fromkeys(OFFERS, 0.1) | {DENSE: 0.05},
     ),
     "shakespeare": Setting(
         [
             *("dataset=shakespeare", "model=char_lstm", "model.hidden=64", "num_clients=40", "fraction_train=0.1"),
             *("client.local_steps=16", "client.clip_grad=5"),
-        ]
+        ],
+        rates=dict.fromkeys(OFFERS, 6.4),
     ),
     "digits": Setting(["dataset=digits", "model=cnn", "num_clients=20"]),
     "mnist5k": Setting(
-        ["dataset=arrays", "dataset.file=mnist5k.npz", "model=cnn", "client.local_epochs=1", *OF_A_FILE]
+        ["dataset=arrays", "dataset.file=mnist5k.npz", "model=cnn", "client.local_epochs=1", *OF_A_FILE],
+        rates=dict.fromkeys(OFFERS, 0.2),
     ),
     "vowels": Setting(["dataset=arrays", "dataset.file=vowels.npz", "model=conv1d", *OF_A_FILE]),
     "cancer": Setting(["dataset=arrays", "dataset.file=cancer.npz", "model=mlp", *OF_A_FILE]),
@@ -123,29 +126,29 @@ class Bench:
     def __init__(self, setting: Setting, data: Path, out: Path) -> None:
         self.setting, self.data, self.out = setting, data, out
 
-    def runs(self, name: str, lr: float | str, seeds: range, suffix: str = "", *extra: str) -> list[Run]:
-        """Return a method's runs at a rate."""
+    def runs(self, name: str, lr: float | str, seeds: range, on: str = "test") -> list[Run]:
+        """Return a method's runs at a rate, measured on a split."""
         final_lr = [] if lr == "auto" else [f"client.lr_final={float(lr) / 50}"]
         root = [] if "dataset=digits" in self.setting.overrides else [f"dataset.root={self.data}"]  # packaged
         common = [
             *METHODS[name], *self.setting.overrides, *root, "client.lr_schedule=cosine", f"client.lr={lr}", *final_lr,
-            *extra,
+            f"evaluate.on={on}",
         ]  # fmt: skip
         folder = name.replace(" ", "_").replace("%", "").replace("'", "")
-        jobs = {f"{folder}{suffix}-seed{seed}": [*common, f"seed={seed}"] for seed in seeds}
+        jobs = {f"{folder}-lr{lr}-{on}-seed{seed}": [*common, f"seed={seed}"] for seed in seeds}
         return list(run_all(jobs, self.out, 1).values())
 
     def rate(self, name: str) -> float:
         """Return a method's learning rate: that of a grid, or what a search finds with seed 0."""
         if name in self.setting.rates:
             return self.setting.rates[name]
-        return float(self.runs(name, "auto", range(1), "-auto")[0].summary["lr_search"]["lr"])
+        return float(self.runs(name, "auto", range(1))[0].summary["lr_search"]["lr"])
 
     def grid(self, names: Sequence[str], rates: list[float]) -> list[list[object]]:
         """Return a table's rows: a method's accuracies on the validation split, by rate."""
         rows: list[list[object]] = []
         for name in names:
-            of = [self.runs(name, lr, range(1), f"-lr{lr}", "evaluate.on=validation")[0] for lr in rates]
+            of = [self.runs(name, lr, range(1), "validation")[0] for lr in rates]
             rows.append([name, *(f"{100 * final(run):.1f}" for run in of)])
         return rows
 
