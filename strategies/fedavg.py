@@ -1,6 +1,6 @@
 """FedAvg on the server (McMahan et al. 2017, arXiv 1602.05629), over the packed wire.
 
-    x <- sum_m n_m y_m / sum_m n_m           n_m examples of node m (weighted_by_key), y_m the weights it sent
+    x <- sum_m n_m y_m / sum_m n_m           n_m weight of node m (weighting), y_m the weights it sent
 
 Each node m started from its own reference r_m, a rounded copy of x. The rounding is given back to the model:
 
@@ -11,7 +11,8 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from logging import INFO
-from typing import Any, Protocol, get_args
+from statistics import median
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
@@ -28,12 +29,14 @@ from flsparse.ranges import one_of, within
 from flsparse.strategies.core.downlink import rounded_names
 from flsparse.strategies.core.exchange import Node, Reply
 from flsparse.strategies.core.loop import RoundLoop
-from flsparse.strategies.core.measures import LARGEST, numbers_of, sums_of, weighted_means
+from flsparse.strategies.core.measures import LARGEST, numbers_of, sums_of, update_norm, weighted_means
 from flsparse.strategies.core.part import Round
 from flsparse.strategies.core.roster import sample
 from flsparse.strategies.parts.server_optimizer import Kind, ServerOptimizer
 from flsparse.wire.messages import Scalar, to_numpy, to_record
 
+Weighting = Literal["examples", "equal", "clipped"]
+_CLIPPED = 2.0  # medians of the nodes' sizes that a node weighs at most
 _EVALUATED = 10  # examples that a node evaluates on, at most, for each that it trains on
 
 
@@ -68,6 +71,9 @@ class FedAvg(RoundLoop):
         Nodes without which no round starts; the loop waits for them, as long as ``timeout`` of :meth:`start`.
     weighted_by_key : str (default: "num-examples")
         Metric of a reply that is its weight.
+    weighting : {"examples", "equal", "clipped"} (default: "examples")
+        A node's size is its word alone: "equal" takes no notice of it, "clipped" takes at most twice the median of what
+        the nodes say in the hello, which it needs. Metrics of replies are averaged likewise.
     arrayrecord_key, configrecord_key : str (default: "arrays", "config")
         Names of the records in a message.
     server_optimizer : {"none", "momentum", "adam"} (default: "none")
@@ -83,10 +89,11 @@ class FedAvg(RoundLoop):
         Makes the meter that the sums of nodes' evaluations are put together in. Without one their means are weighted.
     kpi : Kpi, optional
         The metric whose mean over nodes, and worst, are reported where nodes evaluate on test parts.
+    evaluate_every : int
+        Rounds between federated evaluations; the last round has one.
     """
 
     name = "fedavg"
-    weighted = True  # False where every node has weight 1, whatever its examples
 
     def __init__(
         self,
@@ -97,6 +104,7 @@ class FedAvg(RoundLoop):
         min_evaluate_nodes: int = 2,
         min_available_nodes: int = 2,
         weighted_by_key: str = "num-examples",
+        weighting: Weighting = "examples",
         arrayrecord_key: str = "arrays",
         configrecord_key: str = "config",
         server_optimizer: Kind = "none",
@@ -109,18 +117,23 @@ class FedAvg(RoundLoop):
         within("[1, inf)", min_available_nodes=min_available_nodes)
         one_of(get_args(Kind), server_optimizer=server_optimizer)
         within("(0, inf)", server_lr=server_lr)
+        one_of(get_args(Weighting), weighting=weighting)
+        if weighting == "clipped" and not self.hello:
+            raise ValueError("weighting='clipped' goes by the sizes that nodes tell in the hello: say hello=True")
         self.fraction_train = fraction_train
         self.fraction_evaluate = fraction_evaluate
         self.min_train_nodes = min_train_nodes
         self.min_evaluate_nodes = min_evaluate_nodes
         self._min_available_nodes = min_available_nodes
         self.weighted_by_key = weighted_by_key
+        self.weighting = weighting
         self.arrayrecord_key = arrayrecord_key
         self.configrecord_key = configrecord_key
         if (server_optimizer, server_lr) != ("none", 1.0):
             self.parts.add(ServerOptimizer(kind=server_optimizer, lr=server_lr))
         self.meter: Callable[[], Pooled] | None = None
         self.kpi: Kpi | None = None
+        self.evaluate_every = 1
         self._accepted: list[Node] = []  # of this round
 
     @property
@@ -166,10 +179,12 @@ class FedAvg(RoundLoop):
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Sample nodes for federated evaluation; none with ``fraction_evaluate=0``."""
-        if self.fraction_evaluate == 0:
+        """Sample nodes for federated evaluation; by node, the model that the run ends with is measured by all."""
+        is_last = server_round == self._num_rounds
+        fraction = 1.0 if is_last and self.by_node else self.fraction_evaluate
+        if fraction == 0 or (server_round % self.evaluate_every and not is_last):
             return []
-        nodes = self.sample(self.fraction_evaluate, self.min_evaluate_nodes, server_round, "evaluation")
+        nodes = self.sample(fraction, self.min_evaluate_nodes, server_round, "evaluation")
         return self._messages(nodes, server_round, self.parts.joined(arrays), config, MessageType.EVALUATE)
 
     def _messages(
@@ -184,7 +199,7 @@ class FedAvg(RoundLoop):
         accumulator = Accumulator(self.wire.specs)
         references: dict[str, Weighted] = {}
         accepted: list[tuple[float, dict[str, float]]] = []
-        weighted = self.weighted and not self.parts.uniform
+        most = self._most_weight()
         for reply in replies:
             layers = self.update(reply, self.parts.mirror(reply.node))
             if layers is None or reply.broadcast is None:
@@ -195,7 +210,7 @@ class FedAvg(RoundLoop):
             if (weighed := self.weigh(reply)) is None:
                 continue
             (weight, metrics), reference = weighed, reply.broadcast.reference
-            weight = weight if weighted else 1.0
+            weight = 1.0 if self.weighting == "equal" or self.parts.uniform else min(weight, most)
             if weight == 0:
                 self.wire.problems.append(f"node {reply.node.node_id}: {self.weighted_by_key}=0")
                 continue
@@ -203,6 +218,8 @@ class FedAvg(RoundLoop):
             references.setdefault(reference.id, Weighted(reference)).weight += weight
             accepted.append((weight, metrics))
             self._accepted.append(reply.node)
+            if self.by_node:
+                self.wire.table.moved(reply.node, update_norm(reply, layers))
             self.parts.accept(reply, layers, self.round)
         self.round_metrics["replies"] = len(accepted)
         if len(accepted) < self.min_replies:
@@ -250,6 +267,11 @@ class FedAvg(RoundLoop):
             self.wire.refuse(reply, f"its metric {key!r} is {weight}, not in [0, {LARGEST:g}]")
             return None
         return weight, numbers
+
+    def _most_weight(self) -> float:
+        """Return the bound of a node's weight in a mean."""
+        told = [node.num_examples for node in self.nodes.values() if node.num_examples]
+        return _CLIPPED * median(told) if told and self.weighting == "clipped" else math.inf
 
     def _give_back_rounding(self, mean: Arrays, references: dict[str, Weighted]) -> Arrays:
         """Add the rounding error of the nodes' broadcasts to their mean."""

@@ -52,8 +52,10 @@ class LocalSGD(FedAvg):
 
     name = "local_sgd"
     measures = ("local_steps",)
-    weighted = False
-    fixed: ClassVar[Fixed] = {"hello": (True, "worker state goes by partition")}
+    fixed: ClassVar[Fixed] = {
+        "hello": (True, "worker state goes by partition"),
+        "weighting": ("equal", "the mean is over workers"),
+    }
 
     def __init__(
         self,

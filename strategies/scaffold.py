@@ -21,15 +21,15 @@ class Scaffold(FedAvg):
     Parameters
     ----------
     **fedavg
-        Parameters of :class:`FedAvg`. The server optimizer is plain averaging, and ``hello`` is True: node state
-        goes by partition.
+        Parameters of :class:`FedAvg`. The server optimizer is plain averaging, of nodes that weigh alike, and
+        ``hello`` is True: node state goes by partition.
     """
 
     name = "scaffold"
-    weighted = False
     fixed: ClassVar[Fixed] = {
         "server_optimizer": ("none", "control variates correct plain averaging"),
         "server_lr": (1.0, "control variates correct plain averaging"),
+        "weighting": ("equal", "control variates are means over nodes"),
         "hello": (True, "control variates go by partition"),
     }
 

@@ -226,7 +226,7 @@ class GossipLocal(LocalMethod):
     def _step(self, visit: Visit) -> RecordDict:
         """Take in the mail, train, send the residual."""
         mail = Mail.of(visit.content)
-        model = self.prepare(visit.task.model())
+        model = self.prepare(visit.model())
         arrived = self._arrive(visit, mail, model)
         if isinstance(arrived, Answer):
             return arrived.to_content()
@@ -244,7 +244,7 @@ class GossipLocal(LocalMethod):
     def _look(self, visit: Visit) -> RecordDict:
         """Take in the mail, send the model as it is: lossless, for evaluation."""
         mail = Mail.of(visit.content)
-        model = self.prepare(visit.task.model())
+        model = self.prepare(visit.model())
         arrived = self._arrive(visit, mail, model)
         if isinstance(arrived, Answer):
             return arrived.to_content()

@@ -23,6 +23,7 @@ from torch import nn
 
 from flsparse.clients.core.compress import Limits
 from flsparse.clients.core.fit import Fit
+from flsparse.clients.core.frozen import frozen_digest, load_frozen
 from flsparse.clients.core.part import Part, asked_parts
 from flsparse.clients.core.state import NodeState
 from flsparse.clients.parts import questions
@@ -33,7 +34,9 @@ from flsparse.nets.losses import summed_class_loss
 from flsparse.schedules import batches_of_a_pass
 from flsparse.wire import bundle
 from flsparse.wire.messages import (
+    BY_NODE,
     CONTROL,
+    FROZEN,
     Blueprint,
     Entries,
     Scalar,
@@ -45,6 +48,7 @@ from flsparse.wire.messages import (
 )
 
 _PERSONAL = "personal"  # name of the arrays in a node's state
+_NO_SCORES = (questions.NUM_EXAMPLES, "prediction-share")  # of an evaluation
 
 
 class Kind(StrEnum):
@@ -67,8 +71,9 @@ class LocalMethod:
         """Answer one message; the owner's limits hold already.
 
         By default TRAIN trains the received weights and returns the update's arrays, EVALUATE measures them on the
-        node's training data, STATISTICS and VALLEY are :mod:`flsparse.clients.parts.questions`. A method with messages
-        of its own overrides this, and answers TRAIN, EVALUATE or a kind of its own.
+        node's test part, or without one on its training data, STATISTICS and VALLEY are
+        :mod:`flsparse.clients.parts.questions`. A method with messages of its own overrides this, and answers TRAIN,
+        EVALUATE or a kind of its own.
 
         Parameters
         ----------
@@ -92,16 +97,7 @@ class LocalMethod:
                 return _trained(self, visit)
             case Kind.EVALUATE:
                 model, _ = _loaded(self, visit)
-                if (held := visit.test_data) is not None:
-                    scores = visit.task.evaluate(model, held) if len(held) else {questions.NUM_EXAMPLES: 0.0}
-                    return RecordDict({questions.METRICS: MetricRecord(dict(scores))})
-                found = visit.task.evaluate(model, visit.data)
-                kept = (questions.NUM_EXAMPLES, "prediction-share")
-                named = {  # a device has no other data than those it trains on
-                    key if key in kept or key.startswith(questions.SUMS) else f"train-{key}": value
-                    for key, value in found.items()
-                }
-                return RecordDict({questions.METRICS: MetricRecord(named)})
+                return evaluated(visit, model)
             case Kind.STATISTICS:
                 model, _ = _loaded(self, visit)
                 return questions.answer_statistics(model, visit.sample)
@@ -116,12 +112,22 @@ class LocalMethod:
         if kind is not Kind.TRAIN:
             return 0
         if (steps := int(visit.config.get("local-steps", 0))) > 0:
-            return steps / batches_of_a_pass(len(visit.data), max(1, int(visit.config.get("batch-size", 1))))
+            return steps / batches_of_a_pass(len(self.data(visit)), max(1, int(visit.config.get("batch-size", 1))))
         return int(visit.config.get("local-epochs", 1))
 
+    def data(self, visit: "Visit") -> Any:
+        """Return the data to train on."""
+        return visit.data
+
     def fit(self, fit: Fit, visit: "Visit") -> Arrays:
-        """Train with the hooks of the method and of the message's parts; return the arrays of the update."""
-        return visit.task.fit(fit, WithParts(self, asked_parts(visit.asked)), visit.data)
+        """Train with the hooks of the method and of the message's parts; return the arrays of the update.
+
+        Where the message asks for it, ``fit.metrics`` tells the loss and metrics of the model before and after.
+        """
+        before = visit.measured(fit.model, questions.RECEIVED)
+        arrays = visit.task.fit(fit, WithParts(self, asked_parts(visit.asked)), self.data(visit))
+        fit.metrics |= before | visit.measured(fit.model, questions.TRAINED)
+        return arrays
 
     def prepare(self, model: nn.Module) -> nn.Module:
         """Turn a plain model into the one this method trains; the server does the same with its own copy."""
@@ -235,17 +241,45 @@ class Visit:
 
     @property
     def test_data(self) -> Any:
-        """The test part of the node's own data; None where it has training data alone."""
-        return test_data_of(self.task, self.node)
+        """The node's test part: of its own data, or where the message asks for that, its share of all; else None."""
+        return test_data_of(self.task, self.node, by_node=bool(self.asked.get(BY_NODE)))
+
+    def measured(self, model: nn.Module, which: str) -> dict[str, float]:
+        """Return a model's loss and metrics on the test part, ``which-loss`` and so on; none where nobody asks."""
+        held = self.test_data if self.asked.get(BY_NODE) else None
+        if held is None or not len(held):
+            return {}
+        found = self.task.evaluate(model, held).items()
+        return {f"{which}-{key}": value for key, value in found if isinstance(value, float) and key not in _NO_SCORES}
 
     @property
     def sample(self) -> questions.Batches:
         """The sample of the node's data that the message asks to measure on."""
         return self.task.sample(self.data, int(self.config.get("samples", 0)))
 
+    def model(self) -> nn.Module:
+        """Return the task's fresh model with what this node alone has: frozen arrays that it was sent, its own ones."""
+        model = self.task.model()
+        if getattr(self.task, "frozen", ()):
+            load_frozen(model, self.state)
+        if local_names(self.task):
+            load_hidden(model, self.state.get(_PERSONAL) or {})
+        return model
+
     def fit(self, model: nn.Module, received: Arrays, server_round: int, prunable: list[str]) -> Fit:
-        """Return a local training of a model with the weights loaded, its optimizer new."""
-        config = self.config
+        """Return a local training of a model with the weights loaded, its optimizer new.
+
+        Raises
+        ------
+        ValueError
+            The message names other frozen arrays than the model has.
+        """
+        config, own = self.config, getattr(self.task, "frozen_digest", "")
+        if (asked := config.get(FROZEN)) is not None and asked != (own := frozen_digest(own, self.state)):
+            raise ValueError(
+                f"the frozen arrays of this node are others than the server's ({own or 'none'}, not {asked}): give "
+                "both the same model.weights file, or start the node anew: it is then sent them"
+            )
         return Fit(
             model=model,
             optimizer=self.task.optimizer(model, config),
@@ -260,10 +294,25 @@ class Visit:
         )
 
 
-def test_data_of(task: TaskLike, node: int) -> Any:
-    """Return the test part of a node's own data; None where its task has none."""
-    find = getattr(task, "local_test_data", None)
-    return None if find is None else find(node)
+def test_data_of(task: TaskLike, node: int, *, by_node: bool) -> Any:
+    """Return the test part of a node's own data, with ``by_node`` else its share of all; None where there is none."""
+    for name in ("local_test_data", "test_share")[: 1 + by_node]:
+        find = getattr(task, name, None)
+        if find is not None and (found := find(node)) is not None:
+            return found
+    return None
+
+
+def evaluated(visit: Visit, model: nn.Module) -> RecordDict:
+    """Return a model's metrics on the node's test part; without one, on its training data, and named so."""
+    if (held := visit.test_data) is not None:
+        scores = visit.task.evaluate(model, held) if len(held) else {questions.NUM_EXAMPLES: 0.0}
+    else:
+        scores = {
+            key if key in _NO_SCORES or key.startswith(questions.SUMS) else f"train-{key}": value
+            for key, value in visit.task.evaluate(model, visit.data).items()
+        }
+    return RecordDict({questions.METRICS: MetricRecord(dict(scores))})
 
 
 def local_names(task: TaskLike) -> list[str]:
@@ -277,12 +326,10 @@ def unanswered(method: LocalMethod, kind: Kind) -> ValueError:
 
 
 def _loaded(method: LocalMethod, visit: Visit) -> tuple[nn.Module, Arrays]:
-    """Return the task's model, prepared, with the received arrays loaded and the node's own, and the received."""
-    model = method.prepare(visit.task.model())
+    """Return the node's model, prepared for the method, with the received arrays loaded, and these."""
+    model = method.prepare(visit.model())
     received = to_numpy(visit.content.array_records[arrayrecord_key(visit.content)])
     load_arrays(model, {name: array for name, array in received.items() if not name.startswith(CONTROL)})
-    if local_names(visit.task):
-        load_hidden(model, visit.state.get(_PERSONAL) or {})
     return model, received
 
 

@@ -22,6 +22,7 @@ from flsparse.wire.messages import Entries, to_record
 STATISTICS, VALLEY = "statistics", "valley"
 NUM_EXAMPLES = "num-examples"  # weight of an answer
 METRICS = "metrics"
+RECEIVED, TRAINED = "received", "trained"  # prefixes of what a node measures of the model before and after its training
 SUMS = "sums."  # prefix of sums that are exact over nodes, among the metrics
 _AVERAGE = "valley-average"
 MAX_VALLEY_STEPS = 200

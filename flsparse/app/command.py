@@ -27,6 +27,7 @@ from flsparse.app.settings import SettingsError, check, without_effect
 from flsparse.app.terminal import doing, errors, in_one_line, out, say, shown
 from flsparse.kpi import final
 from flsparse.report.comparison import Job, comparison, read_job, targets
+from flsparse.report.nodes import who_gains
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -135,7 +136,9 @@ def _dry_run(jobs: Sequence[dict[str, Any]]) -> int:
     for cfg in jobs:
         _print(cfg)
         if not cfg["superlink"]:
-            out.print(data_table(build_task(cfg)))
+            with doing("reading all data"):
+                held = data_table(build_task(cfg), by_node=bool(cfg["evaluate"].get("by_node")))
+            out.print(held)
         with doing("coding the model"):
             tables = dry_run_tables(cfg)
         for table in tables:
@@ -172,7 +175,8 @@ def _compare(sweep: Path) -> list[Job]:
     jobs = [read_job(folder, since=Comparison.started) for folder in sorted(folders, key=_job_number)]
     if (table := targets(jobs)) is not None:
         out.print(table)
-    out.print(comparison(jobs))
+    for table in (comparison(jobs), *who_gains(jobs)):
+        out.print(table)
     for job in jobs:
         if not job.completed:
             say(f"{job.folder.name}: {job.error}")

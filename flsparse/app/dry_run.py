@@ -6,7 +6,7 @@ from typing import Any
 from rich.table import Table
 
 from flsparse.app.link_table import link_table
-from flsparse.app.preview import cut_preview, graph_preview, preview, preview_table
+from flsparse.app.preview import cut_preview, graph_preview, no_preview, preview, preview_table
 from flsparse.metering.network import network_of
 from flsparse.strategies import STRATEGIES
 from flsparse.strategies.core.loop import RoundLoop
@@ -14,12 +14,12 @@ from flsparse.tasks import build_task
 
 
 def dry_run_tables(cfg: Mapping[str, Any]) -> list[Table]:
-    """Return the bytes of a run in the terms of its strategy: messages, links of a graph, or places to cut.
+    """Return the bytes of a run in the terms of its strategy: messages, links of a graph, places to cut, or nothing.
 
     Where the nodes' links are known, what they make of the messages follows.
     """
     strategy = STRATEGIES.get(cfg["strategy"]["name"], RoundLoop)
     if strategy.previewed_as != "exchange":
-        return [{"cut": cut_preview, "graph": graph_preview}[strategy.previewed_as](cfg)]
+        return [{"cut": cut_preview, "graph": graph_preview, "nothing": no_preview}[strategy.previewed_as](cfg)]
     found, network = preview(cfg), network_of(cfg.get("link"), int(cfg["seed"]))
     return [preview_table(found), *([link_table(cfg, build_task(cfg), found, network)] if network else [])]

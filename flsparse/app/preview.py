@@ -65,6 +65,17 @@ class Preview:
     run_uplink_bytes: int
 
 
+def no_preview(cfg: Mapping[str, Any]) -> Table:
+    """Return the table of a run that sends no models."""
+    table = Table(
+        title=f"dry run: {sampled_nodes(cfg)} of {cfg['num_clients']} nodes a round, {cfg['num_rounds']} rounds"
+    )
+    table.add_column("one message to or from one node")
+    table.add_column("bytes", justify="right")
+    table.add_row(f"no model, either way: strategy={cfg['strategy']['name']}", human_bytes(0))
+    return table
+
+
 def preview(cfg: Mapping[str, Any]) -> Preview:
     """Load the data, build strategy and model, and code the initial model as the run would.
 

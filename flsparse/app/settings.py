@@ -41,11 +41,13 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "num_rounds": _at_least(1),
     "num_clients": _at_least(1),
     "fraction_train": _FRACTION,
+    "weighting": _one_of("examples", "equal", "clipped"),
     "threads": _at_least(1),
     "runtime.name": _one_of("inprocess", "simulation", "deployment"),
     "runtime.num_cpus": _POSITIVE,
     "runtime.num_gpus": _NOT_NEGATIVE,
     "evaluate.every": _at_least(1),
+    "evaluate.by_node": (lambda value: isinstance(value, bool), "true or false"),
     "evaluate.on": _one_of("test", "validation"),
     "evaluate.target": (
         lambda value: _number(value) and -inf < value < inf,
@@ -86,6 +88,10 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "codec.values": _one_of(*VALUES),
     "codec.downlink_values": _one_of(*VALUES),
     "codec.rounding": _one_of("nearest", "stochastic"),
+    "codec.downlink_density": (
+        lambda value: _number(value) and 0 < value <= 1,
+        "the fraction of the weights that a broadcast changes, above 0 and at most 1",
+    ),
 }
 
 _RATE_OF_SGD = 0.1
@@ -133,6 +139,11 @@ def check(cfg: Mapping[str, Any]) -> None:
             "evaluate.on=validation is impossible with partition.kind=own, whose nodes evaluate on their test parts: "
             "leave it out"
         )
+    if lookup(cfg, "partition.kind") == "own" and lookup(cfg, "strategy.name") == "pooled":
+        raise SettingsError(
+            "strategy=pooled is impossible with partition.kind=own, whose data stay where they are: compare with "
+            "strategy=local_only alone"
+        )
     if (local := lookup(cfg, "model.local")) and lookup(cfg, "evaluate.on") == "validation":
         raise SettingsError(
             f"evaluate.on=validation is impossible with local={local}, whose nodes evaluate on their shares of the "
@@ -173,6 +184,8 @@ def without_effect(cfg: Mapping[str, Any], given: Iterable[str], taken: Collecti
             notes.append(
                 f"{_as_given(cfg, key)} has no effect on strategy={strategy}, which codes residuals its own way"
             )
+        elif key == "weighting" and key not in taken:
+            notes.append(f"weighting={cfg[key]} has no effect on strategy={strategy}, whose nodes weigh alike")
         elif key == "codec.rounding" and not str(lookup(cfg, "codec.values")).startswith("int"):
             notes.append(f"{_as_given(cfg, key)} has no effect on codec.values={lookup(cfg, 'codec.values')}")
         elif key in ("client.local_epochs", "client.local_steps") and "steps_per_round" in taken:

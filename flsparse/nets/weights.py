@@ -14,6 +14,14 @@ from torch import Tensor, nn
 _NAMED = 3  # arrays in a line
 
 
+def weights_file(file: Path | str) -> Path:
+    """Return the path of a file of weights; FileNotFoundError where there is none."""
+    path = Path(file).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file of weights {file} (looked in {path.resolve().parent})")
+    return path
+
+
 def read_weights(file: Path | str) -> dict[str, Tensor]:
     """Read a state dict from a file: safetensors, or what ``torch.save`` wrote (tensors alone are read).
 
@@ -24,9 +32,7 @@ def read_weights(file: Path | str) -> dict[str, Tensor]:
     ValueError
         It holds something else.
     """
-    path = Path(file).expanduser()
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file of weights {file} (looked in {path.resolve().parent})")
+    path = weights_file(file)
     try:
         found: Any = (
             load_file(path)

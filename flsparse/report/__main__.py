@@ -1,6 +1,7 @@
 """``python -m flsparse.report RUN_FOLDER...``: a table of one run or several, and accuracy against bytes as a PNG.
 
-A run that measured its valley gets a plot of the last one, too.
+A run that measured its valley gets a plot of the last one, too. Beside runs of ``strategy=local_only`` or ``pooled`` a
+table says which nodes gain by joining.
 """
 
 import argparse
@@ -15,6 +16,7 @@ from rich.table import Table
 
 from flsparse.kpi import kpi_of
 from flsparse.report.comparison import comparison, read_job, swept_keys, targets
+from flsparse.report.nodes import who_gains
 from flsparse.report.plots import accuracy_against_bytes, loss_along_directions
 from flsparse.report.tables import comparison_table, read_summary, run_table
 from flsparse.runs.folder import read_rows
@@ -45,13 +47,13 @@ def labels_of(folders: Sequence[Path]) -> list[str]:
 
 
 def _tables(folders: Sequence[Path], summaries: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> list[Table]:
-    """Return the table of one run, those of a sweep by what was swept, or that of any runs by their folders."""
+    """Return the table of one run; those of a sweep, or that of any runs, and who gains by joining."""
     if len(folders) == 1:
         return [run_table(summaries[0])]
     jobs = [read_job(folder) for folder in folders]
     if len({folder.parent for folder in folders}) == 1 and swept_keys([job.overrides for job in jobs]):
-        return [table for table in (targets(jobs), comparison(jobs)) if table is not None]
-    return [comparison_table([[summary] for summary in summaries], labels)]
+        return [*(table for table in (targets(jobs), comparison(jobs)) if table is not None), *who_gains(jobs)]
+    return [comparison_table([[summary] for summary in summaries], labels), *who_gains(jobs)]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

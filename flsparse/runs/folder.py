@@ -3,6 +3,7 @@
 =========================== ==================================================================
 ``config.yaml``             the composed configuration
 ``metrics.jsonl``           one object a round, written as soon as the round has ended
+``nodes.jsonl``             one object a node and round, likewise
 ``summary.json``            the run in numbers; ``status`` is completed, interrupted or failed
 ``checkpoint/``             the state after the last round, for ``resume=``
 ``model.safetensors``       the trained weights, plain ``w``, by state-dict key
@@ -14,7 +15,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from safetensors.numpy import save_file
 from flsparse.runs.checkpoint import load_checkpoint, save_checkpoint
 
 SCHEMA_VERSION = 1
+_ROWS = ("metrics.jsonl", "nodes.jsonl")
 CHECKPOINT = Path("checkpoint") / "state.safetensors"
 
 
@@ -56,8 +58,8 @@ class RunFolder:
     config : mapping
         The composed configuration, JSON-able.
     resume : bool
-        Go on with the run in this folder: rounds after the checkpoint's are cut from ``metrics.jsonl``, and there is no
-        ``summary.json`` until it ends again.
+        Go on with the run in this folder: rounds after the checkpoint's are cut from ``metrics.jsonl`` and
+        ``nodes.jsonl``, and there is no ``summary.json`` until it ends again.
 
     Raises
     ------
@@ -84,9 +86,9 @@ class RunFolder:
         """Note that the run has started; on resuming, drop the summary and the rows of rounds to run again."""
         (self.path / "summary.json").unlink(missing_ok=True)  # where there is one, the run has ended
         first = int(info.get("first_round", 1))
-        metrics = self.path / "metrics.jsonl"
-        rows = [row for row in read_rows(metrics) if int(row.get("server_round", 0)) < first] if self._resume else []
-        self._write("metrics.jsonl", "".join(_line(row) for row in rows))
+        for name in _ROWS:
+            rows = read_rows(self.path / name) if self._resume else []
+            self._write(name, "".join(_line(row) for row in rows if int(row.get("server_round", 0)) < first))
 
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Replace ``config.yaml``: a value that was to be found is known now."""
@@ -94,13 +96,21 @@ class RunFolder:
 
     def on_round(self, row: Mapping[str, Any]) -> None:
         """Append one row to ``metrics.jsonl``; it is on disk when this returns."""
+        self._append("metrics.jsonl", [row])
+
+    def on_nodes(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Append a round's rows to ``nodes.jsonl``; they are on disk when this returns."""
+        if rows:
+            self._append("nodes.jsonl", rows)
+
+    def _append(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
         try:
-            with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
-                file.write(_line({"schema_version": SCHEMA_VERSION, **row}))
+            with open(self.path / name, "a", encoding="utf-8") as file:
+                file.writelines(_line({"schema_version": SCHEMA_VERSION, **row}) for row in rows)
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
-            raise RunFolderError(f"cannot write round {row.get('server_round')} to {self.path}: {error}") from error
+            raise RunFolderError(f"cannot write round {rows[0].get('server_round')} to {self.path}: {error}") from error
 
     def on_end(self, summary: Mapping[str, Any]) -> None:
         """Write ``summary.json``."""
@@ -140,7 +150,7 @@ class RunFolder:
             raise RunFolderError(f"cannot write the model to {self.path}: {error}") from error
 
     def _clear(self) -> None:
-        for name in ("summary.json", "metrics.jsonl", "model.safetensors"):
+        for name in ("summary.json", *_ROWS, "model.safetensors"):
             (self.path / name).unlink(missing_ok=True)
         for name in ("checkpoint", "node-models"):
             shutil.rmtree(self.path / name, ignore_errors=True)
@@ -157,7 +167,7 @@ class RunFolder:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a ``metrics.jsonl``; a last line that was cut off is left out, a missing file is empty."""
+    """Return the rows of a ``.jsonl`` file; a last line that was cut off is left out, a missing file is empty."""
     if not path.exists():
         return []
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)

@@ -28,7 +28,7 @@ from flsparse.clients.core.method import partition_id
 from flsparse.clients.core.state import NodeState
 from flsparse.kpi import kpi_of
 from flsparse.runtime.federation import run_federation
-from flsparse.runtime.owner import at_home, check_factories
+from flsparse.runtime.owner import at_home, check_factories, tells_class_counts
 from flsparse.runtime.survey import wait_for_nodes
 from flsparse.tasks import Task, build_task
 from flsparse.tasks.agreement import Agreement
@@ -57,7 +57,7 @@ def read_config(context: Context) -> dict[str, Any]:
 
 def client_app(cfg: dict[str, Any]) -> ClientApp:
     """Return the device application of a configuration, for runtimes that pass none to the nodes."""
-    return device_app(_constant(json.dumps(cfg)), owner_limits())
+    return device_app(_constant(json.dumps(cfg)), owner_limits(), tells_class_counts=True)
 
 
 def owner_limits() -> Limits:
@@ -131,7 +131,7 @@ def _task(cfg: str, dataset_root: str) -> Task:
     return build_task(config)
 
 
-client = device_app(_from_run_config, owner_limits())
+client = device_app(_from_run_config, owner_limits(), tells_class_counts=tells_class_counts())
 
 server = ServerApp()
 

@@ -23,7 +23,7 @@ from typing import IO, Any
 from flsparse._flwr import log
 from flsparse.runs.folder import SCHEMA_VERSION, RunFolder, read_rows
 from flsparse.runtime.federation import Observer
-from flsparse.runtime.owner import FACTORIES, at_home_here, named_factories, root_here
+from flsparse.runtime.owner import FACTORIES, TELLS, at_home_here, named_factories, root_here
 from flsparse.runtime.sent_app import write_app
 
 _CONNECTION = "flsparse"
@@ -257,6 +257,7 @@ def _start_federation(processes: Processes, cfg: Mapping[str, Any]) -> str:
     All of them are of whoever gave the configuration: they run the functions that it names, from the working folder.
     """
     num_nodes = int(cfg["num_clients"])
+    processes.environment.setdefault(TELLS, "1")
     if functions := named_factories(cfg):
         modules = os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), str(Path.cwd()))))
         processes.environment |= {FACTORIES: functions, "PYTHONPATH": modules}

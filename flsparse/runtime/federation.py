@@ -66,7 +66,8 @@ ROW_KEYS = (
 class Observer(Protocol):
     """Sees a run from outside. All values are plain.
 
-    One with a method ``on_note(text)`` is also told in a line what goes on before round 1.
+    One with a method ``on_note(text)`` is also told in a line what goes on before round 1; one with ``on_nodes(rows)``
+    takes, before each row of a round, those of its nodes (:class:`flsparse.strategies.core.node_table.NodeTable`).
     """
 
     def on_start(self, info: dict[str, Any]) -> None:
@@ -137,7 +138,7 @@ class _Run:
         self.prunable = prunable_names(self.task.model())
         self.arrays: Arrays = state_arrays(self.model)
         self.strategy.callbacks.append(self._after_round)
-        self.on_nodes = evaluates_on_nodes(self.task, self.evaluation_data)
+        self.on_nodes = not self.strategy.central or evaluates_on_nodes(self.task, self.evaluation_data)
         if found is not None:
             for way, size in (("downlink", found.downlink_wire_bytes), ("uplink", found.uplink_wire_bytes)):
                 self.strategy.ledger.count(way, 1, payload_bytes=0, wire_bytes=size, dense_bytes=0)  # type: ignore[arg-type]
@@ -181,7 +182,7 @@ class _Run:
                 grid=self.grid,
                 initial_arrays=to_record(self.arrays),
                 num_rounds=self.num_rounds,
-                train_config=train_config(self.cfg, self.task.frozen_arrays),
+                train_config=train_config(self.cfg, self.task.frozen_digest),
                 evaluate_fn=self._evaluate,
             )
         except (KeyboardInterrupt, SystemExit) as stop:  # Flower ends a ServerApp that is to stop by SystemExit
@@ -220,7 +221,7 @@ class _Run:
         def make(cfg: Mapping[str, Any]) -> RoundLoop:
             return prepare(cfg, self.task, self.evaluation_data)[0]
 
-        start, frozen = to_record(self.arrays), self.task.frozen_arrays
+        start, frozen = to_record(self.arrays), self.task.frozen_digest
         found = self.searched = search(self.grid, self.cfg, make, start, evaluate, tell, frozen)
         self.cfg = with_rate(self.cfg, found.rate)
         sent = sum(traffic.wire_bytes for traffic in found.traffic.values())
@@ -267,8 +268,8 @@ class _Run:
         self.arrays, self.last_round = to_numpy(report.arrays), report.server_round
         row: dict[str, Any] = {"server_round": report.server_round, **dict.fromkeys(ROW_KEYS)}
         row |= {key: value for key, value in told(report.metrics, self.task).items() if key != "server_round"}
-        if self.on_nodes:
-            row |= {key.removeprefix("evaluate_"): row[key] for key in list(row) if key.startswith("evaluate_")}
+        of_the_run = ("evaluate_",) if self.on_nodes else ("evaluate_mean_node_", "evaluate_worst_node_")
+        row |= {key.removeprefix("evaluate_"): row[key] for key in list(row) if key.startswith(of_the_run)}
         row["sparsity"] = sparsity_of(self.arrays, self.prunable)
         row["broadcast_sparsity"] = row["broadcast_sparsity"] or row["sparsity"]
         counts = dict(self.strategy.wire.counts)  # the strategy counts over the run
@@ -282,6 +283,8 @@ class _Run:
         is_last = report.server_round == self.num_rounds
         row["warnings"] = self.health.examine(row, self.arrays, self.prunable, is_last=is_last)
         for observer in self.observers:
+            if take := getattr(observer, "on_nodes", None):
+                take(report.nodes)
             observer.on_round(row)
         self._save(is_last)
 

@@ -9,14 +9,16 @@ import numpy as np
 from torch import nn
 
 from flsparse.configs import lookup
-from flsparse.nets.weights import load_weights
+from flsparse.nets.weights import load_weights, weights_file
 from flsparse.runs.health import Guess
 from flsparse.strategies import FedAvg, RoundLoop, SplitMS
+from flsparse.strategies.core.frozen import FrozenBase
 from flsparse.strategies.core.gossip import Gossip
 from flsparse.strategies.parts.control import ServerControl
+from flsparse.strategies.pooled import Pooled
 from flsparse.tasks import Data, Task
 from flsparse.tasks.objectives import Classification
-from flsparse.wire.messages import AGREED
+from flsparse.wire.messages import AGREED, BY_NODE
 
 
 def start_of(cfg: Mapping[str, Any], task: Task) -> nn.Module:
@@ -40,9 +42,11 @@ def start_of(cfg: Mapping[str, Any], task: Task) -> nn.Module:
     file, earlier = settings.get("weights"), cfg.get("init")
     if task.frozen and earlier:
         raise ValueError(
-            f"init={earlier} does not go with model.freeze, whose arrays every node has to read by itself: use "
+            f"init={earlier} does not go with frozen arrays, which nodes read by themselves where they can: use "
             f"model.weights={earlier}/model.safetensors"
         )
+    if task.frozen and file:
+        weights_file(file)  # on a node it may be missing, here not
     if task.frozen or cfg.get("resume"):
         return model
     if file and earlier:
@@ -63,18 +67,29 @@ def go_by(cfg: Mapping[str, Any], strategy: RoundLoop, task: Task, data: Data) -
         It cannot do so: split learning knows the cross-entropy of classes alone, without augmentation, and does not let
         nodes evaluate; control variates and the top of a split step as plain SGD does; nodes have arrays of their own.
     """
+    evaluation = cfg.get("evaluate") or {}
+    strategy.by_node = strategy.by_node or bool(evaluation.get("by_node"))
     if task.agreement is not None:
-        strategy.roster.says = {AGREED: json.dumps(task.agreement.plain())}
+        strategy.roster.says[AGREED] = json.dumps(task.agreement.plain())
+    if strategy.by_node:
+        strategy.roster.says[BY_NODE] = True
+    if task.frozen:
+        strategy.roster.base = FrozenBase(task.frozen_arrays)
     if task.local and isinstance(strategy, SplitMS | Gossip):
         raise ValueError(
             f"local={lookup(cfg, 'model.local')} does not go with strategy={strategy.name}, whose server looks at the "
             "nodes' whole models: choose an averaging strategy, or leave it out"
         )
+    if task.local and isinstance(strategy, Pooled):
+        raise ValueError(
+            f"local={lookup(cfg, 'model.local')} does not go with strategy=pooled, where one node trains for all: "
+            "leave it out"
+        )
     if task.local and not getattr(strategy, "fraction_evaluate", 0.0):
         raise ValueError(
             "strategy.fraction_evaluate=0 does not go with local=, whose arrays nodes alone can evaluate: leave it out"
         )
-    if evaluates_on_nodes(task, data) and not getattr(strategy, "fraction_evaluate", 0.0):
+    if strategy.central and evaluates_on_nodes(task, data) and not getattr(strategy, "fraction_evaluate", 0.0):
         raise ValueError(
             f"strategy={strategy.name} evaluates on the server, which has no data: partition.server_root=DIR names some"
         )
@@ -82,9 +97,14 @@ def go_by(cfg: Mapping[str, Any], strategy: RoundLoop, task: Task, data: Data) -
     if cfg["client"].get("optimizer") == "adamw" and (isinstance(strategy, SplitMS) or controlled):
         what = "control variates" if controlled else "strategy=split_ms"
         raise ValueError(f"client=adamw does not go with {what}, whose other side steps as SGD does: use client=sgd")
-    for key in ("augment", "model.freeze"):
+    for key in ("augment", "model.freeze", "model.lora"):
         if isinstance(strategy, SplitMS) and (value := lookup(cfg, key)):
             raise ValueError(f"{key}={value} does not go with strategy=split_ms: leave it out")
+    if isinstance(strategy, SplitMS) and strategy.by_node:
+        raise ValueError(
+            "evaluate.by_node=true does not go with strategy=split_ms, whose nodes never have the whole model to "
+            "measure: leave it out"
+        )
     if isinstance(strategy, SplitMS) and task.objective != Classification():
         raise ValueError(
             f"objective={task.objective.name} with its settings does not go with strategy=split_ms, which knows the "
@@ -94,6 +114,7 @@ def go_by(cfg: Mapping[str, Any], strategy: RoundLoop, task: Task, data: Data) -
         strategy.kpi = task.kpi
     if isinstance(strategy, FedAvg):
         strategy.meter, strategy.kpi = task.meter, task.kpi
+        strategy.evaluate_every = int(evaluation.get("every") or 1)
 
 
 def evaluates_on_nodes(task: Task, data: Data) -> bool:

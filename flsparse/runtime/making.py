@@ -35,6 +35,7 @@ def make_strategy(cfg: Mapping[str, Any], prunable: list[str]) -> RoundLoop:
         **codec,
         "seed": int(cfg["seed"]),
         "hello": True,
+        "weighting": cfg.get("weighting") or "examples",
         "prunable": prunable,
     }
     partition = cfg.get("partition") or {}

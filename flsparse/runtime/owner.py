@@ -1,4 +1,7 @@
-"""What a node's owner allows a configuration that comes in a message: functions that it names, files that it reads."""
+"""What a node's owner allows a configuration that comes in a message: functions that it names, files that it reads.
+
+And what a node may tell of its data: how many samples of each class there are.
+"""
 
 import os
 from collections.abc import Mapping
@@ -6,6 +9,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 FACTORIES = "FLSPARSE_FACTORIES"
+TELLS = "FLSPARSE_TELL_CLASS_COUNTS"
 _FILES = ("file", "test_file", "target_file", "group_file")
 _OWN = ("arrays", "table", "series", "folder")  # data sets that read whatever file they are told to
 
@@ -30,6 +34,20 @@ def check_factories(cfg: Mapping[str, Any]) -> None:
                 f"{section}.factory={name!r} came in a message, for which this process runs "
                 f"{', '.join(allowed) or 'no functions'}: its owner allows it by {mend}"
             )
+
+
+def tells_class_counts() -> bool:
+    """Return whether the owner lets servers know how many samples of each class there are; not by default.
+
+    Raises
+    ------
+    ValueError
+        The environment variable ``FLSPARSE_TELL_CLASS_COUNTS`` is neither 0 nor 1.
+    """
+    said = os.environ.get(TELLS, "0").strip()
+    if said not in ("0", "1"):
+        raise ValueError(f"{TELLS}={said!r} is neither 1, to tell servers the samples of each class, nor 0")
+    return said == "1"
 
 
 def at_home_here(cfg: Mapping[str, Any]) -> dict[str, Any]:

@@ -25,10 +25,9 @@ from flsparse._flwr import Run
 from flsparse.clients.core.state import state_dir
 from flsparse.configs import lookup, sampled_nodes
 from flsparse.metering.ledger import Direction, Traffic
-from flsparse.nets.arrays import Arrays
-from flsparse.nets.frozen import digest
 from flsparse.runtime.inprocess import InProcessGrid
 from flsparse.strategies import FedAvg, RoundFailed, RoundLoop, RoundReport, SplitMS
+from flsparse.wire.messages import FROZEN
 
 WAYS: tuple[Direction, ...] = ("uplink", "downlink", "evaluation")
 RATES = (12.8, 6.4, 3.2, 1.6, 0.8, 0.4, 0.2, 0.1, 0.05, 0.025, 0.0125, 0.006, 0.003)
@@ -36,7 +35,14 @@ _ROUNDS = (1, 2, 3)  # further rounds of each halving
 _NODES = 0.25  # of a round's nodes, at least two
 _DECAY = 50.0
 _OF_MANY_NODES = ("min_replies", "min_available_nodes", "min_train_nodes", "min_evaluate_nodes")
-_KEEP_STATE = ("scaffold", "dppf", "local_sgd", "topk_update", "control_variates")  # on nodes, between rounds
+_KEEP_STATE = (
+    "scaffold",
+    "dppf",
+    "local_sgd",
+    "local_only",
+    "topk_update",
+    "control_variates",
+)  # on nodes, between rounds
 
 Lead = Callable[[int], float]  # trains one rate so many rounds further; returns its loss, infinite where it diverged
 
@@ -122,7 +128,7 @@ class _Trial:
         make: Callable[[Mapping[str, Any]], RoundLoop],
         arrays: ArrayRecord,
         evaluate: Callable[[int, ArrayRecord], MetricRecord | None],
-        frozen: Arrays,
+        frozen: str,
     ) -> None:
         self.strategy, self.num_rounds = make(cfg), int(cfg["num_rounds"])
         self.strategy.callbacks = [self._after]
@@ -156,10 +162,10 @@ class _Trial:
             raise _Enough
 
 
-def train_config(cfg: Mapping[str, Any], frozen: Arrays | None = None) -> ConfigRecord:
-    """Return the configuration of every training message: ``client`` in kebab-case, and a hash of frozen arrays."""
+def train_config(cfg: Mapping[str, Any], frozen: str = "") -> ConfigRecord:
+    """Return the configuration of every training message: ``client`` in kebab-case, and the hash of frozen arrays."""
     asked = {key.replace("_", "-"): value for key, value in cfg["client"].items() if value is not None}
-    return ConfigRecord(asked | ({"frozen": digest(frozen)} if frozen else {}))
+    return ConfigRecord(asked | ({FROZEN: frozen} if frozen else {}))
 
 
 def with_rate(cfg: Mapping[str, Any], rate: float) -> dict[str, Any]:
@@ -171,9 +177,9 @@ def with_rate(cfg: Mapping[str, Any], rate: float) -> dict[str, Any]:
 def small(cfg: Mapping[str, Any], rate: float) -> dict[str, Any]:
     """Return the configuration of a run that asks few nodes a round, at a rate."""
     strategy = {key: value for key, value in cfg["strategy"].items() if key not in _OF_MANY_NODES}
-    return with_rate(
-        {**cfg, "strategy": strategy, "fraction_train": few(sampled_nodes(cfg)) / cfg["num_clients"]}, rate
-    )
+    fraction = few(sampled_nodes(cfg)) / cfg["num_clients"]
+    evaluation = {**(cfg.get("evaluate") or {}), "every": 1, "by_node": False}
+    return with_rate({**cfg, "strategy": strategy, "fraction_train": fraction, "evaluate": evaluation}, rate)
 
 
 def check_searchable(cfg: Mapping[str, Any], strategy: RoundLoop, *, in_process: bool) -> None:
@@ -206,7 +212,7 @@ def search(
     arrays: ArrayRecord,
     evaluate: Callable[[int, ArrayRecord], MetricRecord | None],
     tell: Callable[[str], object],
-    frozen: Arrays,
+    frozen: str,
 ) -> Found:
     """Search the learning rate of a run.
 
@@ -224,8 +230,8 @@ def search(
         Returns ``loss``; None where the nodes evaluate.
     tell : Callable[[str], object]
         Takes a line of progress.
-    frozen : dict[str, np.ndarray]
-        Arrays that never train, which nodes compare by their hash.
+    frozen : str
+        Hash of the arrays that never train; empty where there are none.
 
     Returns
     -------

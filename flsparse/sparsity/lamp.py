@@ -48,6 +48,7 @@ def lamp_positions(arrays: Sequence[Array], k: int) -> list[npt.NDArray[np.int64
     limits = [1 + int(1.25 * share * array.size) for array in flat]  # so many of each layer are looked at first
     candidates, scores = [np.empty(0, np.int64)] * len(flat), [np.empty(0)] * len(flat)
     short = list(range(len(flat)))
+    counts: list[int] = []
     while short:
         for i in short:
             candidates[i] = top_k([flat[i]], min(k, limits[i]))[0]

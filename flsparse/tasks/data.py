@@ -81,6 +81,11 @@ class Data:
         """This part's targets as stored (a copy); the objective turns them into what its loss takes."""
         return self.all_targets[self.index]
 
+    def class_counts(self, num_classes: int) -> np.ndarray:
+        """Return the targets of each class, int64 (num_classes,); targets without a label are not counted."""
+        targets = self.targets.numpy().reshape(-1)
+        return np.bincount(targets[(targets >= 0) & (targets < num_classes)], minlength=num_classes)
+
 
 @dataclass(frozen=True)
 class Source:

@@ -4,6 +4,7 @@ import copy
 import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from flsparse import rng
 from flsparse.configs import build
 from flsparse.kpi import kpi_named
 from flsparse.nets.arrays import Arrays
+from flsparse.nets.devices import device_named
 from flsparse.nets.frozen import digest, freeze
 from flsparse.nets.hidden import hidden_arrays, hidden_parameters
 from flsparse.nets.personal import keep_local
@@ -30,6 +32,7 @@ from flsparse.tasks.hold_out import hold_out
 from flsparse.tasks.hub import hub_images
 from flsparse.tasks.metrics import COUNTED, Meter, check_metrics
 from flsparse.tasks.models import build_model
+from flsparse.tasks.models.lora import Lora, add_adapters
 from flsparse.tasks.objective import Objective
 from flsparse.tasks.objectives import OBJECTIVES, BinarySegmentation, Segmentation
 from flsparse.tasks.partitions import Partition, likewise, make_partition
@@ -93,14 +96,17 @@ class Task:
         self.agreement = agreement
         self.nodes: list[Task] = []  # of the nodes with data of their own that are on this machine
         self.seed = int(config["seed"])
-        self.device = _device(str(config.get("device", "cpu")))
+        self.device = device_named(str(config.get("device", "cpu")))
         self._validation_fraction = float(dataset.get("validation_fraction", 0.1))
         self._train_samples = dataset.get("train_samples")
         self._model_config = dict(config["model"])
         start = {key: self._model_config.pop(key, None) for key in _OF_THE_START}
         self._freeze = self._model_config.pop("freeze", None) or ()
         self._local = self._model_config.pop("local", None) or ()
-        self._start = start if self._freeze else {}  # nobody is sent what is frozen: all read the file
+        asked_lora = self._model_config.pop("lora", None)
+        self._lora = build({"lora": Lora}, "lora", asked_lora, what="model.lora") if asked_lora else None
+        self._freezes = bool(self._freeze or self._lora)
+        self._start = start if self._freezes else {}  # who can make what is frozen is not sent it
         self._partition_config = dict(config.get("partition", {}))
         self._flops = TrainingFlops()
         self._nodes = config.get("num_clients")
@@ -158,6 +164,25 @@ class Task:
         """
         return self._test_view(self._test_shares[node])
 
+    def class_counts(self, node: int) -> list[int]:
+        """Return a node's training samples of each class; empty where targets are no classes of samples."""
+        classes = 0 if self.source.is_text else self.source.num_classes
+        return list(map(int, self.train_data(node).class_counts(classes))) if classes else []
+
+    def pooled_data(self) -> Data:
+        """Return the training data of all nodes together.
+
+        Raises
+        ------
+        ValueError
+            They lie on devices of their own.
+        """
+        if self._own:
+            raise ValueError(
+                "partition.kind=own: the nodes' data stay where they are, so nothing trains on all of them"
+            )
+        return self._train_view(np.sort(np.concatenate(self._partition)))
+
     def holdings(self) -> dict[str, Any]:
         """Return what a node says of its data before round 1 (see :func:`flsparse.tasks.agreement.holdings`)."""
         return holdings(self.source)
@@ -199,12 +224,6 @@ class Task:
 
     def fit(self, fit: "Fit", method: "Hooks", data: Data) -> dict[str, np.ndarray]:
         """Train on one node's data (see :func:`flsparse.tasks.training.train`)."""
-        asked = fit.config.get("frozen")
-        if asked is not None and asked != (own := digest(self.frozen_arrays)):
-            raise ValueError(
-                f"the frozen arrays of this node are others than the server's ({own}, not {asked}): give both the same "
-                f"model.weights file, or the same version of PyTorch"
-            )
         return training.train(fit, method, data, self._flops, self.objective, self._augment)
 
     def evaluate(self, model: nn.Module, data: Data) -> dict[str, Any]:
@@ -285,7 +304,7 @@ class Task:
 
     @property
     def frozen(self) -> list[str]:
-        """State-dict keys of the arrays that never train, nor travel (``model.freeze``)."""
+        """State-dict keys of the arrays that never train (``model.freeze``, the base of ``model.lora``)."""
         return self._initial_model[1]
 
     @property
@@ -298,16 +317,25 @@ class Task:
         with seeded(rng.derive(self.seed, 0, -1, "init"), torch.device("cpu")):
             source = self.source
             model = build_model(self._model_config, source.input_shape, self.num_outputs, is_text=source.is_text)
-        if (file := self._start.get("weights")) is not None:
-            load_weights(model, file, self._start["fresh"] or ())
-        frozen = freeze(model, self._freeze) if self._freeze else []
+        if (file := self._start.get("weights")) is not None and Path(file).expanduser().is_file():
+            load_weights(model, file, self._start["fresh"] or ())  # a node without it is sent what is frozen
+        base = list(self._freeze)
+        if self._lora:
+            with seeded(rng.derive(self.seed, 0, -1, "lora"), torch.device("cpu")):
+                base += add_adapters(model, self._lora)
+        frozen = freeze(model, base) if base else []
         model = model.to(self.device)
         return model, frozen, keep_local(model, self._local) if self._local else []
 
     @cached_property
     def frozen_arrays(self) -> Arrays:
-        """Arrays that never train, by state-dict key: every node makes them by itself."""
+        """Arrays that never train, by state-dict key."""
         return hidden_arrays(self._initial_model[0], self.frozen)
+
+    @cached_property
+    def frozen_digest(self) -> str:
+        """A hash of the arrays that never train; empty where there are none."""
+        return digest(self.frozen_arrays) if self._freezes else ""
 
     @property
     def notes(self) -> list[str]:
@@ -376,13 +404,3 @@ def load(config: Mapping[str, Any], *, partial: bool = False) -> Source:
         return python_source(arguments, objective, asked.get("ignore_label"))
     offered = {"objective": objective, "ignore_label": asked.get("ignore_label"), "partial": partial}
     return build(LOADERS, name, arguments, what="dataset", offered=offered)
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
-    here = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}.get(device.type, 1)
-    if (device.index or 0) >= here:
-        raise ValueError(f"device={name}: PyTorch finds {here} such devices here; device=auto takes what there is")
-    return device

@@ -26,6 +26,7 @@ from flsparse.nets.exact import exact_arrays, small, within_reach
 from flsparse.sparsity import default_prunable, match_prunable
 from flsparse.strategies.core.downlink import Broadcast, Downlink
 from flsparse.strategies.core.exchange import Asks, Exchange, Node, Reply
+from flsparse.strategies.core.node_table import NodeTable
 from flsparse.wire.messages import (
     CONTROL,
     RECORD,
@@ -77,6 +78,8 @@ class Wire:
         Follows every exchange, where the nodes' links are known.
     problems : list[str]
         Failures of this round, a line each.
+    table : NodeTable
+        What was seen of each node in this round.
     records : list[str]
         Names of the array records of the model that was sent last.
     """
@@ -96,6 +99,7 @@ class Wire:
         self.clock: VirtualClock | None = None
         self.counts: Counter[str] = Counter(failures=0, rejected_payloads=0)
         self.problems: list[str] = []
+        self.table = NodeTable()
         self.buffers: list[str] | None = None
         self._patterns, self.exact_patterns = prunable_patterns, exact_patterns
         self._exact: dict[str, bool] = {}  # by name, as it was when the array was first sent
@@ -144,18 +148,38 @@ class Wire:
         return Exchange(self, grid, asks, server_round, timeout_s, uplink, broadcasts).send(messages, nodes)
 
     def count(
-        self, direction: Direction, server_round: int, message: Message, broadcast: Broadcast | None, wire_bytes: int
+        self,
+        direction: Direction,
+        server_round: int,
+        message: Message,
+        broadcast: Broadcast | None,
+        wire_bytes: int,
+        node: Node,
     ) -> int:
         """Enter one message into the ledger, the broadcast or the reply to it; return the dense bytes it stands for."""
+        payload_bytes = payload_size(message.content) if message.has_content() else 0
         dense_bytes = self._stands_for(message, broadcast)
-        self.ledger.count(
-            direction,
-            server_round,
-            payload_bytes=payload_size(message.content) if message.has_content() else 0,
-            wire_bytes=wire_bytes,
-            dense_bytes=dense_bytes,
-        )
+        self.enter(direction, server_round, payload_bytes, wire_bytes, dense_bytes, node)
         return dense_bytes
+
+    def enter(
+        self,
+        direction: Direction,
+        server_round: int,
+        payload_bytes: int,
+        wire_bytes: int,
+        dense_bytes: int,
+        node: Node,
+    ) -> None:
+        """Enter one message's sizes into the ledger and the table of nodes."""
+        self.ledger.count(
+            direction, server_round, payload_bytes=payload_bytes, wire_bytes=wire_bytes, dense_bytes=dense_bytes
+        )
+        self.table.count(node, direction, payload_bytes, wire_bytes)
+
+    def hear(self, reply: Reply) -> None:
+        """Note what an answer says of its node."""
+        self.table.hear(reply)
 
     def _stands_for(self, message: Message, broadcast: Broadcast | None) -> int:
         """Return the dense bytes of a message's payload."""
@@ -325,6 +349,7 @@ class Wire:
             last_line = f"{last_line}. {_NO_MOD}"
         self.counts[counter] += 1
         self.problems.append(f"node {node.node_id}: {last_line}")
+        self.table.fail(node, last_line)
         log(WARNING, "Round %d: node %d dropped: %s", server_round, node.node_id, last_line)
 
 

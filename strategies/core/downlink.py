@@ -16,7 +16,9 @@ import numpy as np
 from flsparse.codec import Codec, Reference, Specs, decode, exact_names
 from flsparse.nets.batch_norm import statistics_names
 from flsparse.nets.exact import LARGEST_WEIGHT, small
+from flsparse.ranges import within
 from flsparse.wire.messages import initial_reference
+from flsparse.wire.mirror import towards
 
 Arrays = dict[str, np.ndarray]
 
@@ -65,6 +67,9 @@ class Downlink:
         Values "raw" means the plain dense model to everybody, and no references.
     max_reference_bytes : int
         Memory for references, in bytes; the least recently used go first. Nodes that take turns hold different ones.
+    density : float or None
+        Fraction of the weights (arrays of two or more dimensions) that a delta against a node's own reference changes,
+        those that are furthest from it, in (0, 1]; the rest stays in ``x - r'``, and is sent later. None: all of them.
 
     Attributes
     ----------
@@ -72,7 +77,11 @@ class Downlink:
         The model that nodes build from the run's seed; None: they build none.
     """
 
-    def __init__(self, codec: Codec, max_reference_bytes: int = 1024**3) -> None:
+    def __init__(self, codec: Codec, max_reference_bytes: int = 1024**3, density: float | None = None) -> None:
+        within("(0, 1]", "the fraction of weights that a broadcast changes", downlink_density=density)
+        if density is not None and codec.values == "raw":
+            raise ValueError(f"downlink_density={density} needs coded broadcasts, and downlink_values are raw")
+        self.density = density
         self.codec = self.delta_codec = codec
         self.max_reference_bytes = max_reference_bytes
         self.initial: Mapping[str, np.ndarray] | None = None
@@ -108,15 +117,24 @@ class Downlink:
             self._kept.move_to_end(held)
         elif seeded and self.uses_references:
             against = self._seed()
+        is_own = against is not None and against.id == held
         key = against.id if against else ""
         if key not in self._coded:
             exact = exact_names(self._specs)
-            payload = (self.delta_codec if against else self.codec).encode(self._arrays, reference=against, exact=exact)
+            sent = self._towards(against, exact) if against and is_own else self._arrays
+            payload = (self.delta_codec if against else self.codec).encode(sent, reference=against, exact=exact)
             reference = Reference(decode(payload, like=self._specs, reference=against), exact)
             self._coded[key] = Broadcast(payload, key, reference, self._arrays)
             if self.uses_references:
                 self._keep(reference)
         return self._coded[key]
+
+    def _towards(self, held: Reference, exact: Collection[str]) -> Mapping[str, np.ndarray]:
+        """Return a node's reference moved to the model where that matters most; exact arrays move whole."""
+        if self.density is None:
+            return self._arrays
+        moved = towards(self._arrays, held.arrays, self.density)
+        return {name: self._arrays[name] if name in exact else array for name, array in moved.items()}
 
     def _seed(self) -> Reference | None:
         """Return the initial model as the reference of what is sent now, which may hold other arrays beside it."""

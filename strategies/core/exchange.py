@@ -40,7 +40,9 @@ class Node:
     num_examples : int
         Size of its training data; 0: unknown.
     num_test_examples : int
-        Size of the test part of its own data; 0: it has none.
+        Size of the data that it evaluates on; 0: it has none.
+    class_counts : tuple of int
+        Its training samples of each class, where it tells; else empty.
     seeded : bool
         Whether it builds the run's initial model from its seed, as far as is known.
     """
@@ -50,6 +52,7 @@ class Node:
     held: str = ""
     num_examples: int = 0
     num_test_examples: int = 0
+    class_counts: tuple[int, ...] = ()
     seeded: bool = False
 
 
@@ -101,9 +104,18 @@ class Post(Protocol):
         """Return the message with its model coded for the node; enter the broadcast into the exchange."""
 
     def count(
-        self, direction: Direction, server_round: int, message: Message, broadcast: Broadcast | None, wire_bytes: int
+        self,
+        direction: Direction,
+        server_round: int,
+        message: Message,
+        broadcast: Broadcast | None,
+        wire_bytes: int,
+        node: Node,
     ) -> int:
         """Enter a message into the ledger: the broadcast, or the reply to it; return the dense bytes it stands for."""
+
+    def hear(self, reply: Reply) -> None:
+        """Note what an answer says of its node."""
 
     def drop(self, node: Node, reason: str | None, counter: str, server_round: int) -> None:
         """Log and count a node's failure."""
@@ -237,7 +249,7 @@ class Exchange:
                 continue
             broadcast, wire_bytes = self.broadcasts.get(node.node_id), wire_size(message)
             fault = _unfold(message)
-            dense_bytes = self.post.count(self.uplink, self.server_round, message, broadcast, wire_bytes)
+            dense_bytes = self.post.count(self.uplink, self.server_round, message, broadcast, wire_bytes, node)
             if self.post.clock is not None:
                 asked = message.metadata.reply_to_message_id
                 self.post.clock.receive(asked, _partition(message, node), wire_bytes, _flops(message))
@@ -252,6 +264,7 @@ class Exchange:
         if reply.message.has_error():
             self.post.drop(reply.node, reply.message.error.reason, "failures", self.server_round)
         else:
+            self.post.hear(reply)
             yield reply
 
     def _push(self, message: Message, node: Node) -> None:
@@ -259,8 +272,8 @@ class Exchange:
         if packed is not message:
             self._dense[node.node_id] = message
         sent = _folded(packed)
-        wire_bytes = wire_size(sent)
-        self.post.count("downlink", self.server_round, packed, self.broadcasts.get(node.node_id), wire_bytes)
+        broadcast, wire_bytes = self.broadcasts.get(node.node_id), wire_size(sent)
+        self.post.count("downlink", self.server_round, packed, broadcast, wire_bytes, node)
         ids = [message_id for message_id in self.grid.push_messages([sent]) if message_id]
         if ids:
             self._pending[ids[0]] = node

@@ -36,7 +36,7 @@ from flsparse.strategies.core.measures import SERVERS_OWN, RoundReport, from_nod
 from flsparse.strategies.core.memory import lacking, restore_memories, saved_memories
 from flsparse.strategies.core.part import RoundPart
 from flsparse.strategies.core.roster import Roster, RoundFailed, no_quorum
-from flsparse.wire.messages import Scalar, to_numpy, to_record
+from flsparse.wire.messages import BY_NODE, Scalar, to_numpy, to_record
 
 EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
 
@@ -77,6 +77,9 @@ class RoundLoop(Strategy):
         How nodes round; stochastic is unbiased and has about twice the squared error.
     downlink_values : str (default: "int8")
         How the broadcast is coded, same choices.
+    downlink_density : float, optional
+        Fraction of the weights that a broadcast changes in the model that its receiver holds, in (0, 1]; changes that
+        are not sent are sent later. By default all of them.
     prunable : list[str], optional
         Patterns (as in ``fnmatch``) of the arrays that may be pruned; default: floating arrays of two or more
         dimensions.
@@ -104,9 +107,11 @@ class RoundLoop(Strategy):
     """
 
     name = "base"
-    previewed_as: ClassVar[str] = "exchange"  # or "graph", "cut": view of a dry run
+    previewed_as: ClassVar[str] = "exchange"  # or "graph", "cut", "nothing": view of a dry run
+    central: ClassVar[bool] = True  # there is one model, which the server can evaluate
     measures: ClassVar[tuple[str, ...]] = ()  # metrics that the server alone reports; its parts have their own
     memory: Any = None
+    by_node: bool = False  # nodes measure models on their test parts
     fixed: ClassVar[Fixed] = {}  # arguments of the base class, and parts, that a method does not leave open
     min_train_nodes: int = 1  # nodes asked in a round, where that many are connected
 
@@ -116,6 +121,7 @@ class RoundLoop(Strategy):
         values: str = "int4",
         rounding: str = "nearest",
         downlink_values: str = "int8",
+        downlink_density: float | None = None,
         prunable: list[str] | None = None,
         exact: Sequence[str] = (),
         min_replies: int = 1,
@@ -127,7 +133,7 @@ class RoundLoop(Strategy):
     ) -> None:
         within("[1, inf)", min_replies=min_replies)
         within("(0, inf)", round_timeout_s=round_timeout_s)
-        downlink = Downlink(Codec(values=downlink_values), max_reference_bytes)
+        downlink = Downlink(Codec(values=downlink_values), max_reference_bytes, downlink_density)
         self.wire = Wire(values, rounding, downlink, prunable, exact, seed)
         self.min_replies = min_replies
         self.round_timeout_s = round_timeout_s
@@ -180,9 +186,10 @@ class RoundLoop(Strategy):
         return self.receive_evaluations(server_round, cast("Iterable[Reply]", replies))
 
     def asks(self, node: Node, server_round: int) -> Mapping[str, Scalar]:
-        """Return the entries of a message's record for a node: the local method and its parts."""
+        """Return the entries of a message's record for a node: the local method and its parts, what to measure."""
         method = self.method(server_round, node)
-        return {**({} if method is None else written(method)), **self.parts.asks(node)}
+        measured = {BY_NODE: True} if self.by_node else {}
+        return {**({} if method is None else written(method)), **self.parts.asks(node), **measured}
 
     def preview(self, arrays: Arrays, stream: np.random.Generator) -> tuple[Arrays, Arrays]:
         """Return the broadcast of round 1, and one as it will be in the middle of a run."""
@@ -318,7 +325,8 @@ class RoundLoop(Strategy):
             "round_seconds": seconds,
             **self.wire.counts,
         }
-        report = RoundReport(server_round, self._num_rounds, arrays, metrics)
+        rows = self.wire.table.take(server_round, self.nodes)
+        report = RoundReport(server_round, self._num_rounds, arrays, metrics, rows)
         for callback in self.callbacks or [lambda report: log(INFO, in_a_line(report))]:
             callback(report)
 

@@ -1,14 +1,18 @@
 """Metrics of a round: the nodes' numbers, the server's own, and their report."""
 
-from collections.abc import Collection
-from dataclasses import dataclass
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
 import numpy as np
 from flwr.app import ArrayRecord, MetricRecord
 
+from flsparse.clients.core.part import weight_names
 from flsparse.clients.parts.questions import SUMS
+from flsparse.codec import Layer
+from flsparse.codec.portable import total
 from flsparse.kpi import KPIS
 from flsparse.metering.ledger import Ledger
 from flsparse.strategies.core.exchange import Reply
@@ -40,12 +44,15 @@ class RoundReport:
         The global model after the round.
     metrics : dict[str, Any]
         Everything that was measured: plain numbers, by name, and dicts of numbers by layer.
+    nodes : list[dict[str, Any]]
+        A row for each node that messages were exchanged with (:class:`flsparse.strategies.core.node_table.NodeTable`).
     """
 
     server_round: int
     num_rounds: int
     arrays: ArrayRecord
     metrics: dict[str, Any]
+    nodes: list[dict[str, Any]] = field(default_factory=list)
 
 
 def in_a_line(report: RoundReport) -> str:
@@ -79,6 +86,19 @@ def sums_of(reply: Reply) -> dict[str, list[float]]:
     """Return the sums among a reply's metrics, from which metrics over all nodes follow exactly."""
     pairs = (pair for record in reply.content.metric_records.values() for pair in record.items())
     return {key: list(map(float, value)) for key, value in pairs if key.startswith(SUMS) and isinstance(value, list)}
+
+
+def update_norm(reply: Reply, layers: Sequence[Layer]) -> float:
+    """Return the l2 norm of an update, what the node sent less its broadcast, over the model's floating weights."""
+    assert reply.broadcast is not None
+    sent = reply.broadcast.reference
+    weights = set(weight_names(sent.specs))
+    square = 0.0
+    for layer in layers:
+        if layer.name in weights:
+            change = np.ravel(layer.dense(sent.specs[layer.name]).astype(np.float64) - sent.arrays[layer.name])
+            square += total(change * change)
+    return math.sqrt(square)
 
 
 def weighted_means(rows: list[tuple[float, dict[str, float]]]) -> dict[str, float]:

@@ -13,9 +13,11 @@ from flsparse._flwr import log
 from flsparse.codec.wire import VERSION
 from flsparse.strategies.core.courier import Wire
 from flsparse.strategies.core.exchange import Node, Reply
-from flsparse.wire.messages import RECORD, Scalar
+from flsparse.strategies.core.frozen import FrozenBase
+from flsparse.wire.messages import CLASS_COUNTS, FROZEN, RECORD, Scalar
 
 _HELLO_TIMEOUT_S = 120.0
+_MOST_CLASSES = 10_000
 
 
 class RoundFailed(RuntimeError):
@@ -70,12 +72,15 @@ class Roster:
         Known nodes, by node id.
     says : dict[str, Scalar]
         What the hello tells a node, beside asking it.
+    base : FrozenBase or None
+        The frozen arrays that a node needs; one that says it has others is sent them when it is greeted.
     """
 
     def __init__(self, hello: bool) -> None:
         self.hello = hello
         self.says: dict[str, Scalar] = {}
         self.nodes: dict[int, Node] = {}
+        self.base: FrozenBase | None = None
         self._mute: set[int] = set()  # node ids that did not answer the hello
 
     def in_partition_order(self) -> list[Node]:
@@ -142,9 +147,15 @@ class Roster:
         messages = [Message(RecordDict({RECORD: ConfigRecord(dict(self.says))}), i, MessageType.QUERY) for i in new]
         self._mute |= set(new)
         exchange = wire.exchange(grid, messages, {}, lambda _: {}, server_round, min(timeout_s, _HELLO_TIMEOUT_S))
+        lacking = []
         for reply in exchange:
             if (fault := self._welcome(reply.node.node_id, reply.record, method)) is not None:
                 wire.drop(reply.node, fault, "failures", server_round)
+            elif self.base is not None and reply.record.get(FROZEN) != self.base.digest:
+                lacking.append(reply.node.node_id)
+        if self.base is not None and lacking:
+            self._mute |= set(lacking) - self.base.deliver(grid, wire, server_round, timeout_s, lacking)
+            self.nodes = {i: node for i, node in self.nodes.items() if i not in self._mute}
         if not self.nodes:
             raise RoundFailed(f"none of {len(present)} nodes answered the hello: {'; '.join(wire.problems[:3])}")
         if len(self.nodes) < wanted:
@@ -165,8 +176,18 @@ class Roster:
             return f"says it is partition {partition}, as does node {taken[partition]}"
         sizes = [said.get(key) for key in ("num-examples", "num-test-examples")]
         trained, tested = (size if type(size) is int and 0 < size < 2**31 else 0 for size in sizes)
-        self.nodes[node_id] = Node(node_id, partition, held_by(said), trained, tested, seeded=True)
+        counts = _counts_of(said)
+        self.nodes[node_id] = Node(node_id, partition, held_by(said), trained, tested, counts, seeded=True)
         return None
+
+
+def _counts_of(said: ConfigRecord) -> tuple[int, ...]:
+    """Return the samples of each class that a node tells; nothing where these are no counts."""
+    told = said.get(CLASS_COUNTS)
+    sound = (
+        isinstance(told, list) and len(told) <= _MOST_CLASSES and all(type(n) is int and 0 <= n < 2**40 for n in told)
+    )
+    return tuple(told) if sound else ()  # type: ignore[arg-type]
 
 
 def held_by(said: ConfigRecord) -> str:

@@ -26,12 +26,18 @@ class SplitWire(Wire):
         self.ledger.count("uplink", server_round, payload_bytes=0, wire_bytes=0, dense_bytes=dense)
 
     def count(
-        self, direction: Direction, server_round: int, message: Message, broadcast: Broadcast | None, wire_bytes: int
+        self,
+        direction: Direction,
+        server_round: int,
+        message: Message,
+        broadcast: Broadcast | None,
+        wire_bytes: int,
+        node: Node,
     ) -> int:
         """Enter one message into the ledger, a bundle line by line; see :meth:`count_accepted` for a node's."""
         data = packed_bundle(message.content) if message.has_content() else None
         if data is None:
-            dense = super().count(direction, server_round, message, broadcast, wire_bytes)
+            dense = super().count(direction, server_round, message, broadcast, wire_bytes, node)
             if message.has_content() and (payload := packed_payload(message.content)):
                 self.ledger.itemize(direction, server_round, "models", len(payload))
             return dense
@@ -40,7 +46,7 @@ class SplitWire(Wire):
         except PayloadError:  # refused in due course; its bytes have traveled all the same
             lines = {"framing": len(data)}
         dense = sum(part.dense_bytes for part in unbundle(data)) if direction == "downlink" else 0
-        self.ledger.count(direction, server_round, payload_bytes=len(data), wire_bytes=wire_bytes, dense_bytes=dense)
+        self.enter(direction, server_round, len(data), wire_bytes, dense, node)
         for line, size in lines.items():
             self.ledger.itemize(direction, server_round, line, size)
         return dense

@@ -3,15 +3,10 @@
 refused where ||y_m - r_m||_2 > max_norm             r_m: the broadcast as node m decoded it
 """
 
-import math
-
-import numpy as np
-
-from flsparse.clients.core.part import weight_names
 from flsparse.codec import Layer
-from flsparse.codec.portable import total
 from flsparse.ranges import within
 from flsparse.strategies.core.exchange import Reply
+from flsparse.strategies.core.measures import update_norm
 from flsparse.strategies.core.part import Round, RoundPart
 
 
@@ -33,14 +28,5 @@ class NormBound(RoundPart):
 
     def fault(self, reply: Reply, layers: list[Layer], round: Round) -> str | None:
         """Return why an update is refused: its norm."""
-        assert reply.broadcast is not None
-        received = reply.broadcast.reference.arrays
-        weights = set(weight_names(round.wire.specs))
-        square = 0.0
-        for layer in layers:
-            if layer.name in weights:
-                sent = layer.dense(round.wire.specs[layer.name]).astype(np.float64)
-                change = np.ravel(sent - received[layer.name])
-                square += total(change * change)
-        norm = math.sqrt(square)
+        norm = update_norm(reply, layers)
         return f"its update has norm {norm:.3g}, above max_norm={self.max_norm:g}" if norm > self.max_norm else None

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from app_kit import Run
@@ -89,3 +90,29 @@ def test_a_dry_run_shows_what_each_node_holds(run: Run, capsys: pytest.CaptureFi
     counts = {row[0]: [int(cell) for cell in row[1:]] for row in rows if len(row) == 4 and row[0].isdigit()}
     assert counts.keys() == {"0", "1", "2"}
     assert all(cells[0] == cells[1] + cells[2] == 8 for cells in counts.values())
+
+
+def test_a_dry_run_says_what_is_odd(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stream = np.random.default_rng(0)
+    trained, tested = stream.normal(size=(40, 3)).astype(np.float32), stream.normal(size=(10, 3)).astype(np.float32)
+    tested[:4] = trained[[3, 5, 5, 39]]
+    labels = np.arange(40) % 3
+    labels[7] = -1
+    arrays: dict[str, Any] = {"train_inputs": trained, "train_targets": labels, "train_groups": np.repeat([0, 1], 20)}
+    arrays |= {"test_inputs": tested, "test_targets": np.arange(10) % 2, "test_groups": np.zeros(10, np.int64)}
+    np.savez(tmp_path / "set.npz", **arrays)
+    chosen = ("dataset=arrays", "dataset.file=set.npz", "dataset.validation_fraction=0", "model=mlp", "dry_run=true")
+    odd = ("objective=classification", "objective.ignore_label=-1", "evaluate.by_node=true", "num_clients=2")
+    assert run(*chosen, *odd, "partition.kind=natural") == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "nothing to test on is 2" in said
+    assert "1 of 40 targets to train on have no label, and are not learned from" in said
+    assert "node 1 has nothing to test on" in said
+    assert "4 of 10 samples to test on are among those to train on, byte by byte" in said
+
+
+def test_a_dry_run_of_nodes_by_themselves_sends_nothing(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(*TABLE, "strategy=local_only", "dry_run=true") == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "no model, either way: strategy=local_only" in said
+    assert "to test on are among" not in said

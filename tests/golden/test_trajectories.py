@@ -6,8 +6,8 @@ difference seen between a processor with AVX-512 and the same one with all optio
 of bytes, 0.8 % of a consensus error. The bytes of one broadcast have a wider one: a single weight that is pruned on one
 processor and kept on another can be the largest change of its layer, and with it the grid's step (gradients disturbed
 by 1e-4 of themselves: 5.6 % of a round's bytes, 1.6 % of five rounds'). The fraction of zeros that a method was asked
-for is a count, and the same everywhere. What is equal bit for bit is in ``test_exact_trajectories.py``. After a change that is meant to move them:
-``python tests/golden/test_trajectories.py`` writes them anew.
+for is a count, and the same everywhere. What is equal bit for bit is in ``test_exact_trajectories.py``. After a change
+that is meant to move them: ``python tests/golden/test_trajectories.py`` writes them anew.
 """
 
 import json

@@ -38,6 +38,7 @@ def test_a_run_leaves_its_files(tmp_path: Path) -> None:
         "config.yaml",
         "metrics.jsonl",
         "model.safetensors",
+        "nodes.jsonl",
         "summary.json",
     ]
 
@@ -46,10 +47,24 @@ def finished(path: Path) -> RunFolder:
     folder = RunFolder(path, CONFIG)
     folder.on_start({})
     for server_round in (1, 2, 3):
+        folder.on_nodes([{"server_round": server_round, "node": node} for node in range(server_round)])
         folder.on_round({"server_round": server_round})
     folder.save_checkpoint(2, {})
     folder.on_end({"status": "interrupted"})
     return folder
+
+
+def test_rows_of_nodes_are_cut_where_the_run_goes_on(tmp_path: Path) -> None:
+    finished(tmp_path)
+    with (tmp_path / "nodes.jsonl").open("a") as file:
+        file.write('{"server_round": 3, "no')  # as a crash leaves it
+    folder = RunFolder(tmp_path, CONFIG, resume=True)
+    folder.on_start({"first_round": 3})
+    folder.on_nodes([{"server_round": 3, "node": 7, "update_norm": float("inf")}])
+    folder.on_nodes([])
+    rows = read_rows(tmp_path / "nodes.jsonl")
+    assert [(row["server_round"], row["node"]) for row in rows] == [(1, 0), (2, 0), (2, 1), (3, 7)]
+    assert rows[-1] == {"schema_version": 1, "server_round": 3, "node": 7, "update_norm": None}
 
 
 def test_a_run_is_not_overwritten(tmp_path: Path) -> None:

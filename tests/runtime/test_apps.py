@@ -7,6 +7,7 @@ import pytest
 
 from flsparse.clients import Limits
 from flsparse.runtime.apps import owner_limits, saves_before_exit
+from flsparse.runtime.owner import TELLS, tells_class_counts
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -39,6 +40,16 @@ def test_without_a_signal_and_beside_the_main_thread_nothing_changes() -> None:
         assert signal.getsignal(signal.SIGTERM) != handlers[1]
     assert inside == handlers[1:]
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
+
+
+def test_an_owner_allows_class_counts_to_be_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(TELLS, raising=False)
+    assert not tells_class_counts()
+    monkeypatch.setenv(TELLS, "1")
+    assert tells_class_counts()
+    monkeypatch.setenv(TELLS, "yes")
+    with pytest.raises(ValueError, match="FLSPARSE_TELL_CLASS_COUNTS='yes' is neither 1"):
+        tells_class_counts()
 
 
 def test_an_owners_limits_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -290,16 +290,8 @@ def test_a_head_is_trained_on_layers_that_a_file_brings(config: Config, tmp_path
     first, second = load_file(file), load_file(tmp_path / "run" / "model.safetensors")
     for name, value in first.items():
         assert torch.equal(second[name], value) == (name not in names)
-    with pytest.raises(ValueError, match=r"does not go with model\.freeze, .* use model\.weights="):
+    with pytest.raises(ValueError, match=r"does not go with frozen arrays, .* use model\.weights="):
         launch(config(model=FROZEN, init=str(tmp_path / "first"), output_dir=None))
-
-
-def test_a_node_with_other_frozen_arrays_does_not_train(config: Config) -> None:
-    task = build_task(config(model=FROZEN))
-    fit: Any = type("Fit", (), {"config": {"frozen": "0123456789abcdef"}})()
-    method: Any = None
-    with pytest.raises(ValueError, match=r"frozen arrays of this node are others than the server's \(.*model\.weights"):
-        task.fit(fit, method, task.train_data(0))
 
 
 class Liar(Task):

@@ -17,14 +17,7 @@ LINK = {
     "name": "two",
     "classes": {
         "near": {"up_bps": 1e6, "down_bps": 1e7, "flops_per_s": 1e9, "cost_per_mb": 1.0, "message_s": 1.0},
-        "far": {
-            "up_bps": 1e4,
-            "down_bps": 1e4,
-            "flops_per_s": 1e8,
-            "cost_per_mb": 50.0,
-            "latency_s": 2.0,
-            "spread": 0.3,
-        },
+        "far": {"up_bps": 1e4, "down_bps": 1e4, "flops_per_s": 1e8, "cost_per_mb": 50, "latency_s": 2.0, "spread": 0.3},
     },
 }
 

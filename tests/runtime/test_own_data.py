@@ -73,6 +73,27 @@ def test_nodes_evaluate_where_the_server_has_no_data(
     assert rows[0]["uplink_wire_bytes"] > rows[1]["uplink_wire_bytes"]  # the survey and the hello
 
 
+@pytest.mark.parametrize(("every", "measured"), [(2, [2, 4, 5]), (9, [5])])
+def test_nodes_evaluate_as_often_as_is_asked(every: int, measured: list[int], sites: list[str], tmp_path: Path) -> None:
+    strategy = {"name": "fedavg"}
+    launch(own(sites, tmp_path, strategy=strategy, num_rounds=5, evaluate={"every": every, "on": "test"}))
+    rows = read_rows(tmp_path / "run" / "metrics.jsonl")
+    assert [row["server_round"] for row in rows if row["accuracy"] is not None] == measured
+    nodes = read_rows(tmp_path / "run" / "nodes.jsonl")
+    assert sorted({row["server_round"] for row in nodes if "evaluate_accuracy" in row}) == measured
+
+
+def test_nodes_of_their_own_measure_both_models_on_their_own_test_parts(sites: list[str], tmp_path: Path) -> None:
+    by = {"every": 3, "on": "test", "by_node": True}
+    for name, strategy in (("run", {"name": "fedavg"}), ("alone", {"name": "local_only"})):
+        launch(own(sites, tmp_path, strategy=strategy, evaluate=by) | {"output_dir": str(tmp_path / name)})
+        rows = read_rows(tmp_path / name / "nodes.jsonl")
+        assert [row["test_examples"] for row in rows] == [8, 40] * 3
+        assert all({"received_accuracy", "trained_accuracy"} <= row.keys() for row in rows)
+        assert ["evaluate_accuracy" in row for row in rows] == [False] * 4 + [True] * 2
+        assert [sum(row["class_counts"]) for row in rows] == [32, 30] * 3
+
+
 def test_the_server_evaluates_on_a_folder_of_its_own(sites: list[str], tmp_path: Path) -> None:
     for name, shade in (("ok", 60), ("torn", 130), ("spot", 200)):
         draw(tmp_path / "server" / "test" / name, 5, shade, 9)

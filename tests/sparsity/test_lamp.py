@@ -41,6 +41,12 @@ def test_equals_the_definition(dtype: type, k: int) -> None:
     assert [found.tolist() for found in lamp_positions(arrays, k)] == reference(arrays, k)
 
 
+def test_where_nothing_may_be_pruned_nothing_is() -> None:
+    arrays = {"bias": np.ones(2)}
+    assert lamp_positions([], 3) == []
+    assert prune_lamp(arrays, 0.5, [])["bias"] is arrays["bias"]
+
+
 def test_a_layer_may_keep_many_times_its_share() -> None:
     """Of equal magnitudes the i-th has a score of 1 / i; where each is half of the one before, of 3 / 4^i."""
     even, steep = np.ones(500) - 1e-6 * np.arange(500), 2.0 ** -np.arange(1000)

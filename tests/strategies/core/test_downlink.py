@@ -56,6 +56,38 @@ def test_a_model_with_more_arrays_than_the_seed_has_is_coded_against_zeros_there
     np.testing.assert_allclose(broadcast.reference.arrays["control/w"], 1, rtol=0.01)
 
 
+def test_a_sparse_broadcast_moves_what_is_furthest_and_the_rest_is_sent_later():
+    downlink, first = Downlink(Codec(values="fp32"), density=0.25), model(1)
+    arrays = {**first, "bias": np.zeros(50, np.float32), "mask": np.zeros((4, 4), np.float32)}
+    changed = {**arrays, "w": moved(first)["w"], "bias": arrays["bias"] + 1, "mask": arrays["mask"] + 1}
+    specs = specs_of(arrays, ["mask"])
+    downlink.set_model(arrays, specs)
+    held = downlink.to("").reference
+    distances = []
+    for _ in range(4):
+        downlink.set_model(changed, specs)
+        broadcast = downlink.to(held.id)
+        assert (broadcast.reference.arrays["w"] != held.arrays["w"]).sum() <= 2504  # a quarter, of the mask as well
+        np.testing.assert_array_equal(broadcast.reference.arrays["bias"], changed["bias"])
+        np.testing.assert_array_equal(broadcast.reference.arrays["mask"], changed["mask"])
+        held = broadcast.reference
+        distances.append(np.abs(broadcast.lost()["w"]).max())
+    assert distances == sorted(distances, reverse=True)
+    assert distances[-1] == 0
+    downlink.initial = arrays
+    np.testing.assert_array_equal(
+        downlink.to("", seeded=True).reference.arrays["w"], changed["w"]
+    )  # whole to a new node
+
+
+@pytest.mark.parametrize(
+    ("density", "values", "said"), [(0.0, "int8", r"downlink_density=0\.0 is not in"), (0.1, "raw", "are raw")]
+)
+def test_a_density_that_cannot_be_is_refused(density, values, said):
+    with pytest.raises(ValueError, match=said):
+        TopK(downlink_density=density, downlink_values=values)
+
+
 def test_a_round_is_coded_once_for_all_who_hold_the_same():
     downlink = Downlink(Codec(values="int8"))
     downlink.set_model(model(1), specs_of(model(1)))
