@@ -116,8 +116,12 @@ def quantize(x: Floats, step: float, bound: int, rng: np.random.Generator | None
     """
     with np.errstate(over="ignore"):
         scaled = x / step
-    scaled = np.rint(scaled) if rng is None else np.floor(scaled + rng.random(x.size))
-    return np.clip(scaled, -bound, bound).astype(np.int16)
+    if rng is None:
+        np.rint(scaled, out=scaled)
+    else:
+        scaled += rng.random(x.size)
+        np.floor(scaled, out=scaled)
+    return np.clip(scaled, -bound, bound, out=scaled).astype(np.int16)
 
 
 def dequantize(q: NDArray[np.integer], step: float | Floats, base: np.ndarray | None, dtype: np.dtype) -> np.ndarray:
@@ -127,7 +131,7 @@ def dequantize(q: NDArray[np.integer], step: float | Floats, base: np.ndarray | 
         if base is not None:
             x += base
     limit = float(np.finfo(dtype).max)
-    out: np.ndarray = np.clip(x, -limit, limit).astype(dtype)
+    out: np.ndarray = np.clip(x, -limit, limit, out=x).astype(dtype)
     return out
 
 

@@ -69,7 +69,7 @@ def split(q: NDArray[np.int16], reach: int) -> tuple[NDArray[np.uint8], NDArray[
         symbols *= np.uint8(base)
         symbols += digits[place::width]
     outside = q[digits[: q.size] == base - 1]
-    return symbols, outside - np.where(outside > 0, reach + 1, -reach).astype(np.int16)
+    return symbols, outside - np.where(outside > 0, np.int16(reach + 1), np.int16(-reach))
 
 
 def digits_of(symbols: NDArray[np.uint8], count: int, reach: int) -> NDArray[np.int16]:
@@ -99,4 +99,4 @@ def join(digits: NDArray[np.int16], escaped: NDArray[np.intp], escapes: NDArray[
     """
     in_range = int(escapes.min(initial=0)) >= -_LARGEST and int(escapes.max(initial=0)) <= _LARGEST
     require(in_range, "an escaped integer is out of range")
-    digits[escaped] = escapes + np.where(escapes >= 0, reach + 1, -reach).astype(np.int16)
+    digits[escaped] = escapes + np.where(escapes >= 0, np.int16(reach + 1), np.int16(-reach))

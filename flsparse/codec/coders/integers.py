@@ -21,6 +21,7 @@ _MOST_GROUPED = 3  # times that escapes of escapes are grouped
 _FEWEST_GROUPED = 256
 _ESCAPE = 1.03  # bytes of escapes per byte of their entropy
 _SAMPLE = 1 << 15
+_BLOCK = 1 << 20
 _MANY = 1 << 16  # up to here a saved byte counts for more than a saved millisecond
 
 
@@ -51,10 +52,10 @@ def smaller_integers(q: NDArray[np.int16], limit: float, depth: int = 0) -> byte
     """Return :func:`encode_integers`, or None where another way's ``limit`` bytes are not more."""
     if q.size == 0:
         return b""
-    top = int(np.abs(q).max())
+    top = _top(q)
     if top == 0:
         return bytes([CONSTANT])
-    counts = np.bincount(q.astype(np.int64) + top, minlength=2 * top + 1)
+    counts = _histogram(q, top)
     least = 0
     while -(-top >> least) > _MAX_BOUND:
         least += 1
@@ -81,6 +82,23 @@ def smaller_integers(q: NDArray[np.int16], limit: float, depth: int = 0) -> byte
     return out.done()
 
 
+def least(q: NDArray[np.int16]) -> float:
+    """Return a number of bytes that integers, at least one, hardly ever come below without contexts: their entropy."""
+    return tables.least_bits(_histogram(q, _top(q))) / 8
+
+
+def _top(q: NDArray[np.int16]) -> int:
+    return max(-int(q.min()), int(q.max()))
+
+
+def _histogram(q: NDArray[np.int16], top: int) -> NDArray[np.int64]:
+    """Count the integers -top..top, block by block: they are widened to be counted."""
+    counts = np.zeros(2 * top + 1, np.int64)
+    for at in range(0, q.size, _BLOCK):
+        counts += np.bincount(q[at : at + _BLOCK].astype(np.int64) + top, minlength=2 * top + 1)
+    return counts
+
+
 def _slack(count: int, depth: int) -> float:
     """Return the share of the bytes that rANS must save to be chosen."""
     if depth:
@@ -89,7 +107,7 @@ def _slack(count: int, depth: int) -> float:
 
 
 def _low_bits(q: NDArray[np.int16], shift: int) -> bytes:
-    return bits.pack((q & ((1 << shift) - 1)).astype(np.uint16), shift)
+    return bits.pack((q & ((1 << shift) - 1)).astype(np.uint16), shift) if shift else b""
 
 
 def _zipped(q: NDArray[np.int16], shift: int, rival: float) -> bytes | None:
@@ -124,8 +142,8 @@ def _grouped(q: NDArray[np.int16], rival: float, depth: int) -> bytes | None:
 
 def _best_reach(q: NDArray[np.int16], limit: float) -> int | None:
     """Return the reach that needs the fewest bytes, or None where none needs at most ``limit`` bytes an integer."""
-    top = int(np.abs(q).max())
-    counts = np.bincount(q.astype(np.int64) + top)
+    top = _top(q)
+    counts = _histogram(q, top)
     best, least = None, float("inf")
     for reach in grouped.REACHES:
         counts[max(0, top - reach) : top + reach + 1] = 0  # what is left are the escapes

@@ -33,7 +33,7 @@ Ids = NDArray[np.int32]
 
 MARKS = {tables.LAPLACE: 0x41, tables.GAUSS: 0x42}  # no first bytes of :mod:`flsparse.codec.coders.integers`
 MOST = 96 << 10  # values; their magnitudes and signs go through one lane
-_MOST_CONTEXTS = 1 << 16
+_MOST_CONTEXTS = 1 << 16  # their ids are 16 bits
 _CLASSES = 12
 _FIRST = 3  # a mean of 1/16 to 1/8 has exponent -3, and class 0 with all below
 _STEPS = (2, 5, 9)  # sixteenths of |S|/(n + 2) from which on the next class of signs begins
@@ -83,7 +83,7 @@ def places(at: Sequence[Positions | range], shapes: list[tuple[int, ...]]) -> Pl
 
 def _before(ids: Ids, values: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return the sum of the values before each one of its id, and their number."""
-    order = np.argsort(ids, kind="stable")
+    order = np.argsort(ids.astype(np.uint16), kind="stable")  # 16 bits are sorted by their digits
     own, grouped = values[order], ids[order]
     starts = np.flatnonzero(np.diff(grouped, prepend=grouped[0] - 1))
     sizes = np.diff(starts, append=own.size)

@@ -125,12 +125,12 @@ def _within(at: Places, insides: list[NDArray[np.bool_]]) -> list[Positions | ra
 
 def _write_changes(parts: list[Integers], at: Places, shapes: Shapes, bound: int) -> bytes:
     """Code changes of arrays at positions: in the contexts of their rows and columns where that is smaller."""
-    q = np.concatenate([np.empty(0, np.int16), *parts])
+    q = _joined(parts) if parts else np.empty(0, np.int16)
     places = rank_one.places(at, shapes)
     if places is None:
         return symbols.encode_integers(q)
     coding = rank_one.plan(q, places, bound)
-    plain = symbols.smaller_integers(q, coding.size)
+    plain = symbols.smaller_integers(q, coding.size) if symbols.least(q) < coding.size else None
     return coding.bytes() if plain is None else plain
 
 
@@ -299,7 +299,7 @@ def read_dense(reader: Reader, runs: list[DenseRun], bound: int, version: int) -
         q, base = _joined([parts[i] for i in members]), None
         if some[0].base is not None:
             base = _joined([run.base for run in some if run.base is not None])
-        step = np.repeat([steps[i] for i in members], sizes)
+        step = np.repeat([steps[i] for i in members], sizes) if len(members) > 1 else np.array(steps[members[0]])
         values = _dense_values(q, step, base, some[0].dtype, logarithm=bool(logarithms[members[0]]))
         for i, value in zip(members, np.split(values, np.cumsum(sizes)[:-1]), strict=True):
             out[i] = value

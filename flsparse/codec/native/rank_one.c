@@ -100,7 +100,7 @@ PyObject *rank_one_classes(PyObject *self, PyObject *args) {
     if (n < 0)
         ;
     else if (sizes.len != n || signs.len != n)
-        refuse("there is not room for a class of each value");
+        refuse("the room for the classes of values is out of range");
     else {
         if (take_places(&at, &ids, n, contexts)) {
             fill_classes(sizes.buf, signs.buf, q.buf, &at);
