@@ -21,6 +21,7 @@ NEEDS = {
     ("dataset", "hf"): ["dataset.repo=ylecun/mnist"],
     # of one's own data, which say the number themselves
     **{("dataset", name): ["num_clients=2"] for name in ("arrays", "folder", "python", "series", "table")},
+    **{("pace", name): ["link=lte"] for name in ("quorum", "overselect", "fedbuff")},  # in process
     ("parts", "masks"): ["strategy=fedavg"],  # others have it by themselves
 }
 
