@@ -21,12 +21,19 @@ CASES = ("images", "table", "series", "torch")
 
 @pytest.fixture(scope="module")
 def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a copy of the example with its data."""
+    """Return a copy of the example with its data, those of each line and machine in a folder of its own, too."""
     folder = tmp_path_factory.mktemp("own") / "own_data"
     shutil.copytree(EXAMPLE, folder, ignore=shutil.ignore_patterns("data", "runs", "__pycache__"))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         exec(compile((folder / "make_data.py").read_text(), "make_data.py", "exec"), {"__name__": "__main__"})
+    for file, key, name in (("press.csv", "line", "lines"), ("machines.csv", "machine", "machines")):
+        header, *rows = (folder / "data" / file).read_text().splitlines()
+        place = header.split(",").index(key)
+        for node in {row.split(",")[place] for row in rows}:
+            (folder / "data" / name / node).mkdir(parents=True)
+            kept = [row for row in rows if row.split(",")[place] == node]
+            (folder / "data" / name / node / file).write_text("\n".join([header, *kept]))
     return folder
 
 
@@ -69,24 +76,33 @@ def test_the_page_runs_every_case() -> None:
     assert re.findall(r"experiment=(\w+)$", commands, re.MULTILINE) == list(CASES)
 
 
-OWN = (
-    "experiment=images",
-    "partition.kind=own",
-    "partition.roots=[data/defects/east,data/defects/north]",
-    "num_rounds=2",
-)
+def own(case: str, rounds: int, *folders: str, file: str = "") -> tuple[str, ...]:
+    """Return the overrides of a case whose nodes keep their data in folders of their own."""
+    kept = (f"dataset.file={file}",) if file else ()
+    roots = f"partition.roots=[{','.join(folders)}]"
+    return (f"experiment={case}", "partition.kind=own", roots, *kept, f"num_rounds={rounds}")
 
 
-def test_sites_that_keep_their_images(flsparse: Any) -> None:
-    rows, _ = flsparse(*OWN)
+OWN = {
+    "images": own("images", 2, "data/defects/east", "data/defects/north"),
+    "table": own("table", 1, "data/lines/A", "data/lines/B", file="press.csv"),
+    "series": own("series", 1, "data/machines/1", "data/machines/2", file="machines.csv"),
+    "torch": own("torch", 1, "data/defects/east", "data/defects/west"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_nodes_that_keep_their_data(case: str, flsparse: Any) -> None:
+    rows, _ = flsparse(*OWN[case])
     assert rows[-1]["replies"] == 2
-    assert rows[-1]["accuracy"] is not None
+    assert rows[-1]["loss"] is not None
+    assert (rows[-1]["accuracy"] is None) == (case == "table")
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.filterwarnings("ignore")  # Ray's own
-@pytest.mark.parametrize("overrides", [OWN, ("experiment=torch", "num_rounds=1")], ids=["own", "torch"])
+@pytest.mark.parametrize("overrides", [*OWN.values(), ("experiment=torch", "num_rounds=1")], ids=[*OWN, "one_folder"])
 def test_the_same_on_ray(overrides: tuple[str, ...], flsparse: Any) -> None:
     pytest.importorskip("ray")
     here, model = flsparse(*overrides, name="here")
@@ -96,7 +112,7 @@ def test_the_same_on_ray(overrides: tuple[str, ...], flsparse: Any) -> None:
 
 @pytest.mark.e2e
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("overrides", [OWN, ("experiment=torch", "num_rounds=1")], ids=["own", "torch"])
+@pytest.mark.parametrize("overrides", [*OWN.values(), ("experiment=torch", "num_rounds=1")], ids=[*OWN, "one_folder"])
 def test_the_same_on_supernodes(overrides: tuple[str, ...], flsparse: Any) -> None:
     here, model = flsparse(*overrides, name="here")
     there, same = flsparse(*overrides, "runtime=deployment", name="there")

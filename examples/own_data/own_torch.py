@@ -20,7 +20,7 @@ class Parts(torch.utils.data.Dataset):
 
 
 def load(root):
-    files = {part: sorted(Path(root).glob(f"*/{part}/*/*.png")) for part in ("train", "test")}
+    files = {part: sorted(Path(root).glob(f"**/{part}/*/*.png")) for part in ("train", "test")}
     sites = {f"{part}_groups": [file.parts[-4] for file in found] for part, found in files.items()}
     return {"train": Parts(files["train"]), "test": Parts(files["test"]), "classes": ["good", "bad"], **sites}
 
