@@ -4,11 +4,12 @@
 
 Arguments are overrides, as of ``flsparse``; the run is in this process. Every message's payload is looked at where the
 server sends or decodes it. The same command in another checkout says what its format needs: equal overrides give the
-same models.
+same models. The last line is the CPU time of an encode in the last third of the run (FLSPARSE_KERNEL=0: in NumPy).
 """
 
 import sys
 import tempfile
+import time
 from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
@@ -17,12 +18,14 @@ import numpy as np
 from sweep import markdown
 
 from flsparse.app import main as flsparse
-from flsparse.codec import payload_info
+from flsparse.codec import Codec, payload_info
 from flsparse.strategies.core.courier import Wire
 from flsparse.wire.messages import packed_payload
 
 PARTS = ("header", "positions", "values", "dense", "lossless")
 seen: dict[str, list[tuple[int, dict[str, int]]]] = defaultdict(list)
+
+encode_s: list[float] = []
 
 
 def look(direction: str, server_round: int, content: Any) -> None:
@@ -31,8 +34,14 @@ def look(direction: str, server_round: int, content: Any) -> None:
         seen[direction].append((server_round, payload_info(payload).sections))
 
 
-def watch(packed: Callable[..., Any], update: Callable[..., Any]) -> None:
-    """Look at what the server packs and at the updates that it decodes."""
+def watch(packed: Callable[..., Any], update: Callable[..., Any], encode: Callable[..., bytes]) -> None:
+    """Look at what the server packs and at the updates that it decodes, and time every encode."""
+
+    def encoding(self: Codec, *arguments: Any, **settings: Any) -> bytes:
+        start = time.thread_time()
+        payload = encode(self, *arguments, **settings)
+        encode_s.append(time.thread_time() - start)
+        return payload
 
     def packing(self: Wire, message: Any, node: Any, exchange: Any) -> Any:
         out = packed(self, message, node, exchange)
@@ -43,12 +52,12 @@ def watch(packed: Callable[..., Any], update: Callable[..., Any]) -> None:
         look("uplink", reply.server_round, reply.content)
         return update(self, reply, *arguments, **settings)
 
-    Wire.packed, Wire.update = packing, decoding  # type: ignore[method-assign]
+    Wire.packed, Wire.update, Codec.encode = packing, decoding, encoding  # type: ignore[method-assign]
 
 
 def main() -> None:
     """Run, and print the table."""
-    watch(Wire.packed, Wire.update)
+    watch(Wire.packed, Wire.update, Codec.encode)
     with tempfile.TemporaryDirectory() as folder:
         sys.argv[1:] = [*sys.argv[1:], f"output_dir={folder}/run"]
         try:
@@ -68,6 +77,8 @@ def main() -> None:
         total = sum(sum(parts.values()) for _, parts in payloads)
         rows.append([f"{direction}, all", f"{len(payloads)}", f"{total / len(payloads):,.0f}"])
     print(markdown(["", "payloads", "bytes", *PARTS], rows))
+    late = encode_s[-len(encode_s) // 3 :]
+    print(f"\nencode, last third: median {1e3 * np.median(late):.1f} ms of {len(late)}")
 
 
 if __name__ == "__main__":

@@ -52,7 +52,7 @@ FASHION = [
 ]
 FASHION_RATES = {
     **{"dense FedAvg": 0.1, "4-bit FedAvg": 0.1, "4-bit FedAvg, 5 % of each update, error feedback": 0.1},
-    **{"Top-K, 95 %": 0.2, "SparsyFed, 80 %": 0.4, "SparsyFed, 95 %": 0.4, "SparsyFed, 98 %": 0.4},
+    **{"Top-K, 95 %": 0.1, "SparsyFed, 80 %": 0.4, "SparsyFed, 95 %": 0.4, "SparsyFed, 98 %": 0.4},
 }
 OF_A_FILE = ["num_clients=20", "partition.kind=dirichlet_equal", "partition.alpha=1.0"]
 SETS = {

@@ -5,7 +5,8 @@ from typing import Any
 
 from rich.table import Table
 
-from flsparse.app.link_table import link_table
+from flsparse.app.link_table import expected, link_table
+from flsparse.app.pace_table import pace_table
 from flsparse.app.preview import cut_preview, graph_preview, no_preview, preview, preview_table
 from flsparse.metering.network import network_of
 from flsparse.strategies import STRATEGIES
@@ -22,4 +23,8 @@ def dry_run_tables(cfg: Mapping[str, Any]) -> list[Table]:
     if strategy.previewed_as != "exchange":
         return [{"cut": cut_preview, "graph": graph_preview, "nothing": no_preview}[strategy.previewed_as](cfg)]
     found, network = preview(cfg), network_of(cfg.get("link"), int(cfg["seed"]))
-    return [preview_table(found), *([link_table(cfg, build_task(cfg), found, network)] if network else [])]
+    if network is None:
+        return [preview_table(found)]
+    each = expected(cfg, build_task(cfg), found, network)
+    paces = pace_table(each.returns, found.nodes, found.sampled, found.num_rounds, int(cfg["seed"]))
+    return [preview_table(found), link_table(cfg, each, found, network), paces]

@@ -28,8 +28,32 @@ class Exchanged:
     training_seconds: float
 
 
-def link_table(cfg: Mapping[str, Any], task: Task, found: Preview, network: Network) -> Table:
-    """Return what a run takes over its links: by class of node, and in all.
+@dataclass(frozen=True)
+class Expected:
+    """What an exchange with each node is expected to be.
+
+    Attributes
+    ----------
+    places : list[Place]
+        Of the nodes, by partition.
+    flops : list[float]
+        Floating-point operations of their local training.
+    down, up : float
+        Bytes of a message and of a reply, framed: the run's means.
+    """
+
+    places: list[Place]
+    flops: list[float]
+    down: float
+    up: float
+
+    def returns(self, partition: int, now: float) -> float:
+        """Return when a node's reply is back to a message of some time, in seconds."""
+        return self.places[partition].returns(now, self.down, self.flops[partition], self.up)
+
+
+def expected(cfg: Mapping[str, Any], task: Task, found: Preview, network: Network) -> Expected:
+    """Return what a run's exchanges are expected to be.
 
     Parameters
     ----------
@@ -38,13 +62,18 @@ def link_table(cfg: Mapping[str, Any], task: Task, found: Preview, network: Netw
     task : Task
         With all nodes' data on this machine.
     found : Preview
-        Of its bytes: every message is taken for one of the run's mean size.
+        Of its bytes.
     network : Network
         Of its nodes.
     """
     messages = found.sampled * found.num_rounds
-    places, flops = [network.place(node) for node in range(task.num_nodes)], _flops(cfg, task)
     down, up = (size / messages + _FRAME for size in (found.run_downlink_bytes, found.run_uplink_bytes))
+    return Expected([network.place(node) for node in range(task.num_nodes)], _flops(cfg, task), down, up)
+
+
+def link_table(cfg: Mapping[str, Any], expected: Expected, found: Preview, network: Network) -> Table:
+    """Return what a run takes over its links at ``pace=sync``: by class of node, and in all."""
+    places, flops, down, up = expected.places, expected.flops, expected.down, expected.up
     dense = found.dense_bytes + _FRAME
     runs = {
         "dense FedAvg": (exchanges(cfg, places, flops, (dense, dense), found), 2 * dense),

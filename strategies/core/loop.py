@@ -131,13 +131,7 @@ class RoundLoop(Strategy):
     # -- hooks of a subclass, in addition to Flower's four methods -------------------------------------------------
 
     def go_at(self, pace: Pace) -> None:
-        """Go at another pace than that of the slowest node.
-
-        Raises
-        ------
-        ValueError
-            The method cannot, or one of its parts.
-        """
+        """Go at another pace than that of the slowest node; ValueError where the method, or a part, cannot."""
         self.in_flight = in_flight(pace, self.name, self.why_sync, self.parts)
 
     @property
@@ -287,8 +281,8 @@ class RoundLoop(Strategy):
         replies: Iterable[Reply] = exchange
         if self.in_flight is not None:
             is_last = server_round == self._num_rounds
-            note = self.roster.note_held
-            replies, numbers = self.in_flight.take(exchange, server_round, self.asked_nodes, note, is_last=is_last)
+            asked, note = self.asked_nodes, self.roster.note_held
+            replies, numbers = self.in_flight.take(exchange, server_round, asked, note, is_last=is_last)
             self.round_metrics |= numbers
         aggregated, metrics = self.aggregate_train(server_round, cast("Iterable[Message]", replies))
         if aggregated is None and exchange.asked == 0 and not replies:

@@ -65,7 +65,7 @@ def add_adapters(model: nn.Module, lora: Lora) -> list[str]:
         import_torchvision()  # before transformers, which peft imports
         from peft import LoraConfig, inject_adapter_in_model
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(f"model.lora needs peft ({error}): pip install 'flsparse[lora]'") from error
+        raise ModuleNotFoundError(f"model.lora needs peft ({error}): pip install peft") from error
     whole = named_by(model, lora.trainable, "model.lora.trainable")
     names = _targets(model, lora, {name.rpartition(".")[0] for name in whole})
     config = LoraConfig(
