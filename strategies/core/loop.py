@@ -66,8 +66,7 @@ class RoundLoop(Strategy):
     max_reference_bytes : int (default: 1 GiB)
         Memory for the broadcasts that the server keeps, to send deltas against, in bytes.
     hello : bool (default: False)
-        Ask each node for its partition id and its reference before it takes part. Our device application answers; an
-        app that has only our mod does not, and is sampled by node id.
+        Ask each node for its partition id and reference first: our device application answers, our mod alone does not.
     seed : int (default: 0)
         Seed of sampling and of stochastic rounding.
     parts : Sequence[Part or RoundPart]
@@ -241,6 +240,8 @@ class RoundLoop(Strategy):
         train_config, evaluate_config = train_config or ConfigRecord(), evaluate_config or ConfigRecord()
         self._num_rounds, self._evaluate_fn = num_rounds, evaluate_fn
         self._exchange_s = min(timeout, self.round_timeout_s or timeout)
+        if self.wire.clock is not None:
+            self.wire.clock.timeout_s = self.round_timeout_s or math.inf
         self.open(initial_arrays)
         result = Result()
         if (fault := self.wire.cannot_send(to_numpy(initial_arrays))) is not None:
