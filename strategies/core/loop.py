@@ -51,10 +51,8 @@ class RoundLoop(Strategy):
         How nodes code their updates; "raw" is dense, 4 bytes a parameter.
     rounding : {"nearest", "stochastic"} (default: "nearest")
         How nodes round; stochastic is unbiased and has about twice the squared error.
-    downlink_values : str (default: "int8")
-        How the broadcast is coded, same choices.
-    downlink_density : float, optional
-        Fraction of the weights that a broadcast changes (:class:`Downlink`), in (0, 1]; by default all of them.
+    downlink_values, downlink_density : str (default: "int8"), float or None (default: None)
+        How the broadcast is coded, same choices; fraction of the weights that it changes (:class:`Downlink`).
     prunable : list[str], optional
         Patterns (``fnmatch``) of the arrays that may be pruned; default: floating ones of two or more dimensions.
     exact : Sequence[str]
