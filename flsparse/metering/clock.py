@@ -1,10 +1,19 @@
 """A virtual clock: when each reply is back, by the bytes of the messages and the work between them."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from flsparse.metering.network import Network, Place
+
+
+class Back(NamedTuple):
+    """When an exchange with a node is over, in seconds, and whether its reply was sent, and heard in time."""
+
+    at_s: float
+    sent: bool = True
+    heard: bool = True
 
 
 @dataclass
@@ -21,11 +30,14 @@ class VirtualClock:
         The server's time, in seconds since the run's start.
     cost : float
         Price of all bytes so far.
+    timeout_s : float
+        Seconds after which a message without reply is given up.
     """
 
     network: Network
     now_s: float = 0.0
     cost: float = 0.0
+    timeout_s: float = math.inf
     _lap: tuple[float, float] = (0.0, 0.0)
     _sent: dict[str, tuple[float, int]] = field(default_factory=dict)  # departure and bytes, by message id
     _places: dict[int, Place] = field(default_factory=dict)  # by partition
@@ -40,8 +52,8 @@ class VirtualClock:
         """Note a message of so many bytes that leaves now, or at a later time."""
         self._sent[message_id] = (max(self.now_s, at_s), num_bytes)
 
-    def receive(self, message_id: str, partition: int, num_bytes: int, flops: float) -> float:
-        """Take the reply to a message; return when it is back.
+    def receive(self, message_id: str, partition: int, server_round: int, num_bytes: int, flops: float) -> Back:
+        """Take the reply to a message, which a node that drops out while it trains never sends.
 
         Parameters
         ----------
@@ -49,16 +61,21 @@ class VirtualClock:
             Of the message that it answers.
         partition : int
             Of its node.
+        server_round : int
+            That it was asked in.
         num_bytes : int
             Its size.
         flops : float
             Floating-point operations that it took the node.
         """
         departure_s, down_bytes = self._sent.pop(message_id, (self.now_s, 0))
-        place = self.place(partition)
+        place, given_up_s = self.place(partition), departure_s + self.timeout_s
+        self.cost += place.link.cost(down_bytes)
+        if flops and self.network.drops_out(partition, server_round, place):
+            return Back(given_up_s, sent=False, heard=False)
+        self.cost += place.link.cost(num_bytes)
         back_s = place.returns(departure_s, down_bytes, flops, num_bytes)
-        self.cost += place.link.cost(down_bytes) + place.link.cost(num_bytes)
-        return back_s
+        return Back(back_s) if back_s <= given_up_s else Back(given_up_s, heard=False)
 
     def lose(self, message_id: str, partition: int) -> None:
         """Note that no reply to a message will be taken; its bytes are paid for."""

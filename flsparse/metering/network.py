@@ -37,6 +37,8 @@ class Link:
         the second is the smaller one. None: always. A run starts at midnight.
     flops_per_s : float
         Speed of the device in training, in floating-point operations per second, above 0.
+    dropout : float
+        Fraction of the exchanges that a node does not finish, in [0, 1): it is switched off, or out of reach.
     spread : float
         Standard deviation of the natural logarithm of the devices' speeds within the class.
     share : float
@@ -51,6 +53,7 @@ class Link:
     message_s: float = 0.0
     cost_per_mb: float = 0.0
     hours: tuple[float, float] | None = None
+    dropout: float = 0.0
     spread: float = 0.0
     share: float = 1.0
 
@@ -59,6 +62,7 @@ class Link:
         within("[0, inf)", latency_s=self.latency_s, message_s=self.message_s, cost_per_mb=self.cost_per_mb)
         within("[0, inf)", spread=self.spread, share=self.share)
         within("[0, 1)", "the fraction of the bytes that is sent again", loss=self.loss)
+        within("[0, 1)", "the fraction of the exchanges that is not finished", dropout=self.dropout)
         if self.hours is not None and (
             len(self.hours) != 2 or not all(0 <= each <= 24 for each in self.hours) or self.hours[0] == self.hours[1]
         ):
@@ -138,6 +142,12 @@ class Network:
         name = list(self.classes)[int(drawn.choice(len(shares), p=[each / sum(shares) for each in shares]))]
         link = self.classes[name]
         return Place(name, link, math.exp(link.spread * drawn.standard_normal()))
+
+    def drops_out(self, partition: int, server_round: int, place: Place) -> bool:
+        """Tell whether a node does not finish what it was asked in a round."""
+        if not place.link.dropout:
+            return False
+        return bool(rng.stream(self.seed, server_round, partition, "dropout").random() < place.link.dropout)
 
 
 def network_of(settings: Mapping[str, Any] | None, seed: int) -> Network | None:

@@ -49,6 +49,12 @@ def make_strategy(cfg: Mapping[str, Any], prunable: list[str]) -> RoundLoop:
     strategy = build(STRATEGIES, arguments.pop("name"), arguments, what="strategy", offered=offered)
     if network := network_of(cfg.get("link"), int(cfg["seed"])):
         strategy.wire.clock = VirtualClock(network)
+        for name, link in network.classes.items():
+            if link.dropout and not strategy.round_timeout_s:
+                raise ValueError(
+                    f"link.classes.{name}.dropout={link.dropout} needs an end to the wait for nodes that drop out: "
+                    "+strategy.round_timeout_s=600, or another number of seconds"
+                )
     settings = dict(cfg.get("pace") or {"name": "sync"})
     pace = build(PACES, settings.pop("name"), settings, what="pace")
     runtime = (cfg.get("runtime") or {}).get("name", "inprocess")

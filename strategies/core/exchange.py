@@ -16,7 +16,7 @@ from flwr.serverapp import Grid
 
 from flsparse._flwr import wire_size
 from flsparse.codec import PayloadError
-from flsparse.metering.clock import VirtualClock
+from flsparse.metering.clock import Back, VirtualClock
 from flsparse.metering.ledger import Direction
 from flsparse.strategies.core.downlink import Broadcast
 from flsparse.wire.folded import fold, is_folded, is_ours, unfold
@@ -266,26 +266,32 @@ class Exchange:
                 continue
             broadcast, wire_bytes = self.broadcasts.get(node.node_id), wire_size(message)
             fault = _unfold(message)
+            back = self._clocked(message, node, wire_bytes)
+            if not back.sent:
+                self.post.drop(node, "dropped out while it trained, as its link says", "failures", self.server_round)
+                continue
             dense_bytes = self.post.count(self.uplink, self.server_round, message, broadcast, wire_bytes, node)
-            back_s = self._clocked(message, node, wire_bytes)
-            if fault is not None:
+            if not back.heard:
+                late = "replied over its link after the round had been closed: a higher strategy.round_timeout_s waits"
+                self.post.drop(node, late, "failures", self.server_round)
+            elif fault is not None:
                 self.post.drop(node, fault, "rejected_payloads", self.server_round)
             elif message.has_content() and record_of(message.content).get("status") == MISSING_REFERENCE:
-                self._resend(node, back_s)
+                self._resend(node, back.at_s)
             else:
                 both = wire_bytes + self._sent_bytes[node.node_id]
                 server_round, version = self.server_round, self._version
-                yield Reply(message, node, broadcast, server_round, self.uplink, dense_bytes, version, back_s, both)
+                yield Reply(message, node, broadcast, server_round, self.uplink, dense_bytes, version, back.at_s, both)
 
-    def _clocked(self, message: Message, node: Node, wire_bytes: int) -> float:
-        """Return when a reply is back by the virtual clock; 0 without one."""
+    def _clocked(self, message: Message, node: Node, wire_bytes: int) -> Back:
+        """Return when a reply is back by the virtual clock; at once without one."""
         if (clock := self.post.clock) is None:
-            return 0.0
-        asked = message.metadata.reply_to_message_id
-        back_s = clock.receive(asked, _partition(message, node), wire_bytes, _flops(message))
+            return Back(0.0)
+        asked, flops = message.metadata.reply_to_message_id, _flops(message)
+        back = clock.receive(asked, _partition(message, node), self._version, wire_bytes, flops)
         if self.waits:
-            clock.now_s = max(clock.now_s, back_s)
-        return back_s
+            clock.now_s = max(clock.now_s, back.at_s)
+        return back
 
     def _valid(self, reply: Reply) -> Iterator[Reply]:
         if reply.message.has_error():

@@ -240,6 +240,8 @@ class RoundLoop(Strategy):
         train_config, evaluate_config = train_config or ConfigRecord(), evaluate_config or ConfigRecord()
         self._num_rounds, self._evaluate_fn = num_rounds, evaluate_fn
         self._exchange_s = min(timeout, self.round_timeout_s or timeout)
+        if self.wire.clock is not None:
+            self.wire.clock.timeout_s = self.round_timeout_s or math.inf
         self.open(initial_arrays)
         result = Result()
         if (fault := self.wire.cannot_send(to_numpy(initial_arrays))) is not None:

@@ -69,8 +69,9 @@ def test_places_are_drawn_once_and_by_share() -> None:
         ({"classes": {"a": {"up_bps": 1, "down_bps": 1, "flops_per_s": 1, "hours": 8}}}, "hours=8 are not two hours"),
         ({"classes": {"a": {"up_bps": 1, "down_bps": 1, "flops_per_s": 1, "hours": [8, 8]}}}, "two different hours"),
         ({"classes": {"a": {"up_bps": 1, "down_bps": 1, "flops_per_s": 1, "share": 0}}}, "every share is 0"),
+        ({"classes": {"a": {"up_bps": 1, "down_bps": 1, "flops_per_s": 1, "dropout": 1.0}}}, "exchanges that is not"),
     ],
-    ids=range(10),
+    ids=range(11),
 )
 def test_settings_are_refused_by_name(given: dict[str, object], said: str) -> None:
     with pytest.raises(ValueError, match=said):
@@ -86,9 +87,9 @@ def test_a_clock_goes_on_with_the_reply_that_takes_longest() -> None:
     speeds = [clock.place(node).speed for node in (0, 1)]
     clock.send("a", 8_000)
     clock.send("b", 8_000)
-    backs = [clock.receive("a", 0, 800, 3e6), clock.receive("b", 1, 800, 3e6)]
+    backs = [clock.receive(name, node, 1, 800, 3e6).at_s for node, name in enumerate("ab")]
+    clock.now_s = max(backs)  # the server waits for both
     assert backs == pytest.approx([2 + 0.5 + 1.0 + 3 / speed + 0.5 + 1.0 for speed in speeds])
-    assert clock.now_s == max(backs)
     clock.send("c", 800_000)  # leaves when both are back, and is lost
     clock.lose("c", 0)
     lap = clock.lap()
@@ -103,4 +104,18 @@ def test_a_clock_goes_on_from_the_rows_of_a_run() -> None:
     clock.go_on({"modelled_seconds": None})
     assert (clock.now_s, clock.cost) == (5.0, 2.0)
     assert not any(clock.lap().values())
-    assert math.isfinite(clock.receive("unknown", 3, 10, 0.0))
+    assert math.isfinite(clock.receive("unknown", 3, 1, 10, 0.0).at_s)
+
+
+def test_nodes_drop_out_while_they_train_and_slow_ones_are_given_up() -> None:
+    half = Link(up_bps=8.0, down_bps=8e9, flops_per_s=1.0, dropout=0.5)
+    clock = VirtualClock(Network({"half": half}, seed=1), timeout_s=100.0)
+    backs = []
+    for number in range(400):
+        clock.send(str(number), 0)
+        backs.append(clock.receive(str(number), 0, number, 10, 5.0))
+    assert {back.at_s for back in backs if back.sent} == {15.0}
+    assert {back.at_s for back in backs if not back.sent} == {100.0}
+    assert np.mean([back.sent for back in backs]) == pytest.approx(0.5, abs=0.08)
+    clock.send("slow", 0)
+    assert clock.receive("slow", 0, 0, 1000, 0.0) == (100.0, True, False)

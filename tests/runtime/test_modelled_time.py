@@ -82,3 +82,16 @@ def test_a_dry_run_foresees_a_run(config: Config, capsys: pytest.CaptureFixture[
     (line,) = [each for each in capsys.readouterr().out.splitlines() if "dense FedAvg" in each]
     minutes, seconds = line.split("FedAvg: ")[1].split(" min")[0].split(":")
     assert launch(cfg)["modelled_seconds"] == pytest.approx(60 * int(minutes) + int(seconds), rel=0.05)
+
+
+def test_nodes_that_drop_out_are_waited_for_as_long_as_is_said(config: Config) -> None:
+    one = {"a": {"up_bps": 1e9, "down_bps": 1e9, "flops_per_s": 1e12, "dropout": 0.5}}
+    link, strategy = {"name": "own", "classes": one}, {"name": "sparsyfed", "sparsity": 0.9}
+    with pytest.raises(ValueError, match=r"link.classes.a.dropout=0.5 needs an end"):
+        launch(config(link=link, strategy=strategy))
+    settings = {"fraction_train": 1.0, "num_rounds": 4, "link": link, "output_dir": None}
+    summary = launch(config(**settings, strategy=strategy | {"round_timeout_s": 300}))
+    assert 6 <= summary["failures"] <= 18  # of 24
+    assert summary["modelled_seconds"] == pytest.approx(4 * 300, abs=1)
+    paced = launch(config(**settings, strategy=strategy | {"round_timeout_s": 300}, pace={"name": "fedbuff"}))
+    assert paced["modelled_seconds"] < 300
