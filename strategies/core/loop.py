@@ -284,7 +284,7 @@ class RoundLoop(Strategy):
             replies, numbers = self.in_flight.take(exchange, server_round, asked, note, is_last=is_last)
             self.round_metrics |= numbers
         aggregated, metrics = self.aggregate_train(server_round, cast("Iterable[Message]", replies))
-        if aggregated is None and exchange.asked == 0 and not replies:
+        if aggregated is None and exchange.asked == 0 and (replies is exchange or not replies):
             return arrays, metrics  # nobody was to train: the model is evaluated alone
         if aggregated is None:
             raise no_quorum(server_round, self.min_replies, self.wire.problems)
