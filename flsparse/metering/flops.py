@@ -37,6 +37,9 @@ class Flops(NamedTuple):
     sparse: float
 
 
+_PRODUCTS = 3  # of a layer in training: its output, the gradient of its input and that of its weights
+
+
 @dataclass(frozen=True)
 class StepFlops:
     """FLOPs of a dense training step, which do not hang on the weights: counted once, good for all densities.
@@ -57,11 +60,14 @@ class StepFlops:
 
     def at(self, densities: Mapping[str, tuple[float, float]]) -> Flops:
         """Return the FLOPs per example at densities ``(d_w, d_a)`` by module name (see :func:`training_flops`)."""
-        saved = 0.0
+        saved = whole = 0.0
         for name, (weights, activations) in densities.items():
             output, both = self.products.get(name, (0, 0))
+            both = min(both, _PRODUCTS * output)  # one that runs many times over is credited with its neighbors', too
             weight_gradient = min(output, both - output)
             saved += (both - weight_gradient) * (1.0 - weights) + weight_gradient * (1.0 - activations)
+            whole += both
+        saved *= min(1.0, self.dense / max(1.0, whole))
         return Flops(self.dense / self.examples, (self.dense - saved) / self.examples)
 
 

@@ -7,6 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from flsparse.metering.flops import step_flops, training_flops
 from flsparse.sparsity import begin_fit, layer_densities, sparsify
+from flsparse.tasks.models import build_model
 
 
 def test_three_products_of_a_linear_layer() -> None:
@@ -82,3 +83,15 @@ def test_products_are_those_of_torchs_own_counter(name: str) -> None:
     root = type(model).__name__
     for module, _ in model.named_modules():
         assert counted.products[module][1] == by_module.get(f"{root}.{module}" if module else root, 0)
+
+
+def test_a_layer_that_runs_once_a_character_counts_its_own_products() -> None:
+    model, x = build_model({"name": "char_lstm", "hidden": 16}, (20,), 30), torch.randint(30, (2, 20))
+    sparsify(model, activation_pruning=False)
+    counted, dense = step_flops(model, x), layer_densities(model)
+    assert counted.at(dense).sparse == counted.at(dense).dense
+    whole = counted.dense / counted.examples
+    for kept in (0.5, 0.05, 0.0):
+        flops = counted.at(dict.fromkeys(dense, (kept, 1.0)))
+        # Two of three products have the weights' density; the first step of a recurrence lacks one.
+        assert flops.sparse == pytest.approx(whole * (2 * kept + 1) / 3, rel=0.03)
