@@ -27,7 +27,7 @@ from flsparse.configs import did_you_mean, keys_of
 
 _FOLDERS = ("resume", "output_dir", "dataset.root", "init", "model.weights")
 # sections with constructors that refuse unknown arguments
-_CHECKED = ("strategy", "codec", "dataset", "model", "objective", "parts")
+_CHECKED = ("strategy", "codec", "dataset", "model", "objective", "parts", "link")
 
 
 def compose_jobs(overrides: Sequence[str], *, sweep: bool) -> list[dict[str, Any]]:

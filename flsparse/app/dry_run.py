@@ -8,9 +8,11 @@ from rich.table import Table
 from flsparse.app.link_table import expected, link_table
 from flsparse.app.pace_table import pace_table
 from flsparse.app.preview import cut_preview, graph_preview, no_preview, preview, preview_table
+from flsparse.configs import build
 from flsparse.metering.network import network_of
 from flsparse.strategies import STRATEGIES
 from flsparse.strategies.core.loop import RoundLoop
+from flsparse.strategies.core.pace import PACES
 from flsparse.tasks import build_task
 
 
@@ -26,5 +28,7 @@ def dry_run_tables(cfg: Mapping[str, Any]) -> list[Table]:
     if network is None:
         return [preview_table(found)]
     each = expected(cfg, build_task(cfg), found, network)
-    paces = pace_table(each.returns, found.nodes, found.sampled, found.num_rounds, int(cfg["seed"]))
+    settings = dict(cfg.get("pace") or {"name": "sync"})
+    own = build(PACES, settings.pop("name"), settings, what="pace")
+    paces = pace_table(each.returns, found.nodes, found.sampled, found.num_rounds, int(cfg["seed"]), own)
     return [preview_table(found), link_table(cfg, each, found, network), paces]

@@ -82,7 +82,7 @@ def link_table(cfg: Mapping[str, Any], expected: Expected, found: Preview, netwo
     lines = [f"the run, {name}: {_in_all(run, size)}" for name, (run, size) in runs.items()]
     run, size = runs["as configured"]
     table = Table(
-        title="over the links, modelled",
+        title="over the links at pace=sync, modelled",
         caption="\n".join([*lines, "without evaluations; a round waits for its slowest node"]),
     )
     table.add_column("class")

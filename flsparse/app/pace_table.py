@@ -74,20 +74,21 @@ def foretell(pace: Pace, returns: Returns, nodes: int, asked: int, replies: int,
             taken.append(number - version)
             got += 1
             if got == wanted:
-                until = back + pace.grace * (back - started)
+                until = max(started, back) + pace.grace * max(0.0, back - started)
         if flight and until < math.inf and pace.grace:
             now = max(now, until)
     return Foretold(number, now, wasted + len(flight), sum(taken) / (len(taken) - 1))
 
 
-def pace_table(returns: Returns, nodes: int, asked: int, rounds: int, seed: int) -> Table:
-    """Return the paces side by side; each model takes as its pace says, until as many replies are in as at ``sync``."""
-    table = Table(title="other paces over these links, for as many replies")
+def pace_table(returns: Returns, nodes: int, asked: int, rounds: int, seed: int, own: Pace) -> Table:
+    """Return the paces side by side, the run's own as it is set: models until as many replies are in as in ``sync``."""
+    table = Table(title="paces over these links, for as many replies")
     table.add_column("pace")
     for column in ("models", "time", "wasted replies", "staleness"):
         table.add_column(column, justify="right")
     for name, make in PACES.items():
-        found = foretell(make(), returns, nodes, asked, asked * rounds, seed)
+        pace = own if name == own.name else make()
+        found = foretell(pace, returns, nodes, asked, asked * rounds, seed)
         cells = (str(found.models), human_seconds(found.seconds), str(found.wasted), f"{found.staleness:.2f}")
-        table.add_row(name, *cells)
+        table.add_row(f"{name}, this run's" if pace is own else name, *cells)
     return table

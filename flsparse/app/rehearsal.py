@@ -115,6 +115,7 @@ def _one_round(cfg: Mapping[str, Any], task: Task, nodes: "_Nodes", evaluated: D
         "client": {**cfg["client"], "local_steps": 1},
     }
     strategy, model = prepare(small, task, evaluated)
+    strategy.wire.clock = strategy.in_flight = None  # whatever their links: nobody is late
     strategy.wire.downlink.initial = None  # nodes are sent the whole model: the most that they will ever be
     arrays = _saved_arrays(cfg, task) or state_arrays(model)
     batch = Data(

@@ -124,9 +124,9 @@ def run_table(summary: Mapping[str, Any]) -> Table:
     if (modelled := summary.get("modelled_seconds")) is not None:
         cost = summary.get("modelled_cost")
         reached = (summary.get("to_target") or {}).get("modelled_seconds")
-        notes = [f"cost {cost:.3g}"] if cost else []
+        notes = ["modelled", *([f"cost {cost:.3g}"] if cost else [])]
         notes += [] if reached is None else [f"target after {human_seconds(reached)}"]
-        table.add_row("over the links", human_seconds(modelled), "modelled; " * bool(notes) + "; ".join(notes))
+        table.add_row("over the links", human_seconds(modelled), "; ".join(notes))
     dropped = summary.get("failures", 0), summary.get("rejected_payloads", 0)
     if any(dropped):
         table.add_row("dropped", str(sum(dropped)), f"{dropped[0]} failures, {dropped[1]} payloads rejected")

@@ -12,7 +12,8 @@ def dense_fedavg(row: Mapping[str, Any], model_bytes: int) -> dict[str, int]:
     Parameters
     ----------
     row : Mapping[str, Any]
-        ``replies``, None where nobody was asked; ``failures`` and ``rejected_payloads``, nodes lost in the round.
+        ``replies``, None where nobody was asked; ``failures`` and ``rejected_payloads``, nodes lost in the round. Where
+        replies may be late, ``asked`` and ``received``: nodes that the round asked, and replies that came in it.
     model_bytes : int
         Size of the model as plain arrays, in bytes.
 
@@ -22,8 +23,8 @@ def dense_fedavg(row: Mapping[str, Any], model_bytes: int) -> dict[str, int]:
     {'uplink': 9000, 'downlink': 10000}
     """
     replies = int(row["replies"] or 0)
-    asked = replies + row["failures"] + row["rejected_payloads"]
-    return {"uplink": replies * model_bytes, "downlink": asked * model_bytes}
+    asked = row.get("asked", replies + row["failures"] + row["rejected_payloads"])
+    return {"uplink": row.get("received", replies) * model_bytes, "downlink": asked * model_bytes}
 
 
 class Baseline:

@@ -51,6 +51,8 @@ _MUST_MATCH = (
     "strategy",
     "codec",
     "parts",
+    "pace",
+    "link",
 )
 # Keys of every row; null where a method does not measure one.
 ROW_KEYS = (
@@ -116,7 +118,8 @@ def refuse_changes(run_folder: Path | str, saved: Mapping[str, Any], cfg: Mappin
     ValueError
         One of the values that must stay has changed.
     """
-    was, now = ({key: each.get(key) for key in _MUST_MATCH} for each in (saved, cfg))
+    kept = [key for key in _MUST_MATCH if key in saved]  # of an earlier version a few are not
+    was, now = ({key: each.get(key) for key in kept} for each in (saved, cfg))
     for key in dict.fromkeys(keys_of(was) + keys_of(now)):
         before, after = lookup(was, key), lookup(now, key)
         if before != after and not (isinstance(before, Mapping) and isinstance(after, Mapping)):

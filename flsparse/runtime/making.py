@@ -13,7 +13,7 @@ from flsparse.runtime.learning import evaluates_on_nodes, go_by, start_of
 from flsparse.runtime.rate_search import check_searchable
 from flsparse.sparsity import check_outputs, is_sparsified, prunable_names
 from flsparse.strategies import SERVER_PARTS, STRATEGIES, RoundLoop
-from flsparse.strategies.core.pace import PACES
+from flsparse.strategies.core.pace import PACES, in_flight
 from flsparse.strategies.core.part import RoundPart
 from flsparse.tasks import Data, Task
 
@@ -63,7 +63,7 @@ def make_strategy(cfg: Mapping[str, Any], prunable: list[str]) -> RoundLoop:
             f"pace={pace.name} goes by how fast nodes are, which in process is what their links say: add link=lte or "
             "another, or link=mixed"
         )
-    strategy.go_at(pace)
+    strategy.in_flight = in_flight(pace, strategy.name, strategy.why_sync, strategy.parts)
     return strategy
 
 

@@ -161,6 +161,8 @@ class Exchange:
         Each node's broadcast, by node id; of an earlier exchange where this one continues it.
     waits : bool
         Whether the server waits for each reply: its virtual time is then no earlier.
+    lost : dict[int, float]
+        When nodes are given up that the virtual clock does not hear in time, by node id.
     """
 
     post: Post
@@ -171,6 +173,7 @@ class Exchange:
     uplink: Direction = "uplink"
     broadcasts: dict[int, Broadcast] = field(default_factory=dict)
     waits: bool = True
+    lost: dict[int, float] = field(default_factory=dict)
     _sent_bytes: Counter[int] = field(default_factory=Counter)  # by node id
     _order: list[int] = field(default_factory=list)  # node ids
     _pending: dict[str, Node] = field(default_factory=dict)  # by message id
@@ -267,6 +270,8 @@ class Exchange:
             broadcast, wire_bytes = self.broadcasts.get(node.node_id), wire_size(message)
             fault = _unfold(message)
             back = self._clocked(message, node, wire_bytes)
+            if not back.heard:
+                self.lost[node.node_id] = back.at_s
             if not back.sent:
                 self.post.drop(node, "dropped out while it trained, as its link says", "failures", self.server_round)
                 continue

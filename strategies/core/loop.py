@@ -34,7 +34,7 @@ from flsparse.strategies.core.exchange import Exchange, Node, Reply
 from flsparse.strategies.core.loop_memory import LoopMemory
 from flsparse.strategies.core.measures import SERVERS_OWN, RoundReport, from_nodes, in_a_line, measures_of, sizes_of
 from flsparse.strategies.core.memory import lacking, restore_memories, saved_memories
-from flsparse.strategies.core.pace import InFlight, Pace, in_flight
+from flsparse.strategies.core.pace import InFlight
 from flsparse.strategies.core.part import RoundPart
 from flsparse.strategies.core.roster import Roster, RoundFailed, no_quorum
 from flsparse.wire.messages import BY_NODE, Scalar, to_numpy, to_record
@@ -126,10 +126,6 @@ class RoundLoop(Strategy):
         return self.wire.ledger
 
     # -- hooks of a subclass, in addition to Flower's four methods -------------------------------------------------
-
-    def go_at(self, pace: Pace) -> None:
-        """Go at another pace than that of the slowest node; ValueError where the method, or a part, cannot."""
-        self.in_flight = in_flight(pace, self.name, self.why_sync, self.parts)
 
     @property
     def asked_nodes(self) -> int:
@@ -253,7 +249,11 @@ class RoundLoop(Strategy):
         for server_round in range(self._next_round, num_rounds + 1):
             started = time.perf_counter()
             self.round_metrics, self.wire.problems = {}, []
+            clock = self.wire.clock
+            now_s = clock.now_s if clock is not None else 0.0
             self.greet(grid, server_round, timeout)
+            if clock is not None and server_round == self._first_round > 1:
+                clock.now_s = now_s  # a run that goes on has greeted them already
             flying = set() if self.in_flight is None else self.in_flight.references
             self.wire.downlink.keep({node.held for node in self.nodes.values()} | flying)
             arrays, trained = self._train(grid, server_round, arrays, train_config)

@@ -28,6 +28,7 @@ SERVERS_OWN = frozenset(
         *("downlink_bytes", "uplink_wire_bytes", "downlink_wire_bytes", "uplink_ratio", "downlink_ratio"),
         *("evaluation_bytes", "prediction_share", "warnings", "to_target", *KPIS),
         *("modelled_seconds", "modelled_cost", "staleness", "late_replies", "in_flight", "wasted_bytes"),
+        *("asked", "received"),
     }
 )
 

@@ -137,12 +137,15 @@ class InFlightMemory:
         Replies that are on their way, by node id.
     references : dict[str, dict[str, np.ndarray]]
         The broadcasts that they answer, by id, exact arrays marked.
+    lost : dict[int, float]
+        When nodes that have dropped out are given up, by node id; until then they count as busy.
     """
 
     now_s: float = 0.0
     cost: float = 0.0
     late: dict[int, Late] = field(default_factory=dict)
     references: dict[str, Arrays] = field(default_factory=dict)
+    lost: dict[int, float] = field(default_factory=dict)
 
 
 class InFlight:
@@ -165,13 +168,13 @@ class InFlight:
         self.memory = InFlightMemory()
         self._open: list[Exchange] = []
         self._back: list[tuple[float, int, Reply]] = []  # a heap: when, partition
+        self._came = 0
 
     @property
     def busy(self) -> set[int]:
         """Ids of the nodes that are at work, or whose reply is on its way."""
-        return {reply.node.node_id for _, _, reply in self._back} | {
-            node.node_id for exchange in self._open for node in exchange.pending
-        }
+        pending = {node.node_id for exchange in self._open for node in exchange.pending}
+        return pending | {reply.node.node_id for _, _, reply in self._back} | self.memory.lost.keys()
 
     @property
     def references(self) -> set[str]:
@@ -201,6 +204,7 @@ class InFlight:
         clock = exchange.post.clock
         virtual = clock if getattr(exchange.grid, "runs_on_pull", False) else None
         self._open.append(exchange)
+        self._came = 0
         for each in self._open:
             each.server_round, each.waits = server_round, False
         wanted = max(1, math.ceil(self.pace.replies * asked))
@@ -219,9 +223,13 @@ class InFlight:
             if len(taken) == wanted:
                 if not self.pace.grace:
                     break
-                until = back_s + self.pace.grace * (back_s - started)
-        if virtual is not None and until < math.inf and self._back:
-            virtual.now_s = max(virtual.now_s, until)
+                until = max(started, back_s) + self.pace.grace * max(0.0, back_s - started)
+        if virtual is not None:
+            if until < math.inf and self._back:
+                virtual.now_s = max(virtual.now_s, until)
+            if len(taken) < wanted:  # it waited for nodes that had dropped out, until it gave them up
+                virtual.now_s = max(virtual.now_s, *self.memory.lost.values(), 0.0)
+            self.memory.lost = {node: at_s for node, at_s in self.memory.lost.items() if at_s > virtual.now_s}
         if is_last:
             wasted += self.close()
         taken.sort(key=lambda reply: (reply.version, reply.node.partition))
@@ -231,6 +239,8 @@ class InFlight:
             "late_replies": sum(map(bool, staleness)),
             "in_flight": len(self.busy),
             "wasted_bytes": wasted,
+            "asked": exchange.asked,
+            "received": self._came,
         }
         return taken, numbers
 
@@ -252,6 +262,8 @@ class InFlight:
                 for reply in exchange.arrived():
                     when = time.monotonic() if clock is None else reply.back_s
                     heapq.heappush(self._back, (when, reply.node.partition, reply))
+                    self._came += 1
+                self.memory.lost |= exchange.lost if clock is not None else {}
                 if exchange.overdue:
                     exchange.give_up()
                 if clock is None:
@@ -270,7 +282,9 @@ class InFlight:
 
     def pack(self, clock: VirtualClock | None) -> None:
         """Write what is on its way into the memory; nodes that run by themselves are forgotten by a checkpoint."""
-        self.memory = InFlightMemory(*((clock.now_s, clock.cost) if clock else ()))
+        self.memory = InFlightMemory(lost=self.memory.lost)
+        if clock is not None:
+            self.memory.now_s, self.memory.cost = clock.now_s, clock.cost
         for back_s, _, reply in self._back:
             assert reply.broadcast is not None
             node, reference = reply.node, reply.broadcast.reference

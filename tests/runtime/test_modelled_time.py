@@ -94,4 +94,4 @@ def test_nodes_that_drop_out_are_waited_for_as_long_as_is_said(config: Config) -
     assert 6 <= summary["failures"] <= 18  # of 24
     assert summary["modelled_seconds"] == pytest.approx(4 * 300, abs=1)
     paced = launch(config(**settings, strategy=strategy | {"round_timeout_s": 300}, pace={"name": "fedbuff"}))
-    assert paced["modelled_seconds"] < 300
+    assert paced["modelled_seconds"] < summary["modelled_seconds"]

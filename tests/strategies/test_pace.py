@@ -20,13 +20,13 @@ from flsparse.runtime import InProcessGrid
 from flsparse.runtime.launcher import launch
 from flsparse.runtime.making import make_strategy
 from flsparse.strategies import FedAvg, RoundReport
-from flsparse.strategies.core.pace import discount, fedbuff, overselect, quorum
+from flsparse.strategies.core.pace import discount, fedbuff, in_flight, overselect, quorum
 from flsparse.wire.messages import to_numpy, to_record
 
 SECONDS = [1.0, 1.5, 2.5, 4.0, 7.0, 16.5]  # of an exchange with each node, whatever its bytes
 CHANGES = [1.0, -2.0, 4.0, 8.0, -16.0, 32.0]  # that each node makes to the model it receives
 ALIKE = {"a": {"up_bps": 1e6, "down_bps": 1e6, "flops_per_s": 1e30, "message_s": 5.0}}
-UNLIKE = {"a": {"up_bps": 1e6, "down_bps": 1e6, "flops_per_s": 1e7, "spread": 1.5}}
+UNLIKE = {"a": {"up_bps": 1e6, "down_bps": 1e6, "flops_per_s": 1e7, "spread": 1.5, "message_s": 1.0, "latency_s": 0.3}}
 
 
 class Given(Network):
@@ -66,7 +66,7 @@ class ByPlace(FedAvg):
 def run_adding(pace: Any, rounds: int) -> list[RoundReport]:
     strategy = ByPlace(values="raw", downlink_values="raw")
     strategy.wire.clock = VirtualClock(Given({}, 0))
-    strategy.go_at(pace)
+    strategy.in_flight = in_flight(pace, strategy.name, strategy.why_sync, strategy.parts)
     reports: list[RoundReport] = []
     strategy.callbacks.append(reports.append)
     start = ArrayRecord()
@@ -164,7 +164,7 @@ def test_a_paced_run_is_gone_on_with_bit_for_bit(pace: str, tmp_path: Path) -> N
     first, second = (read_checkpoint(tmp_path / name)["arrays"] for name in ("whole", "half"))
     assert all(np.array_equal(first[name], second[name]) for name in first)
     rows = [read_rows(tmp_path / name / "metrics.jsonl") for name in ("whole", "half")]
-    for key in ("loss", "staleness", "late_replies", "in_flight", "uplink_bytes", "replies"):
+    for key in ("loss", "staleness", "late_replies", "in_flight", "uplink_bytes", "uplink_ratio", "replies"):
         assert [row[key] for row in rows[0]] == [row[key] for row in rows[1]], key
     assert pace == "overselect" or any(row["late_replies"] for row in rows[0][3:])
 
@@ -210,3 +210,27 @@ def test_every_averaging_method_goes_at_every_pace() -> None:
         for pace in named:
             made = make_strategy(paced(pace.__name__, UNLIKE, strategy={"name": strategy}), [])
             assert made.in_flight is not None
+
+
+def test_a_quorum_that_is_not_reached_is_waited_for_until_the_lost_are_given_up() -> None:
+    classes = {"a": {"up_bps": 1e9, "down_bps": 1e9, "flops_per_s": 1e12, "dropout": 0.5}}
+    strategy = {"name": "fedavg", "round_timeout_s": 300}
+    cfg = paced("quorum", classes, strategy=strategy, pace={"name": "quorum", "replies": 1.0}, num_rounds=3, seed=2)
+    summary = launch(cfg)
+    assert summary["failures"] > 0
+    assert 300 <= summary["modelled_seconds"] < 901
+
+
+@pytest.mark.parametrize("pace", ["sync", "quorum", "overselect", "fedbuff"])
+def test_ratios_of_dense_fedavg_are_one_at_every_pace(pace: str) -> None:
+    codec = {"values": "raw", "rounding": "nearest", "downlink_values": "raw"}
+    summary = launch(paced(pace, UNLIKE, strategy={"name": "fedavg"}, codec=codec))
+    assert summary["uplink_ratio"] == pytest.approx(1.0, rel=0.01)
+    assert summary["downlink_ratio"] == pytest.approx(1.0, rel=0.01)
+
+
+def test_a_run_goes_on_at_its_own_pace(tmp_path: Path) -> None:
+    pace = {"name": "fedbuff", "replies": 0.4}
+    launch(paced("", UNLIKE, num_rounds=2, pace=pace, output_dir=str(tmp_path / "run")))
+    with pytest.raises(ValueError, match=r"its pace\.replies was 0\.4"):
+        launch(paced("", UNLIKE, num_rounds=4, pace=pace | {"replies": 0.9}, resume=str(tmp_path / "run")))
