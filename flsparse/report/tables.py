@@ -138,6 +138,8 @@ def comparison_table(
 ) -> Table:
     """Return the runs side by side, in the given order; bytes with Flower's framing stand below the payloads'.
 
+    The time is that over the links, where all runs have one.
+
     Parameters
     ----------
     rows : Sequence[Sequence[Mapping[str, Any]]]
@@ -153,7 +155,8 @@ def comparison_table(
     table.add_column("\n".join(map(_breakable, what.split())), overflow="fold")
     kpis = {kpi_of(row[0]).name for row in rows if row[0]} or {ACCURACY.name}
     measured = _words(kpis.pop()).replace(" ", "\n") if len(kpis) == 1 else "metric"
-    for column in (measured, "sparsity", "up\n(framed)", "ratio", "down\n(framed)", "ratio", "time"):
+    clock = _clock_of([summary for row in rows for summary in row if summary], "wall_seconds")
+    for column in (measured, "sparsity", "up\n(framed)", "ratio", "down\n(framed)", "ratio", _TIMES[clock]):
         table.add_column(column, justify="right", no_wrap=True)
     for label, row in zip(labels, rows, strict=True):
         status = row[0].get("status", "failed" if not row[0] else "completed")
@@ -165,7 +168,7 @@ def comparison_table(
             _ratio(row, "uplink"),
             _both(row, "downlink"),
             _ratio(row, "downlink"),
-            "-" if (seconds := _mean(row, "wall_seconds")) is None else human_seconds(seconds),
+            "-" if (seconds := _mean(row, clock)) is None else human_seconds(seconds),
         )
     said = (
         f"{label.splitlines()[0]}: {warning}"
@@ -173,6 +176,14 @@ def comparison_table(
         for warning in dict.fromkeys(each for summary in row for each in summary.get("warnings") or [])
     )
     return _with_warnings(table, list(said))
+
+
+_TIMES = {"wall_seconds": "time", "seconds": "time", "modelled_seconds": "over\nlinks"}
+
+
+def _clock_of(found: Sequence[Mapping[str, Any]], own: str) -> str:
+    """Return the key of the time to show: over the links where all have it, else the run's own."""
+    return "modelled_seconds" if found and all(each.get("modelled_seconds") is not None for each in found) else own
 
 
 _LABEL = 12  # characters that 80 columns leave to a label
@@ -254,13 +265,14 @@ def target_table(
     """
     table = Table(title=f"to {kpi.shown(target)}, held for three evaluations", box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("\n".join(map(_breakable, what.split())), overflow="fold")
-    for column in ("rounds", "time", "up", "down", "both, framed", "ratio"):
+    clock = _clock_of([each for row in rows for each in row if each is not None], "seconds")
+    for column in ("rounds", _TIMES[clock].replace("\n", " "), "up", "down", "both, framed", "ratio"):
         table.add_column(column, justify="right", no_wrap=True)
     whole = _mean_held(rows[baseline], "wire_bytes") if baseline is not None else None
     for label, row in zip(labels, rows, strict=True):
         means = [_mean_held(row, key) for key in ("rounds", "uplink_bytes", "downlink_bytes", "wire_bytes")]
         rounds, *sizes = means
-        seconds = _mean_held(row, "seconds")
+        seconds = _mean_held(row, clock)
         cells = ["not held" if rounds is None else f"{rounds:.3g}", "-" if seconds is None else human_seconds(seconds)]
         cells += ["-" if size is None else human_bytes(size) for size in sizes]
         times = whole / means[-1] if whole and means[-1] else None

@@ -12,6 +12,7 @@ from flsparse.runtime import launch
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
 
+@pytest.mark.filterwarnings("ignore")  # Ray's own
 @pytest.mark.parametrize("runtime", ["simulation", "deployment"])
 def test_fedbuff_where_nodes_run_by_themselves(runtime: str, tmp_path: Path) -> None:
     settings: dict[str, Any] = {"name": runtime} | ({"num_cpus": 1} if runtime == "simulation" else {})

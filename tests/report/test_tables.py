@@ -129,3 +129,11 @@ def test_read_summary(tmp_path: Path) -> None:
         read_summary(tmp_path)
     (tmp_path / "summary.json").write_text(json.dumps(summary()))
     assert read_summary(tmp_path) == summary()
+
+
+def test_where_all_runs_have_links_the_time_is_that_over_them() -> None:
+    runs = [[summary(modelled_seconds=7200.0)], [summary(modelled_seconds=60.0)]]
+    out = text_of(comparison_table(runs))
+    assert "2:00:00 h" in out
+    assert "links" in out
+    assert "links" not in text_of(comparison_table([runs[0], [summary()]]))
