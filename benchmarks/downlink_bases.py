@@ -7,13 +7,11 @@ all three ways; printed are bytes, and how often another way than the one that i
 """
 
 import sys
-import tempfile
 from collections import defaultdict
 from collections.abc import Callable
 
-from sweep import markdown
+from sweep import markdown, run_here
 
-from flsparse.app import main as flsparse
 from flsparse.codec import exact_names
 from flsparse.strategies.core.downlink import Broadcast, Downlink
 
@@ -42,13 +40,7 @@ def watch(to: Callable[..., Broadcast]) -> None:
 def main() -> None:
     """Run, and print the table."""
     watch(Downlink.to)
-    with tempfile.TemporaryDirectory() as folder:
-        sys.argv[1:] = [*sys.argv[1:], f"output_dir={folder}/run"]
-        try:
-            flsparse()
-        except SystemExit as done:
-            if done.code:
-                raise
+    run_here(sys.argv[1:])
     rows, beaten = [], 0
     for at, (against_seed, whole) in others.items():
         own = held[at]

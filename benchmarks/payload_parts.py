@@ -8,16 +8,14 @@ same models. The last line is the CPU time of an encode in the last third of the
 """
 
 import sys
-import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from sweep import markdown
+from sweep import markdown, run_here
 
-from flsparse.app import main as flsparse
 from flsparse.codec import Codec, payload_info
 from flsparse.strategies.core.courier import Wire
 from flsparse.wire.messages import packed_payload
@@ -58,13 +56,7 @@ def watch(packed: Callable[..., Any], update: Callable[..., Any], encode: Callab
 def main() -> None:
     """Run, and print the table."""
     watch(Wire.packed, Wire.update, Codec.encode)
-    with tempfile.TemporaryDirectory() as folder:
-        sys.argv[1:] = [*sys.argv[1:], f"output_dir={folder}/run"]
-        try:
-            flsparse()
-        except SystemExit as done:
-            if done.code:
-                raise
+    run_here(sys.argv[1:])
     rows = []
     for direction, payloads in seen.items():
         last = max(server_round for server_round, _ in payloads)

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -103,3 +104,16 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """Return a Markdown table."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+
+
+def run_here(overrides: Sequence[str]) -> None:
+    """Run a federation in this process, whose parts may be watched; its folder is thrown away."""
+    from flsparse.app import main as flsparse
+
+    with tempfile.TemporaryDirectory() as folder:
+        sys.argv[1:] = [*overrides, f"output_dir={folder}/run"]
+        try:
+            flsparse()
+        except SystemExit as done:
+            if done.code:
+                raise

@@ -227,7 +227,7 @@ class FedAvg(RoundLoop):
                 self.wire.problems.append(f"node {reply.node.node_id}: {self.weighted_by_key}=0")
                 continue
             whole, late = whole + weight, late or reply.version < server_round
-            weight *= discount(server_round - reply.version) if reply.version < server_round else 1.0
+            weight *= discount(server_round - reply.version)
             accumulator.add(layers, weight)
             references.setdefault(reference.id, Weighted(reference)).weight += weight
             accepted.append((weight, metrics))

@@ -10,7 +10,7 @@ from rich.table import Table
 from flsparse import rng
 from flsparse.report.tables import human_seconds
 from flsparse.strategies.core.exchange import Node
-from flsparse.strategies.core.pace import PACES, Pace
+from flsparse.strategies.core.pace import PACES, Pace, taken
 from flsparse.strategies.core.roster import draw
 
 Returns = Callable[[int, float], float]  # when a node's reply to a message of some time is back
@@ -55,29 +55,30 @@ def foretell(pace: Pace, returns: Returns, nodes: int, asked: int, replies: int,
     """
     roster = [Node(partition, partition) for partition in range(nodes)]
     flight: list[tuple[float, int, int]] = []  # when, partition, round
-    now, number, wasted, taken = 0.0, 0, 0, [0]
+    now, number, wasted = 0.0, 0, 0
+    staleness: list[int] = []
+
+    def following(until: float) -> tuple[float, tuple[float, int, int]] | None:
+        return (flight[0][0], heapq.heappop(flight)) if flight and flight[0][0] <= until else None
+
+    def age(reply: tuple[float, int, int]) -> int:
+        return number - reply[2]
+
     wanted = max(1, math.ceil(pace.replies * asked))
-    while len(taken) - 1 < replies:
+    while len(staleness) < replies:
         number += 1
         busy = {partition for _, partition, _ in flight}
         idle = [node for node in roster if node.partition not in busy]
         size = min(len(idle), asked - (len(busy) if pace.refill else 0))
         for node in draw(idle, max(0, size), rng.stream(seed, number, -1, "sampling")):
             heapq.heappush(flight, (returns(node.partition, now), node.partition, number))
-        started, until, got = now, math.inf, 0
-        while flight and flight[0][0] <= until and (got < wanted or pace.grace):
-            back, _, version = heapq.heappop(flight)
-            now = max(now, back)
-            if number - version > pace.staleness_max:
-                wasted += 1
-                continue
-            taken.append(number - version)
-            got += 1
-            if got == wanted:
-                until = max(started, back) + pace.grace * max(0.0, back - started)
-        if flight and until < math.inf and pace.grace:
+        took, late, until = taken(pace, wanted, now, following, age)
+        now = max([now, *(when for when, _, _ in (*took, *late))])
+        if flight and until < math.inf:
             now = max(now, until)
-    return Foretold(number, now, wasted + len(flight), sum(taken) / (len(taken) - 1))
+        wasted += len(late)
+        staleness += map(age, took)
+    return Foretold(number, now, wasted + len(flight), sum(staleness) / len(staleness))
 
 
 def pace_table(returns: Returns, nodes: int, asked: int, rounds: int, seed: int, own: Pace) -> Table:

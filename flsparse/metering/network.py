@@ -5,12 +5,12 @@ class. Everything is arithmetic on bytes and floating-point operations: nothing 
 """
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from flsparse import rng
-from flsparse.configs import did_you_mean
+from flsparse.configs import build
 from flsparse.ranges import within
 
 _DAY_S = 86_400.0
@@ -32,8 +32,8 @@ class Link:
         Seconds that an exchange with the node takes beside transfer and training: polls, the start of a process.
     cost_per_mb : float
         Price of a million bytes, either way, in any currency.
-    hours : tuple[float, float] or None
-        Hours of the day, in [0, 24], between which the node can be reached, the first included; over midnight where
+    hours : sequence of float or None
+        Two hours of the day, in [0, 24], between which the node can be reached, the first included; over midnight where
         the second is the smaller one. None: always. A run starts at midnight.
     flops_per_s : float
         Speed of the device in training, in floating-point operations per second, above 0.
@@ -52,7 +52,7 @@ class Link:
     loss: float = 0.0
     message_s: float = 0.0
     cost_per_mb: float = 0.0
-    hours: tuple[float, float] | None = None
+    hours: Sequence[float] | None = None
     dropout: float = 0.0
     spread: float = 0.0
     share: float = 1.0
@@ -66,7 +66,7 @@ class Link:
         if self.hours is not None and (
             len(self.hours) != 2 or not all(0 <= each <= 24 for each in self.hours) or self.hours[0] == self.hours[1]
         ):
-            raise ValueError(f"hours={list(self.hours)} are not two different hours of the day, such as [22, 6]")
+            raise ValueError(f"hours={list(self.hours)} are not two different hours from 0 to 24, such as [22, 6]")
 
     def opens(self, time_s: float) -> float:
         """Return the first time, in seconds since midnight of the first day, from ``time_s`` on in :attr:`hours`.
@@ -170,28 +170,11 @@ def network_of(settings: Mapping[str, Any] | None, seed: int) -> Network | None:
     classes = settings.get("classes")
     if not isinstance(classes, Mapping) or not classes:
         raise ValueError("link.classes is empty: give a class, with its up_bps, down_bps and flops_per_s")
-    links = {str(name): _link(f"link.classes.{name}", given) for name, given in classes.items()}
+    links = {}
+    for name, given in classes.items():
+        if not isinstance(given, Mapping):
+            raise ValueError(f"link.classes.{name}={given!r} is no class: give its up_bps, down_bps and flops_per_s")
+        links[str(name)] = build({"a link": Link}, "a link", given, what=f"link.classes.{name}")
     if not sum(link.share for link in links.values()):
         raise ValueError("link.classes: every share is 0, so no node can be of any of them")
     return Network(links, seed)
-
-
-def _link(what: str, given: Any) -> Link:
-    known = {each.name for each in fields(Link)}
-    if not isinstance(given, Mapping):
-        raise ValueError(f"{what}={given!r} is no class: give its up_bps, down_bps and flops_per_s")
-    for key, value in given.items():
-        if key not in known:
-            raise ValueError(f"{what}.{key} is not a setting of a link{did_you_mean(str(key), known)}")
-        numbers = value if key == "hours" and isinstance(value, list | tuple) else [value]
-        if not (key == "hours" and value is None) and not all(type(each) in (int, float) for each in numbers):
-            raise ValueError(f"{what}.{key}={value!r} is not a number")
-    hours = given.get("hours")
-    if hours is not None and not isinstance(hours, list | tuple):
-        raise ValueError(f"{what}.hours={hours!r} are not two hours of the day, such as [22, 6]")
-    if lacking := {"up_bps", "down_bps", "flops_per_s"} - given.keys():
-        raise ValueError(f"{what} lacks {', '.join(sorted(lacking))}")
-    try:
-        return Link(**{**given, "hours": None if hours is None else tuple(hours)})
-    except ValueError as error:
-        raise ValueError(f"{what}.{error}") from error

@@ -24,8 +24,8 @@ def make_strategy(cfg: Mapping[str, Any], prunable: list[str]) -> RoundLoop:
     Raises
     ------
     ValueError
-        The name is unknown, or an argument is unknown, of another type or out of range; so may be one of
-            ``link`` or ``pace``; or the strategy cannot go at that pace.
+        The name is unknown, or an argument is unknown, of another type or out of range, of ``link`` and ``pace`` as
+        well; or the strategy cannot go at that pace.
     """
     arguments, codec = dict(cfg["strategy"]), dict(cfg.get("codec") or {})
     for key in codec.keys() - parameters(RoundLoop).keys():
@@ -47,6 +47,12 @@ def make_strategy(cfg: Mapping[str, Any], prunable: list[str]) -> RoundLoop:
         offered["fraction_evaluate"] = 1.0  # nodes alone have the whole of their models
     offered |= {"parts": make_parts(cfg.get("parts") or {})}
     strategy = build(STRATEGIES, arguments.pop("name"), arguments, what="strategy", offered=offered)
+    _over_links(strategy, cfg)
+    return strategy
+
+
+def _over_links(strategy: RoundLoop, cfg: Mapping[str, Any]) -> None:
+    """Give a strategy the clock of ``link``, and let it go at ``pace``."""
     if network := network_of(cfg.get("link"), int(cfg["seed"])):
         strategy.wire.clock = VirtualClock(network)
         for name, link in network.classes.items():
@@ -64,7 +70,6 @@ def make_strategy(cfg: Mapping[str, Any], prunable: list[str]) -> RoundLoop:
             "another, or link=mixed"
         )
     strategy.in_flight = in_flight(pace, strategy.name, strategy.why_sync, strategy.parts)
-    return strategy
 
 
 def prepare(cfg: Mapping[str, Any], task: Task, data: Data) -> tuple[RoundLoop, nn.Module]:

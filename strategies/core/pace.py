@@ -17,6 +17,7 @@ import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from flsparse import _flwr
 from flsparse.codec import Reference
@@ -27,6 +28,7 @@ from flsparse.strategies.core.downlink import Broadcast
 from flsparse.strategies.core.exchange import Exchange, Node, Reply
 from flsparse.strategies.core.part import RoundPart
 
+T = TypeVar("T")
 Numbers = dict[str, float]
 _PAUSE_S = 0.1  # between two looks at a grid whose nodes run by themselves
 
@@ -106,6 +108,48 @@ def discount(staleness: int) -> float:
     (1.0, 0.5)
     """
     return 1 / math.sqrt(1 + staleness)
+
+
+def taken(
+    pace: Pace,
+    wanted: int,
+    started_s: float,
+    following: Callable[[float], tuple[float, T] | None],
+    staleness: Callable[[T], int],
+) -> tuple[list[T], list[T], float]:
+    """Return what a round takes of what comes back, and what comes too late for any, each in order; and its deadline.
+
+    Parameters
+    ----------
+    pace : Pace
+    wanted : int
+        Replies that the round waits for.
+    started_s : float
+        When it began.
+    following : Callable[[float], tuple[float, T] or None]
+        When the next reply is back, and the reply; None where none is by the given time.
+    staleness : Callable[[T], int]
+        Of a reply.
+
+    Returns
+    -------
+    tuple[list[T], list[T], float]
+        The deadline is the end of the grace period; infinite where there is none.
+    """
+    took: list[T] = []
+    wasted: list[T] = []
+    until = math.inf
+    while (came := following(until)) is not None:
+        back_s, reply = came
+        if staleness(reply) > pace.staleness_max:
+            wasted.append(reply)
+            continue
+        took.append(reply)
+        if len(took) == wanted:
+            if not pace.grace:
+                break
+            until = max(started_s, back_s) + pace.grace * max(0.0, back_s - started_s)
+    return took, wasted, until
 
 
 @dataclass
@@ -208,41 +252,36 @@ class InFlight:
         for each in self._open:
             each.server_round, each.waits = server_round, False
         wanted = max(1, math.ceil(self.pace.replies * asked))
-        started, until = time.monotonic() if virtual is None else virtual.now_s, math.inf
-        taken: list[Reply] = []
-        wasted = 0
-        while (came := self._next(virtual, until)) is not None:
-            back_s, reply = came
-            if clock is not None:
-                clock.now_s = max(clock.now_s, reply.back_s)
-            if server_round - reply.version > self.pace.staleness_max:
-                wasted += reply.wire_bytes
-                note(reply)
-                continue
-            taken.append(reply)
-            if len(taken) == wanted:
-                if not self.pace.grace:
-                    break
-                until = max(started, back_s) + self.pace.grace * max(0.0, back_s - started)
+        started_s = time.monotonic() if virtual is None else virtual.now_s
+        took, late, until = taken(
+            self.pace,
+            wanted,
+            started_s,
+            lambda until: self._next(virtual, until),
+            lambda reply: server_round - reply.version,
+        )
+        for reply in late:
+            note(reply)
+        if clock is not None:
+            clock.now_s = max([clock.now_s, *(reply.back_s for reply in (*took, *late))])
         if virtual is not None:
             if until < math.inf and self._back:
                 virtual.now_s = max(virtual.now_s, until)
-            if len(taken) < wanted:  # it waited for nodes that had dropped out, until it gave them up
+            if len(took) < wanted:  # it waited for nodes that had dropped out, until it gave them up
                 virtual.now_s = max(virtual.now_s, *self.memory.lost.values(), 0.0)
             self.memory.lost = {node: at_s for node, at_s in self.memory.lost.items() if at_s > virtual.now_s}
-        if is_last:
-            wasted += self.close()
-        taken.sort(key=lambda reply: (reply.version, reply.node.partition))
-        staleness = [server_round - reply.version for reply in taken]
+        wasted = sum(reply.wire_bytes for reply in late) + (self.close() if is_last else 0)
+        took.sort(key=lambda reply: (reply.version, reply.node.partition))
+        staleness = [server_round - reply.version for reply in took]
         numbers: Numbers = {
-            "staleness": sum(staleness) / max(1, len(taken)),
+            "staleness": sum(staleness) / max(1, len(took)),
             "late_replies": sum(map(bool, staleness)),
             "in_flight": len(self.busy),
             "wasted_bytes": wasted,
             "asked": exchange.asked,
             "received": self._came,
         }
-        return taken, numbers
+        return took, numbers
 
     def _next(self, clock: VirtualClock | None, until: float) -> tuple[float, Reply] | None:
         """Return when the next reply is back, and the reply; None where there is none by some time."""

@@ -61,13 +61,19 @@ def test_places_are_drawn_once_and_by_share() -> None:
     [
         ({"classes": {}}, "link.classes is empty"),
         ({"classes": {"a": None}}, "link.classes.a=None is no class"),
-        ({"classes": {"a": {"up_bps": 1, "down_bps": 1}}}, "link.classes.a lacks flops_per_s"),
+        ({"classes": {"a": {"up_bps": 1, "down_bps": 1}}}, "link.classes.a.flops_per_s must be set for a link"),
         ({"classes": {"a": {"up_bps": 0, "down_bps": 1, "flops_per_s": 1}}}, r"link.classes.a.up_bps=0 is not in \(0"),
         ({"classes": {"a": {"up_bps": "1M", "down_bps": 1, "flops_per_s": 1}}}, "up_bps='1M' is not a number"),
         ({"classes": {"a": {"ups_bps": 1}}}, "ups_bps is not a setting of a link; did you mean up_bps"),
         ({"classes": {"a": {"up_bps": 1, "down_bps": 1, "flops_per_s": 1, "loss": 1}}}, r"loss=1 is not in \[0, 1\)"),
-        ({"classes": {"a": {"up_bps": 1, "down_bps": 1, "flops_per_s": 1, "hours": 8}}}, "hours=8 are not two hours"),
-        ({"classes": {"a": {"up_bps": 1, "down_bps": 1, "flops_per_s": 1, "hours": [8, 8]}}}, "two different hours"),
+        (
+            {"classes": {"a": {"up_bps": 1, "down_bps": 1, "flops_per_s": 1, "hours": 8}}},
+            "link.classes.a.hours=8 is not a list",
+        ),
+        (
+            {"classes": {"a": {"up_bps": 1, "down_bps": 1, "flops_per_s": 1, "hours": [8, 8]}}},
+            "not two different hours",
+        ),
         ({"classes": {"a": {"up_bps": 1, "down_bps": 1, "flops_per_s": 1, "share": 0}}}, "every share is 0"),
         ({"classes": {"a": {"up_bps": 1, "down_bps": 1, "flops_per_s": 1, "dropout": 1.0}}}, "exchanges that is not"),
     ],
